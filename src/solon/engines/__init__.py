@@ -1,0 +1,80 @@
+"""Where text and log-probabilities come from: one Protocol, a few engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from solon.engines.base import (
+    Completion,
+    Engine,
+    GenerationRequest,
+    Sampling,
+    ScoreRequest,
+    Scores,
+    ScriptedEngine,
+    Usage,
+)
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "GenerationRequest",
+    "LazyEngine",
+    "Sampling",
+    "ScoreRequest",
+    "Scores",
+    "ScriptedEngine",
+    "Usage",
+    "open_engine",
+]
+
+
+def open_engine(spec: str, *, system: str | None, dtype: str = "auto") -> Engine:
+    """The engine behind what `--model` takes: a server (`server:MODEL@URL`), or a model in this process."""
+    if spec.startswith("server:"):
+        from solon.engines.server import ServerEngine
+
+        return ServerEngine.load(spec, system=system)
+    from solon.engines.local import LocalEngine
+
+    return LocalEngine.load(spec, dtype=dtype, system=system)
+
+
+class LazyEngine:
+    """An engine that is opened when first asked, so that a stage with nothing left to do loads no model.
+
+    A context manager: leaving it gives the model's memory back.
+    """
+
+    def __init__(self, spec: str, *, system: str | None, dtype: str = "auto") -> None:
+        self.name, self._system, self._dtype = spec, system, dtype
+        self._opened: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        if self._opened is None:
+            self._opened = open_engine(self.name, system=self._system, dtype=self._dtype)
+        return self._opened
+
+    @property
+    def fingerprint(self) -> str:
+        return self.engine.fingerprint
+
+    @property
+    def usage(self) -> Usage:
+        return self._opened.usage if self._opened else Usage()
+
+    def generate(self, requests: Iterable[GenerationRequest], sampling: Sampling) -> Iterator[Completion]:
+        return self.engine.generate(requests, sampling)
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
+        return self.engine.score(requests)
+
+    def __enter__(self) -> LazyEngine:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._opened is not None:
+            getattr(self._opened, "close", lambda: None)()
+            self._opened = None

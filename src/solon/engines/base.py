@@ -1,0 +1,105 @@
+"""The one seam: where text and log-probabilities come from.
+
+Two verbs, `generate` and `score`, and a count of what they used. A stage never asks which engine it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from solon.records import Chat
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_tokens: int = 96
+    temperature: float = 0.7  # 0 is greedy
+    top_p: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    id: str
+    chat: Chat
+    seed: int = 0  # this request's own randomness: its text does not depend on its neighbours' seeds
+
+
+@dataclass(frozen=True)
+class Completion:
+    id: str
+    text: str
+    ended: bool  # True: ended by itself; False: cut at max_tokens
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str | None = None  # the engine could not answer; `text` is then empty
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """`chat` up to the assistant's turn, whose first words are `prefix`; then one of `continuations`."""
+
+    id: str
+    chat: Chat
+    continuations: tuple[str, ...]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    id: str
+    logprobs: tuple[float | None, ...]  # natural log; None where the engine could not tell
+    error: str | None = None
+
+
+@dataclass
+class Usage:
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0  # None: the price of this model is not known
+
+    def add(self, requests: int, prompt_tokens: int, completion_tokens: int, cost_usd: float | None = 0.0) -> None:
+        self.requests += requests
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self.cost_usd = None if self.cost_usd is None or cost_usd is None else self.cost_usd + cost_usd
+
+
+class Engine(Protocol):
+    name: str  # what the user called the model
+    fingerprint: str  # changes when the weights or the chat template do
+    usage: Usage
+
+    def generate(self, requests: Iterable[GenerationRequest], sampling: Sampling) -> Iterator[Completion]:
+        """Complete each chat. Completions come in any order of finishing, each with its request's id."""
+        ...
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
+        """Log-probability of each continuation after the chat and the prefix."""
+        ...
+
+
+@dataclass
+class ScriptedEngine:
+    """An engine for tests: `reply` writes the completions, `prefer` the log-probabilities."""
+
+    reply: Any = None  # Callable[[GenerationRequest], str]
+    prefer: Any = None  # Callable[[ScoreRequest], tuple[float | None, ...]]
+    name: str = "scripted"
+    fingerprint: str = "scripted"
+    usage: Usage = field(default_factory=Usage)
+
+    def generate(self, requests: Iterable[GenerationRequest], sampling: Sampling) -> Iterator[Completion]:
+        for request in requests:
+            self.usage.add(1, 0, 0)
+            yield Completion(request.id, self.reply(request), ended=True)
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
+        for request in requests:
+            self.usage.add(1, 0, 0)
+            yield Scores(request.id, tuple(self.prefer(request)))

@@ -1,0 +1,186 @@
+"""Decoding for a causal LM in this process: left padding, a preallocated cache, a batch that shrinks.
+
+Written for CPUs as much as for GPUs. What it does that `model.generate` does not: attention on grouped keys
+without copying them per head, sampling by one cumulative sum instead of `multinomial` (75 ms a step against
+2.6 ms at a vocabulary of 49k and a batch of 64, on two cores), and rows that leave the batch when they end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+
+ATTENTION = "solon_grouped"
+
+
+def grouped_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention that never copies keys and values per query head.
+
+    query: (batch, heads, q, d); key, value: (batch, kv_heads, k, d); attention_mask: (batch, 1, q, k) or None.
+    Returns (batch, q, heads, d), None.
+    """
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    batch, heads, q_len, d = query.shape
+    kv_heads = key.shape[1]
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.shape[2]]
+    if q_len == 1 and not query.requires_grad:
+        grouped = query.reshape(batch, kv_heads, heads // kv_heads, d)
+        weights = torch.matmul(grouped, key.transpose(2, 3)).float() * scaling
+        if attention_mask is not None:
+            allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+            weights = weights.masked_fill(~allowed, float("-inf"))
+        out = torch.matmul(weights.softmax(-1).to(value.dtype), value)
+        return out.reshape(batch, 1, heads, d), None
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=scaling,
+        is_causal=attention_mask is None and q_len > 1,
+        enable_gqa=heads != kv_heads,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, grouped_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+
+
+class _Layer(DynamicLayer):
+    """A cache layer that writes into room reserved beforehand instead of concatenating at each step."""
+
+    capacity: int = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (*key_states.shape[:2], self.capacity, key_states.shape[3])
+            self.room = key_states.new_zeros(shape), value_states.new_zeros((*shape[:3], value_states.shape[3]))
+            self.used = 0
+        end = self.used + key_states.shape[2]
+        self.room[0][:, :, self.used : end] = key_states
+        self.room[1][:, :, self.used : end] = value_states
+        self.used = end
+        self.keys, self.values = self.room[0][:, :, :end], self.room[1][:, :, :end]
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor) -> None:
+        self.room = self.room[0][rows], self.room[1][rows]
+        self.keys, self.values = self.room[0][:, :, : self.used], self.room[1][:, :, : self.used]
+
+
+def reserve_cache(model: Any, capacity: int) -> DynamicCache | None:
+    """A cache with room for `capacity` tokens, or None where the model's layers are not plain attention."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        return None
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = None
+    for _ in range(config.num_hidden_layers):
+        layer = _Layer()
+        layer.capacity = capacity
+        cache.layers.append(layer)
+    return cache
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+    """One token a row. logits: (batch, vocabulary); uniform: (batch,) in [0, 1). Returns (batch,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    order = None
+    if top_p < 1:
+        probabilities, order = probabilities.sort(-1, descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    point = uniform.to(torch.float64).unsqueeze(-1) * cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, point, right=True).clamp(max=logits.shape[-1] - 1)
+    return (picked if order is None else order.gather(-1, picked)).squeeze(-1)
+
+
+@dataclass
+class Generated:
+    row: int
+    ids: list[int]  # without the end token
+    ended: bool
+
+
+def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """ids and mask, both (batch, longest)."""
+    longest = max(len(r) for r in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, longest - len(row) :] = torch.tensor(row)
+        mask[i, longest - len(row) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    prompts: list[list[int]],
+    uniforms: Tensor,
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+    end: set[int],
+    pad: int = 0,
+) -> list[Generated]:
+    """Continue each prompt until an end token or `max_tokens`.
+
+    prompts: token ids. uniforms: (len(prompts), max_tokens) in [0, 1): each row's own randomness, so a text does
+    not depend on which other prompts are in the batch. Returns one `Generated` a prompt, in order.
+    """
+    device = model.device
+    ids, mask = left_pad(prompts, pad, device)
+    cache = reserve_cache(model, ids.shape[1] + max_tokens)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    done = [Generated(i, [], ended=False) for i in range(len(prompts))]
+    alive = torch.arange(len(prompts), device=device)
+    uniforms = uniforms.to(device)
+    ends = torch.tensor(sorted(end), device=device)
+    for step in range(max_tokens):
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = out.past_key_values
+        token = sample(out.logits[:, -1], uniforms[alive, step], temperature, top_p)
+        stopped = torch.isin(token, ends)
+        for row, value, stop in zip(alive.tolist(), token.tolist(), stopped.tolist(), strict=True):
+            if stop:
+                done[row].ended = True
+            else:
+                done[row].ids.append(value)
+        positions = positions[:, -1:] + 1
+        if stopped.any():
+            keep = (~stopped).nonzero().squeeze(-1)
+            if keep.numel() == 0:
+                break
+            alive, token, mask, positions = alive[keep], token[keep], mask[keep], positions[keep]
+            if cache.layers and isinstance(cache.layers[0], _Layer):
+                for layer in cache.layers:
+                    layer.keep(keep)
+            else:
+                cache.batch_select_indices(keep)
+        ids = token.unsqueeze(-1)
+        mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
+    return done

@@ -1,0 +1,1 @@
+"""AI feedback: a judge compares two responses under the constitution's principles."""

@@ -1,0 +1,171 @@
+"""Every record that flows between stages, and its JSON form.
+
+Records are immutable. A stage reads some and returns new ones; it never edits. `meta` says what made the
+record: fingerprints of the constitution, the prompt templates and the model, the sampling settings, the seed.
+The files follow the field's formats (TRL conversational and preference), so they open elsewhere as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Source = Literal["red_team", "helpful"]
+Labeler = Literal["ai", "human"]
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits of the SHA-256 of the canonical JSON of `parts`: equal content, equal fingerprint."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class Message(Record):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Chat = tuple[Message, ...]
+
+
+def user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def assistant(content: str) -> Message:
+    return Message(role="assistant", content=content)
+
+
+class Prompt(Record):
+    """A conversation that ends with the user's turn."""
+
+    prompt: Chat
+    source: Source | None = None
+    id: str = ""
+    tags: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            data = dict(data)
+            if isinstance(data.get("prompt"), str):
+                data["prompt"] = [{"role": "user", "content": data["prompt"]}]
+            if not data.get("id"):
+                data["id"] = fingerprint("prompt", _plain(data.get("prompt")))
+        return data
+
+    @model_validator(mode="after")
+    def _ends_with_user(self) -> Prompt:
+        if not self.prompt or self.prompt[-1].role != "user":
+            raise ValueError("a prompt must end with a user turn")
+        if not self.prompt[-1].content.strip():
+            raise ValueError("the last user turn is empty")
+        return self
+
+
+class RevisionStep(Record):
+    principle: str  # the principle's id
+    critique: str  # empty where the revision was direct, without a critique
+    revision: str
+
+
+class RevisionChain(Record):
+    """response → (critique → revision) once per step. `id` is the prompt's id."""
+
+    id: str
+    prompt: Chat
+    response: str
+    steps: tuple[RevisionStep, ...]
+    source: Source | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class SFTExample(Record):
+    """TRL's conversational form: the loss falls on the assistant turns named in `train_turns` (default: the last)."""
+
+    messages: Chat
+    id: str = ""
+    source: Source | None = None
+    train_turns: tuple[int, ...] | None = None  # indices into messages
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Pair(Record):
+    """Two responses to one prompt, not yet compared."""
+
+    id: str
+    prompt: Chat
+    responses: tuple[str, str]
+    source: Source | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Judgement(Record):
+    """What one principle said of a pair: P(first response is better), shown first and shown second.
+
+    `None` is an abstention in that order, with its reason in `abstained`; it never becomes a label.
+    """
+
+    principle: str
+    forward: float | None  # 0..1
+    swapped: float | None  # 0..1, also for the first response: already turned back
+    weight: float = 1.0
+    rationale: str | None = None
+    abstained: str | None = None
+
+
+class Comparison(Record):
+    """TRL's preference form. `chosen` is the response the label favours; `label` = P(chosen is better), 0..1."""
+
+    id: str
+    prompt: Chat
+    chosen: Chat
+    rejected: Chat
+    label: float | None  # None only where abstained
+    abstained: bool = False
+    judgements: tuple[Judgement, ...] = ()
+    labeler: Labeler = "ai"
+    source: Source | None = None
+    principle: str | None = None  # the one that decided, where the labeler names it
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"label": self.label, **super().to_json()}
+
+
+class RolloutSummary(Record):
+    """One PPO update as it is journalled: means over its rollouts."""
+
+    update: int
+    reward: float  # reward-model score, in units of its own standard deviation on the reference set
+    kl_nats: float  # per response, policy against reference
+    entropy_nats: float  # per token
+    response_tokens: float
+    clip_fraction: float
+    value_loss: float
+    policy_loss: float
+    kl_coefficient: float
+    ended: float  # share of responses that ended by themselves, 0..1
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+def text_of(chat: Chat) -> str:
+    """The text of a one-message chat such as `Comparison.chosen`."""
+    return chat[-1].content
+
+
+def _plain(prompt: Any) -> Any:
+    if isinstance(prompt, (list, tuple)):
+        return [m.model_dump() if isinstance(m, Message) else m for m in prompt]
+    return prompt

@@ -1,0 +1,1 @@
+"""The reinforcement stage (RL-CAI, RLAIF): reward model on the labels, then PPO against it."""

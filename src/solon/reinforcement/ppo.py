@@ -1,0 +1,128 @@
+"""Proximal policy optimisation for language models: rollout, reward, advantage, loss, KL control.
+
+Schulman et al. 2017 (arXiv 1707.06347) as used by Stiennon et al. 2020 (arXiv 2009.01325), InstructGPT (arXiv
+2203.02155) and Bai et al. 2022. The implementation details that decide are those of Huang et al. 2024 (arXiv
+2403.17031), named where they act. Shapes: responses are padded on the right to (batch, response), contexts on
+the left; `mask` is 1 on a response's tokens, its end-of-turn token included.
+
+Here are pure functions of tensors; `trainer.py` wires them to models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x over mask. x, mask: same shape. Returns a scalar."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Unit variance over mask, and zero mean if shift_mean. x, mask: (batch, response)."""
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    out = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return (out if shift_mean else out + mean) * mask
+
+
+def logprobs_and_entropy(
+    hidden: Tensor, head: torch.nn.Module, tokens: Tensor, temperature: float, chunk: int = 512
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token and the entropy of its distribution, nats.
+
+    hidden: (n, width), the states that predict; tokens: (n,). Scores over the vocabulary exist for `chunk` tokens
+    at a time only. The temperature is the one that sampled (Huang et al. 2024, detail 3).
+    """
+    logprobs, entropies = [], []
+    for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+        distribution = (head(h).float() / temperature).log_softmax(-1)
+        logprobs.append(distribution.gather(-1, t.unsqueeze(-1)).squeeze(-1))
+        with torch.no_grad():
+            entropies.append(-(distribution.exp() * distribution).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:
+    """Per-token estimate of KL(policy || reference) from the sampled tokens, nats. (batch, response).
+
+    k1 = log p - log q, unbiased; k3 = q/p - 1 - log(q/p), unbiased and never negative
+    (Schulman 2020, "Approximating KL divergence").
+    """
+    ratio = reference - logprobs
+    return -ratio if kind == "k1" else torch.expm1(ratio) - ratio
+
+
+def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
+    """Per-token reward: minus the KL penalty, plus the response's score on its last token.
+
+    score: (batch,); kl, mask: (batch, response). Returns (batch, response).
+    """
+    rewards = -kl_coefficient * kl * mask
+    last = mask.sum(-1).long().clamp(min=1) - 1
+    rewards[torch.arange(len(score), device=score.device), last] += score
+    return rewards
+
+
+def advantages_and_returns(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438). All (batch, response).
+
+    values: V of the state before each token. The state after the last token is worth 0.
+    """
+    values = values * mask
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(running)
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        running = (delta + gamma * lam * running) * mask[:, t]
+        advantages[:, t] = running
+    return advantages, (advantages + values) * mask
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    loss: Tensor  # scalar
+    clip_fraction: float  # share of tokens whose ratio was clipped
+    approx_kl: float  # nats per token, new policy against the one that sampled (k3)
+    ratio: float  # mean probability ratio
+
+
+def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2) -> PolicyLoss:
+    """Clipped surrogate objective (Schulman et al. 2017, eq. 7). new, old: log-probs, (batch, response)."""
+    difference = (new - old) * mask
+    ratio = difference.exp()
+    surrogate = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+    with torch.no_grad():
+        clipped = masked_mean(((ratio - 1).abs() > clip).float(), mask).item()
+        kl = masked_mean(ratio - 1 - difference, mask).item()
+    return PolicyLoss(masked_mean(surrogate, mask), clipped, kl, masked_mean(ratio.detach(), mask).item())
+
+
+def value_loss(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
+    """Squared error, clipped around the values that the rollout saw (Huang et al. 2024, detail 8)."""
+    near = old + (new - old).clamp(-clip, clip)
+    return 0.5 * masked_mean(torch.maximum((new - returns) ** 2, (near - returns) ** 2), mask)
+
+
+@dataclass
+class AdaptiveKL:
+    """The KL coefficient that steers a response's KL towards `target` nats (Ziegler et al. 2019, section 2.2).
+
+    target None keeps the coefficient as it is.
+    """
+
+    coefficient: float = 0.05
+    target: float | None = 6.0
+    horizon: int = 256  # responses over which a persistent error doubles or so
+
+    def update(self, kl_nats: float, responses: int) -> None:
+        if self.target is None:
+            return
+        error = min(max(kl_nats / self.target - 1, -0.2), 0.2)
+        self.coefficient *= 1 + error * responses / self.horizon

@@ -1,0 +1,1 @@
+"""Recipes, stages, the run directory: resume, provenance and the ledger, the same way for every stage."""

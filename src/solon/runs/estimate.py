@@ -1,0 +1,135 @@
+"""`--dry-run`: what a recipe will do, before it is done."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.table import Table
+
+from solon.constitution import load_constitution
+from solon.runs.pipeline import Data, reinforced_name
+from solon.runs.recipe import Recipe
+
+WORDS_TO_TOKENS = 1.4  # English in today's vocabularies; an estimate needs no tokenizer
+
+
+def estimate(recipe: Recipe) -> list[dict[str, Any]]:
+    """One row a stage: records, tokens read, written and trained on, and seconds on this machine.
+
+    Seconds come from this machine's rate of matrix products and the model's size; where the size is not known
+    (a server, a hub id that is not here), seconds are None. Good to about a factor of two.
+    """
+    data, rules = Data(recipe), load_constitution(recipe.constitution)
+    part, feedback, ppo = recipe.supervised, recipe.feedback, recipe.ppo
+    prompt = _mean(sum(len(m.content.split()) for m in p.prompt) for p in data.prompts) + 20
+    request = _mean(len((p.critique + p.revision).split()) * WORDS_TO_TOKENS / 2 for p in rules.principles) + 8
+    n, held = len(data.prompts), len(data.heldout)
+    rows: list[dict[str, Any]] = []
+
+    def row(name: str, records: int, read: float = 0, written: float = 0, trained: float = 0) -> None:
+        rows.append(
+            {
+                "name": name,
+                "records": records,
+                "prompt_tokens": round(read),
+                "completion_tokens": round(written),
+                "trained_tokens": round(trained),
+            }
+        )
+
+    if recipe.warmup:
+        answers = sum(sum(len(m.content.split()) for m in d.messages) + 20 for d in data.demonstrations)
+        chains = sum(
+            (len(c.response.split()) + sum(len((s.critique + s.revision).split()) for s in c.steps)) * WORDS_TO_TOKENS
+            + prompt + 2 * request
+            for c in data.revision_demonstrations
+        )  # fmt: skip
+        count = len(data.demonstrations) + len(data.revision_demonstrations)
+        row("warmup", count, trained=recipe.warmup.train.epochs * (answers * WORDS_TO_TOKENS + chains))
+    if part:
+        said = part.sampling.max_tokens * 0.75
+        turns = 1 + part.revisions * (2 if part.critique else 1)
+        read = n * (prompt + part.revisions * (prompt + said + request + (prompt + 2 * said + 2 * request)))
+        row("revisions", n, read, n * turns * said)
+        kept = n * (part.revisions if part.sft_on == "all" else 1) / (1 - part.demonstration_share)
+        row("sl-cai", round(kept), trained=part.train.epochs * kept * (prompt + said))
+    asked = min(n, feedback.n_prompts or n)
+    said = feedback.sampling.max_tokens * 0.75
+    if feedback.labels != "human":
+        if feedback.warmup:
+            m = 2 * len(data.comparisons)
+            row("feedback-model", m, trained=feedback.warmup.epochs * m * (prompt + 130))
+        row("pairs", asked, 2 * asked * prompt, 2 * asked * said)
+        per_pair = feedback.principles_per_pair or len(rules.principles)
+        row("comparisons", asked, asked * per_pair * 2 * (prompt + 2 * said + 50))
+    labelled = (asked if feedback.labels != "human" else 0) + (len(data.comparisons) if feedback.labels != "ai" else 0)
+    row("reward-model", labelled, trained=recipe.reward_model.train.epochs * labelled * 2 * (prompt + said))
+    rollouts = ppo.updates * ppo.rollouts
+    length = prompt + ppo.max_tokens * 0.75
+    row("ppo", ppo.updates, rollouts * prompt, rollouts * ppo.max_tokens * 0.75, ppo.epochs * rollouts * length)
+    models = 2 + bool(recipe.warmup or part)
+    row("evaluation", models * held, models * held * prompt, models * held * recipe.evaluation.sampling.max_tokens * 0.75)
+    speed = _rates(recipe)
+    for r in rows:
+        local = speed is not None and not (r["name"] == "comparisons" and feedback.judge.startswith("server:"))
+        r["seconds"] = (
+            round(sum(r[k] / speed[k] for k in speed)) if local and speed is not None else None
+        )
+    return rows
+
+
+def estimate_table(recipe: Recipe, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{recipe.name}: what would run ({reinforced_name(recipe)})")
+    for name in ("stage", "records", "tokens read", "written", "trained on", "time"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for r in rows:
+        seconds = "unknown" if r["seconds"] is None else _clock(r["seconds"])
+        table.add_row(
+            r["name"], f"{r['records']:,}", *(f"{r[k]:,}" for k in ("prompt_tokens", "completion_tokens", "trained_tokens")),
+            seconds,
+        )  # fmt: skip
+    known = [r["seconds"] for r in rows if r["seconds"] is not None]
+    paid = recipe.model.startswith("server:") or recipe.feedback.judge.startswith("server:")
+    table.caption = f"about {_clock(sum(known))} here (±2×); cost: " + (
+        "the server's price for the tokens above" if paid else "none, all models run here"
+    )
+    return table
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def _mean(values: Any) -> float:
+    found = [float(v) for v in values]
+    return sum(found) / len(found) if found else 0.0
+
+
+def _rates(recipe: Recipe) -> dict[str, float] | None:
+    """Tokens a second read, written and trained on, from the model's size and a measured matrix product."""
+    import torch
+
+    from solon.engines.weights import resolve, resolve_dtype
+    from solon.errors import InputError
+
+    if recipe.model.startswith("server:"):
+        return None
+    parameters = 3e4
+    if recipe.model != "tiny-random":
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(resolve(recipe.model), local_files_only=True).get_text_config()
+        except (InputError, OSError):
+            return None
+        layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
+        parameters = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
+    a = torch.ones(768, 768, dtype=resolve_dtype(recipe.dtype))
+    a @ a
+    began = time.perf_counter()
+    for _ in range(10):
+        a @ a
+    flops = 10 * 2 * 768**3 / (time.perf_counter() - began)
+    forward = 0.6 * flops / (2 * parameters)  # 60 % of the peak is what the stages were seen to reach
+    return {"prompt_tokens": forward, "completion_tokens": 0.35 * forward, "trained_tokens": 0.4 * forward}

@@ -1,0 +1,380 @@
+"""The whole pipeline, stage by stage, as the papers tell it. A recipe decides which stages run and on what.
+
+    warmup → revisions → sl-cai → feedback-model → pairs → comparisons → reward-model → ppo → evaluation → validation
+
+Each function below is one stage. It reads what earlier stages left in the run directory, and calls the method's
+own code; `Run` wraps journal, resume, progress and cost around it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from solon import __version__
+from solon.constitution import Constitution
+from solon.engines import GenerationRequest, LazyEngine
+from solon.engines.base import Engine
+from solon.engines.weights import faster_dtype
+from solon.errors import InputError
+from solon.evaluation.run import evaluate
+from solon.feedback.judge import TEMPLATE_FINGERPRINT, compare, warmup_examples
+from solon.human.validation import draw_validation_sample
+from solon.prompts import read_comparisons, read_demonstrations, read_prompts, read_revision_chains
+from solon.records import (
+    Comparison,
+    Pair,
+    Prompt,
+    RevisionChain,
+    RolloutSummary,
+    SFTExample,
+    Source,
+    assistant,
+)
+from solon.reinforcement.reward_model import RewardModel, accuracy, score_pairs, train_reward_model
+from solon.reinforcement.trainer import ppo
+from solon.report.data import write_report
+from solon.runs.journal import Journal
+from solon.runs.recipe import Recipe, load_recipe
+from solon.runs.run import Run
+from solon.supervised.critique_revision import revise
+from solon.supervised.dataset import from_chains, from_demonstrated_revisions, mix
+from solon.supervised.sft import sft
+
+R = TypeVar("R")
+HHH = "Which response is more helpful, harmless, and honest?"  # Askell et al. 2021; asked where a pair names no principle
+
+
+def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Run every stage of the recipe in `out`, or what is left of them. Returns the report's data."""
+    with Run(resolved(recipe, out), out, quiet=quiet) as run:
+        recipe = run.recipe
+        data = Data(recipe)
+        models = {"start": start_model(run)}
+        model = models["start"]
+        if recipe.warmup:
+            model = warmup(run, data, model)
+        if recipe.supervised:
+            chains = revisions(run, data, model)
+            model = sl_cai(run, data, chains, model)
+        if model != models["start"]:
+            models["SL-CAI" if recipe.supervised else "SFT"] = model
+        comparisons: list[Comparison] = []
+        pairs: list[Pair] = []
+        judge = None
+        if recipe.feedback.labels != "human":
+            judge = feedback_model(run, data, model)
+            pairs = sample_pairs(run, data, model)
+            comparisons = label(run, pairs, judge)
+        rewards = reward_model(run, data, comparisons, pairs, model)
+        models[reinforced_name(recipe)] = reinforce(run, data, model, rewards)
+        evaluation = evaluate(run, data.heldout, models, rewards, judge)
+        if recipe.human.validation_sample:
+            draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
+        return write_report(run, models, evaluation)
+
+
+def resolved(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with `dtype: auto` decided once for the whole run, however often it is resumed."""
+    if recipe.dtype != "auto":
+        return recipe
+    kept = out / "recipe.yaml"
+    dtype = load_recipe(str(kept)).dtype if kept.is_file() else faster_dtype()
+    return recipe.model_copy(update={"dtype": dtype})
+
+
+def reinforced_name(recipe: Recipe) -> str:
+    return "RL-CAI" if recipe.supervised else "RLHF" if recipe.feedback.labels == "human" else "RLAIF"
+
+
+class Data:
+    """The recipe's files, read and cut to size. What is held out is never in what is trained on."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        p, h = recipe.prompts, recipe.human
+        red = _first(_tagged(read_prompts(p.red_team), "red_team"), p.n_red_team)
+        helpful = _first(_tagged(read_prompts(p.helpful), "helpful"), p.n_helpful)
+        self.prompts = _unique(_interleave(red, helpful))
+        self.heldout = _unique(
+            _first(_tagged(read_prompts(p.heldout_red_team), "red_team"), p.n_heldout)
+            + _first(_tagged(read_prompts(p.heldout_helpful), "helpful"), p.n_heldout)
+        )
+        trained = {_said(x) for x in self.prompts}
+        for prompt in self.heldout:
+            if _said(prompt) in trained:
+                raise InputError(f'held-out prompt "{prompt.id}" is among the training prompts; remove it from one')
+        rng = random.Random(recipe.seed)
+        demonstrations = [d for name in h.demonstrations for d in read_demonstrations(name)]
+        rng.shuffle(demonstrations)
+        self.demonstrations: list[SFTExample] = _first(demonstrations, h.n_demonstrations)
+        self.revision_demonstrations: list[RevisionChain] = (
+            read_revision_chains(h.revision_demonstrations) if h.revision_demonstrations else []
+        )
+        rng.shuffle(self.revision_demonstrations)
+        self.revision_demonstrations = _first(self.revision_demonstrations, h.n_demonstrations)
+        comparisons = [c for name in h.comparisons for c in read_comparisons(name)]
+        rng.shuffle(comparisons)
+        comparisons = _first(comparisons, h.n_comparisons)
+        if comparisons and len(comparisons) <= h.heldout_comparisons:
+            raise InputError(
+                f"human.heldout_comparisons: {h.heldout_comparisons} of {len(comparisons)} comparisons; "
+                "none would be left to learn from"
+            )
+        self.heldout_comparisons = comparisons[: h.heldout_comparisons]
+        self.comparisons = comparisons[h.heldout_comparisons :]
+
+
+def start_model(run: Run) -> str:
+    """The recipe's model; `tiny-random` is made on the spot (for tests: it knows nothing)."""
+    if run.recipe.model != "tiny-random":
+        return run.recipe.model
+    from solon.engines.tiny import make_tiny_model
+
+    return str(make_tiny_model(run.model("start"), seed=run.recipe.seed))
+
+
+def warmup(run: Run, data: Data, model: str) -> str:
+    """SFT on what people demonstrated: answers, and how to criticise and revise.
+
+    A weak model's own critiques are noise; it first learns from people what one is. A strong model skips this.
+    """
+    part = run.recipe.warmup
+    assert part is not None
+    examples = data.demonstrations + from_demonstrated_revisions(data.revision_demonstrations, run.constitution)
+    return _sft_stage(run, "warmup", examples, model, part.train)
+
+
+def revisions(run: Run, data: Data, model: str) -> list[RevisionChain]:
+    """response → critique → revision, 1..N times, on the training prompts."""
+    part = run.recipe.supervised
+    assert part is not None
+    with open_lazily(run, model) as engine, open_lazily(run, start_model(run)) as start:
+
+        def make(batch: Sequence[Prompt]) -> Iterator[RevisionChain]:
+            return revise(
+                batch,
+                engine,
+                run.constitution,
+                revisions=part.revisions,
+                sampling=part.sampling.sampling(),
+                seed=run.recipe.seed,
+                direct=not part.critique,
+                few_shot=part.few_shot,
+                responder=start if part.responder == "start" else None,
+                meta=provenance(run, engine, sampling=part.sampling.model_dump()),
+            )
+
+        return run.records("revisions", data.prompts, make, RevisionChain, engines=(engine, start), what="chains")
+
+
+def sl_cai(run: Run, data: Data, chains: Sequence[RevisionChain], model: str) -> str:
+    """SFT on the revisions, with some demonstrations kept in so that nothing is forgotten."""
+    part = run.recipe.supervised
+    assert part is not None
+    revised, left_out = from_chains(chains, part.sft_on)
+    examples = mix(revised, data.demonstrations, part.demonstration_share)
+    return _sft_stage(run, "sl-cai", examples, model, part.train, {"revisions_left_out": left_out})
+
+
+def feedback_model(run: Run, data: Data, supervised: str) -> str:
+    """The judge; warmed up on human comparisons first where the recipe says so."""
+    part = run.recipe.feedback
+    judge = supervised if part.judge == "self" else part.judge
+    if part.warmup is None:
+        return judge
+    examples = warmup_examples(data.comparisons, run.constitution, part.question or HHH)
+    return _sft_stage(run, "feedback-model", examples, judge, part.warmup)
+
+
+def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
+    """Two responses a prompt, from the supervised model."""
+    part = run.recipe.feedback
+    with open_lazily(run, model) as engine:
+
+        def make(batch: Sequence[Prompt]) -> Iterator[Pair]:
+            requests = [
+                GenerationRequest(f"{p.id}/{n}", p.prompt, seed=run.recipe.seed) for p in batch for n in range(2)
+            ]
+            made = {c.id: c for c in engine.generate(requests, part.sampling.sampling()) if c.error is None}
+            meta = provenance(run, engine, sampling=part.sampling.model_dump())
+            for p in batch:
+                first, second = made.get(f"{p.id}/0"), made.get(f"{p.id}/1")
+                if first and second:
+                    yield Pair(
+                        id=p.id,
+                        prompt=p.prompt,
+                        responses=(first.text, second.text),
+                        source=p.source,
+                        meta={**meta, "ended": [first.ended, second.ended]},
+                    )
+
+        prompts = _first(data.prompts, part.n_prompts)
+        return run.records("pairs", prompts, make, Pair, engines=(engine,), what="pairs")
+
+
+def label(run: Run, pairs: Sequence[Pair], judge: str) -> list[Comparison]:
+    """The judge compares each pair under principles, in both orders."""
+    part = run.recipe.feedback
+    differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
+    constitution = run.constitution if part.question is None else Constitution.from_question(part.question)
+    with open_lazily(run, judge) as engine:
+
+        def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
+            return compare(
+                batch,
+                engine,
+                constitution,
+                principles_per_pair=part.principles_per_pair,
+                seed=run.recipe.seed,
+                meta=provenance(run, engine, template=TEMPLATE_FINGERPRINT),
+            )
+
+        return run.records("comparisons", differing, make, Comparison, engines=(engine,), what="comparisons")
+
+
+def reward_model(
+    run: Run, data: Data, ai: Sequence[Comparison], pairs: Sequence[Pair], supervised: str
+) -> RewardModel:
+    """Train on the labels the recipe names, measure on comparisons that were kept away from training."""
+    part, out = run.recipe.reward_model, run.model("reward-model")
+    kept = list(ai)
+    random.Random(run.recipe.seed).shuffle(kept)
+    kept_out = kept[: round(part.heldout_ai * len(kept))]
+    training = kept[len(kept_out) :] if run.recipe.feedback.labels != "human" else []
+    if run.recipe.feedback.labels != "ai":
+        training += data.comparisons
+    reference = [(*p.prompt, assistant(r)) for p in pairs for r in p.responses] or [
+        (*c.prompt, *side) for c in data.comparisons for side in (c.chosen, c.rejected)
+    ]
+
+    def work(step: Callable[..., None]) -> dict[str, Any]:
+        result = train_reward_model(
+            training,
+            supervised,
+            out,
+            settings=part.train,
+            adapter=run.recipe.adapter,
+            system=run.recipe.system,
+            reference=reference[:128],
+            seed=run.recipe.seed,
+            dtype=run.recipe.dtype,
+            progress=step,
+        )
+        rewards = RewardModel.load(str(out), dtype=run.recipe.dtype)
+        heldout = {"human": data.heldout_comparisons, "ai": [c for c in kept_out if c.label not in (None, 0.5)]}
+        result["heldout"] = {}
+        for source, comparisons in heldout.items():
+            if comparisons:
+                chosen, rejected = score_pairs(rewards, comparisons)
+                result["heldout"][source] = {
+                    "accuracy": accuracy(chosen, rejected),
+                    "n": len(comparisons),
+                    "correct": [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)],
+                }
+        return result
+
+    run.once("reward-model", work)
+    return RewardModel.load(str(out), dtype=run.recipe.dtype)
+
+
+def reinforce(run: Run, data: Data, model: str, rewards: RewardModel) -> str:
+    """PPO against the reward model, with a KL penalty towards the supervised model."""
+    recipe, out = run.recipe, run.model("rl-cai")
+    with Journal(run.path("ppo")) as journal:
+
+        def work(step: Callable[..., None]) -> dict[str, Any]:
+            assert recipe.adapter is not None
+            updates = ppo(
+                data.prompts,
+                model,
+                rewards.score,
+                out,
+                settings=recipe.ppo,
+                adapter=recipe.adapter,
+                system=recipe.system,
+                seed=recipe.seed,
+                dtype=run.recipe.dtype,
+                checkpoint=run.path("ppo", "checkpoint"),
+                progress=step,
+            )
+            for summary in updates:
+                journal.append({"id": f"update-{summary.update}", **summary.to_json()})
+            history = [RolloutSummary.model_validate(r) for r in journal.records]
+            tokens = [h.meta["prompt_tokens"] + h.response_tokens * h.meta["rollouts"] for h in history]
+            sampled = round(sum(h.response_tokens * h.meta["rollouts"] for h in history))
+            return {
+                "examples": len(history),
+                "tokens": round(sum(tokens)) * recipe.ppo.epochs,
+                "usage": (sum(h.meta["prompt_tokens"] for h in history), sampled),
+                "final_kl_nats": history[-1].kl_nats,
+            }
+
+        run.once("ppo", work, total=recipe.ppo.updates, what="updates")
+    return str(out)
+
+
+def _sft_stage(
+    run: Run, stage: str, examples: Sequence[SFTExample], model: str, train: Any, extra: dict[str, Any] | None = None
+) -> str:
+    out = run.model(stage)
+
+    def work(step: Callable[..., None]) -> dict[str, Any]:
+        result = sft(
+            examples,
+            model,
+            out,
+            settings=train,
+            adapter=run.recipe.adapter,
+            system=run.recipe.system,
+            seed=run.recipe.seed,
+            dtype=run.recipe.dtype,
+            progress=step,
+        )
+        return {**result, **(extra or {})}
+
+    run.once(stage, work)
+    return str(out)
+
+
+def open_lazily(run: Run, spec: str) -> LazyEngine:
+    return LazyEngine(spec, system=run.recipe.system, dtype=run.recipe.dtype)
+
+
+def provenance(run: Run, engine: Engine, **more: Any) -> dict[str, Any]:
+    """What stands in each record's `meta`."""
+    return {
+        "constitution": run.constitution.fingerprint,
+        "model": engine.name,
+        "model_fingerprint": engine.fingerprint,
+        "seed": run.recipe.seed,
+        "solon": __version__,
+        **more,
+    }
+
+
+def _first(rows: list[R], n: int | None) -> list[R]:
+    return rows if n is None else rows[:n]
+
+
+def _tagged(prompts: list[Prompt], source: Source) -> list[Prompt]:
+    return [p if p.source else p.model_copy(update={"source": source}) for p in prompts]
+
+
+def _interleave(a: list[R], b: list[R]) -> list[R]:
+    """One of each in turn, then what is left of the longer: each batch sees both kinds."""
+    both = [x for pair in zip(a, b, strict=False) for x in pair]
+    return both + a[len(b) :] + b[len(a) :]
+
+
+def _unique(prompts: list[Prompt]) -> list[Prompt]:
+    ids = [p.id for p in prompts]
+    for i in ids:
+        if ids.count(i) > 1:
+            raise InputError(f'the prompt id "{i}" stands in two prompt files; make ids unique')
+    return prompts
+
+
+def _said(prompt: Prompt) -> str:
+    return "\n".join(m.content.strip().lower() for m in prompt.prompt)

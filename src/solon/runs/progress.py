@@ -1,0 +1,51 @@
+"""One line of progress on stderr, with rate and time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+@contextmanager
+def progress_line(console: Console, name: str, total: int, what: str) -> Iterator[Callable[..., None]]:
+    """Yields advance(n, {"shown": number}, total=None); drawn on `console` unless it is quiet."""
+    began = time.monotonic()
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn(what),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}"),
+        console=console,
+        disable=console.quiet,
+    ) as bar:
+        task = bar.add_task(name, total=total, rate="", shown="")
+        done = 0
+
+        def advance(n: int, shown: dict[str, float], total: int | None = None) -> None:
+            nonlocal done
+            done += n
+            rate = done / max(time.monotonic() - began, 1e-3)
+            pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s each"
+            text = "  ".join(f"{k} {v:.3g}" for k, v in shown.items())
+            options = {} if total is None else {"total": total}
+            bar.update(task, advance=n, rate=pace if done else "", shown=text, **options)
+
+        yield advance

@@ -1,0 +1,217 @@
+"""A recipe: everything a run is made of, in one typed file.
+
+RLHF, RLAIF, Constitutional AI and the hybrid are recipes of one pipeline. A part that is left out is a stage that
+is skipped. Defaults stand here, each with its unit; an unknown key is an error that names the nearest right one.
+"""
+
+from __future__ import annotations
+
+import io
+import typing
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from solon.engines.base import Sampling
+from solon.engines.local import DEFAULT_SYSTEM
+from solon.errors import InputError, nearest
+from solon.reinforcement.trainer import PPOSettings
+from solon.training import AdapterSettings, TrainSettings
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SamplingSettings(Part):
+    max_tokens: int = Field(80, ge=1)
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+    def sampling(self) -> Sampling:
+        return Sampling(self.max_tokens, self.temperature, self.top_p)
+
+
+class Prompts(Part):
+    """Files or shipped names (solon:…). The numbers take the first so many of each; null takes all."""
+
+    red_team: str = "solon:red-team"
+    helpful: str = "solon:helpful"
+    heldout_red_team: str = "solon:red-team-heldout"
+    heldout_helpful: str = "solon:helpful-heldout"
+    n_red_team: int | None = Field(None, ge=0)
+    n_helpful: int | None = Field(None, ge=0)
+    n_heldout: int | None = Field(None, ge=1)  # of each kind
+
+
+class Human(Part):
+    """What people wrote and chose. The shipped sets stand where a user's own data goes."""
+
+    demonstrations: tuple[str, ...] = ()
+    revision_demonstrations: str | None = None  # revision chains that teach how to criticise and revise
+    comparisons: tuple[str, ...] = ()
+    heldout_comparisons: int = Field(60, ge=0)  # kept away from all training, to measure on
+    n_demonstrations: int | None = Field(None, ge=1)
+    n_comparisons: int | None = Field(None, ge=2)
+    validation_sample: int = Field(0, ge=0)  # AI comparisons drawn for people to check
+
+
+class Warmup(Part):
+    """SFT of the start model on human demonstrations, before anything else."""
+
+    train: TrainSettings = TrainSettings()
+
+
+class Supervised(Part):
+    revisions: int = Field(2, ge=1, le=5)
+    critique: bool = True  # false: direct revisions
+    few_shot: int = Field(0, ge=0)
+    responder: Literal["self", "start"] = "self"  # who writes the first response: the warmed-up or the start model
+    sampling: SamplingSettings = SamplingSettings()
+    sft_on: Literal["final", "all"] = "final"
+    demonstration_share: float = Field(0.25, ge=0, lt=1)  # of the SFT set, so that nothing is forgotten
+    train: TrainSettings = TrainSettings()
+
+
+class Feedback(Part):
+    labels: Literal["ai", "human", "both"] = "ai"
+    judge: str = "self"  # self: the model in training; or anything --model takes
+    warmup: TrainSettings | None = None  # fine-tune the judge on the human comparisons first
+    question: str | None = None  # one question instead of the constitution's comparisons
+    principles_per_pair: int | None = Field(1, ge=1)  # null: all
+    n_prompts: int | None = Field(None, ge=1)
+    sampling: SamplingSettings = SamplingSettings(temperature=1.0)
+
+
+class RewardModelPart(Part):
+    train: TrainSettings = TrainSettings(epochs=1, batch_size=8, learning_rate=2e-4)
+    heldout_ai: float = Field(0.15, ge=0, lt=1)  # share of the AI comparisons kept to measure on
+
+
+class Evaluation(Part):
+    sampling: SamplingSettings = SamplingSettings()
+    judge_comparisons: int = Field(48, ge=0)  # pairs a model against the start model
+
+
+class Recipe(Part):
+    name: str
+    description: str = ""
+    seed: int = 0
+    model: str = "smollm2"
+    constitution: str = "solon"
+    system: str = DEFAULT_SYSTEM
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int = Field(64, ge=1)  # prompts worked on together; a killed run repeats at most one such batch
+    adapter: AdapterSettings | None = AdapterSettings()  # null trains all weights
+    prompts: Prompts = Prompts()
+    human: Human = Human()
+    warmup: Warmup | None = None
+    supervised: Supervised | None = None
+    feedback: Feedback = Feedback()
+    reward_model: RewardModelPart = RewardModelPart()
+    ppo: PPOSettings = PPOSettings()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.warmup and not (self.human.demonstrations or self.human.revision_demonstrations):
+            raise ValueError("warmup needs human.demonstrations or human.revision_demonstrations to learn from")
+        if self.feedback.labels != "ai" and not self.human.comparisons:
+            raise ValueError(f"feedback.labels: {self.feedback.labels} needs human.comparisons")
+        if self.feedback.warmup and not self.human.comparisons:
+            raise ValueError("feedback.warmup needs human.comparisons to learn from")
+        if self.feedback.warmup and self.feedback.judge.startswith("server:"):
+            raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server judge")
+        if self.ppo and self.adapter is None:
+            raise ValueError("ppo needs adapter: the reference model is the policy without it")
+        return self
+
+
+def builtin_recipes() -> dict[str, Path]:
+    folder = Path(str(files("solon"))) / "recipes"
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or a file. overrides: dotted keys to values, which win over the file's."""
+    path = builtin_recipes().get(name) or Path(name).expanduser()
+    if not path.is_file():
+        known = list(builtin_recipes())
+        raise InputError(f"{name}: no such recipe or file; the recipes are {', '.join(known)}{nearest(name, known)}")
+    yaml = YAML(typ="rt", pure=True)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}:{line}: {error.problem or 'not YAML'}; write YAML 1.2") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8; save the file as UTF-8") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}:1: expected keys such as name: and model:")
+    values = _plain(tree)
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(x) for x in first["loc"])
+        at = f"{path}:{_line(tree, first['loc'])}"
+        if first["type"] == "extra_forbidden":
+            known = _keys(first["loc"][:-1])
+            raise InputError(f'{at}: unknown key "{where}"{nearest(str(first["loc"][-1]), known)}') from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{at}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    stream = io.StringIO()
+    YAML(pure=True).dump(recipe.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(k): _plain(v) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_plain(v) for v in node]
+    return node
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        if not isinstance(inner, dict):
+            inner = values[parent] = {}
+        values = inner
+    values[last] = value
+
+
+def _line(tree: Any, loc: tuple[int | str, ...]) -> int:
+    """The line of the deepest part of `loc` that the file has."""
+    line = 1
+    for key in loc:
+        if not hasattr(tree, "lc"):
+            break
+        try:
+            line = tree.lc.data[key][0] + 1
+            tree = tree[key]
+        except (KeyError, IndexError, TypeError):
+            break
+    return line
+
+
+def _keys(loc: tuple[int | str, ...]) -> list[str]:
+    kind: Any = Recipe
+    for key in loc:
+        field = kind.model_fields.get(key) if hasattr(kind, "model_fields") else None
+        if field is None:
+            return []
+        options = [field.annotation, *typing.get_args(field.annotation)]
+        kind = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(kind.model_fields) if kind else []

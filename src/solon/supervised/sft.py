@@ -1,0 +1,127 @@
+"""Supervised fine-tuning with TRL's SFTTrainer and PEFT LoRA (or all weights, by a switch).
+
+The trainer is given token ids and labels that Solon made: the loss falls on the assistant's turns only, their
+end-of-turn token included, masked by position and never by pad id (pad = eos would mask the stop token), and text
+that people or models wrote cannot turn into control tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solon.engines.chat import chat_ids_and_turns
+from solon.engines.weights import load_causal_lm, resolve
+from solon.records import SFTExample
+from solon.training import AdapterSettings, TrainSettings, add_adapters, save_merged
+
+IGNORE = -100  # torch's and transformers' label for "no loss here"
+
+
+def encode(tokenizer: Any, example: SFTExample, *, system: str | None, max_length: int) -> dict[str, list[int]]:
+    """input_ids and labels of one example, both cut at max_length tokens."""
+    ids, spans = chat_ids_and_turns(tokenizer, example.messages, system=system)
+    turns = example.train_turns
+    if turns is None:
+        turns = tuple(i for i, m in enumerate(example.messages) if m.role == "assistant")[-1:]
+    labels = [IGNORE] * len(ids)
+    last = 0
+    for turn in turns:
+        start, stop = spans[turn]
+        labels[start:stop] = ids[start:stop]
+        last = max(last, stop)
+    last = min(last, max_length)  # what follows the last learned token teaches nothing
+    return {"input_ids": ids[:last], "labels": labels[:last]}
+
+
+def sft(
+    examples: Sequence[SFTExample],
+    model: str,
+    out: Path,
+    *,
+    settings: TrainSettings,
+    adapter: AdapterSettings | None,
+    system: str | None,
+    seed: int = 0,
+    dtype: str = "auto",
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune `model` (anything --model takes, less servers) on `examples`; write a complete model to `out`.
+
+    adapter: None trains all weights. progress(step, steps, {"loss": nats per token}).
+    Returns counts, tokens and the mean loss of the first and last tenth of the steps.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32")
+    rows = [encode(tokenizer, e, system=system, max_length=settings.max_length) for e in examples]
+    rows = [r for r in rows if any(label != IGNORE for label in r["labels"])]
+    if not rows:
+        raise ValueError("no SFT example has an assistant turn to learn from")
+    torch.manual_seed(seed)
+    if adapter:
+        lm = add_adapters(lm, adapter)
+    losses: list[float] = []
+
+    class Report(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+                if progress:
+                    progress(state.global_step, state.max_steps, {"loss": losses[-1]})
+
+    steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
+    config = SFTConfig(
+        output_dir=str(out.parent / f".{out.name}.trainer"),
+        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(0.05 * steps)),
+        weight_decay=0.0,
+        max_length=None,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        train_sampling_strategy="group_by_length",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = SFTTrainer(
+        model=lm,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[Report()],
+    )
+    trainer.remove_callback(next(c for c in _printers(trainer)))
+    trainer.train()
+    save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
+    tenth = max(1, len(losses) // 10)
+    return {
+        "examples": len(rows),
+        "steps": len(losses),
+        "tokens": settings.epochs * sum(len(r["input_ids"]) for r in rows),
+        "learned_tokens": settings.epochs * sum(sum(x != IGNORE for x in r["labels"]) for r in rows),
+        "loss_first": sum(losses[:tenth]) / tenth,
+        "loss_last": sum(losses[-tenth:]) / tenth,
+    }
+
+
+def _printers(trainer: Any) -> list[Any]:
+    """The trainer's own console printers: progress is Solon's to show."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    return [c for c in trainer.callback_handler.callbacks if isinstance(c, (PrinterCallback, ProgressCallback))]

@@ -1,15 +1,22 @@
-"""What the three training stages (SFT, reward model, PPO) share: settings, adapters, saving."""
+"""What the training stages (SFT, feedback model, reward model, PPO) share: settings, adapters, a loop, saving."""
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+R = TypeVar("R")
+Progress = Callable[[int, int, dict[str, float]], None]  # step, steps, what to show
 
 
 class TrainSettings(BaseModel):
@@ -48,6 +55,63 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
     from peft import get_peft_model
 
     return get_peft_model(model, lora_config(model, settings, task))
+
+
+def fit(
+    rows: Sequence[R],
+    loss: Callable[[Sequence[R]], Tensor],
+    parameters: list[dict[str, Any]],
+    *,
+    settings: TrainSettings,
+    length: Callable[[R], int],
+    seed: int,
+    progress: Progress | None,
+) -> list[float]:
+    """The optimisation loop that the reward model and the feedback model share. Returns the loss of each step.
+
+    Batches hold rows of like length (padding is work for nothing) in an order drawn by the seed. AdamW, a short
+    warm-up and a cosine down to zero, gradients clipped to norm 1.
+    """
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    every = [p for group in parameters for p in group["params"]]
+    total = math.ceil(len(rows) / settings.batch_size) * settings.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / (0.1 * total), 0.5 * (1 + math.cos(math.pi * step / total)))
+    )
+    rng = random.Random(seed)
+    losses: list[float] = []
+    for _ in range(settings.epochs):
+        order = sorted(rows, key=lambda r: length(r) * rng.uniform(0.8, 1.25))
+        batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
+        rng.shuffle(batches)
+        for batch in batches:
+            value = loss(batch)
+            optimiser.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(every, 1.0)
+            optimiser.step()
+            schedule.step()
+            losses.append(value.item())
+            if progress:
+                progress(len(losses), total, {"loss": losses[-1]})
+    return losses
+
+
+def first_and_last(losses: Sequence[float]) -> dict[str, float]:
+    """Mean loss of the first and of the last tenth of the steps."""
+    tenth = max(1, len(losses) // 10)
+    return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
+
+
+def right_pad(rows: Sequence[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """ids and mask, (rows, longest), and the place of each row's last token, (rows,)."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids.to(device), mask.to(device), (mask.sum(-1) - 1).to(device)
 
 
 def save_merged(model: Any, tokenizer: Any, out: Path, base: str | None) -> None:

@@ -72,8 +72,14 @@ class Usage:
 
 class Engine(Protocol):
     name: str  # what the user called the model
-    fingerprint: str  # changes when the weights or the chat template do
-    usage: Usage
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the weights or the chat template do."""
+        ...
+
+    @property
+    def usage(self) -> Usage: ...
 
     def generate(self, requests: Iterable[GenerationRequest], sampling: Sampling) -> Iterator[Completion]:
         """Complete each chat. Completions come in any order of finishing, each with its request's id."""

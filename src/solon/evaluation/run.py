@@ -13,10 +13,9 @@ from typing import Any
 from solon.constitution import Constitution
 from solon.engines import GenerationRequest, LazyEngine
 from solon.evaluation.metrics import (
-    Estimate,
     bootstrap,
     bootstrap_difference,
-    distinct_n,
+    bootstrap_distinct,
     has_boilerplate,
     is_evasive,
     is_refusal,
@@ -140,29 +139,10 @@ def measures(answers: dict[str, list[Answer]], wins: dict[str, dict[str, list[fl
 
 
 def distinct(answers: dict[str, list[Answer]], n: int = 3) -> dict[str, Any]:
-    """distinct-n of each model's answers, on as many n-grams as the model that said least has, over resamples of texts.
-
-    A resample that draws a text twice would count its n-grams as repeats, so half of the texts are drawn, without
-    return; the interval is that of the half-sized samples.
-    """
-    import numpy as np
-
+    """distinct-n of each model's answers, all on as many n-grams as the model that said least has."""
     texts = {name: [a.answer for a in given] for name, given in answers.items()}
     grams = min(sum(max(0, words(t) - n + 1) for t in given) for given in texts.values())
-    out: dict[str, Any] = {}
-    for name, given in texts.items():
-        rng = np.random.default_rng(0)
-        halves = [
-            distinct_n([given[i] for i in rng.permutation(len(given))[: max(1, len(given) // 2)]], n) for _ in range(200)
-        ]
-        value = distinct_n(given, n, max_ngrams=grams)
-        # A half has fewer chances to repeat itself: its spread is used, not its level.
-        middle = float(np.mean(halves))
-        low, high = np.percentile(halves, [2.5, 97.5])
-        scale = 2**-0.5  # half as many texts, so sqrt(2) times the spread
-        spread = Estimate(value, value + (low - middle) * scale, value + (high - middle) * scale, len(given))
-        out[name] = spread.to_json()
-    return out
+    return {name: bootstrap_distinct(given, n, max_ngrams=grams).to_json() for name, given in texts.items()}
 
 
 def differences(answers: dict[str, list[Answer]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from solon.constitution import Constitution, Principle
 from solon.engines.base import Engine, ScoreRequest, Scores
-from solon.records import Chat, Comparison, Judgement, Pair, SFTExample, assistant, fingerprint, text_of, user
+from solon.records import Chat, Comparison, Judgement, Pair, assistant, fingerprint, user
 from solon.supervised.critique_revision import draw_principles
 
 OPTIONS = ("A", "B")
@@ -153,26 +153,3 @@ def to_comparison(pair: Pair, judgements: Sequence[Judgement], meta: dict[str, A
         meta={**pair.meta, **meta},
     )
 
-
-def warmup_examples(comparisons: Sequence[Comparison], constitution: Constitution, question: str) -> list[SFTExample]:
-    """Comparisons as examples that teach a model to judge, each in both orders, in the form it will be asked in.
-
-    The question is the named principle's, and `question` where the constitution does not have it. Ties teach
-    nothing and are left out.
-    """
-    known = {p.id: p.comparison for p in constitution.principles}
-    examples = []
-    for c in comparisons:
-        if c.label is None or c.label == 0.5:
-            continue
-        ask = known.get(c.principle or "", question)
-        chosen, rejected = text_of(c.chosen), text_of(c.rejected)
-        for answer, (a, b) in (("A", (chosen, rejected)), ("B", (rejected, chosen))):
-            examples.append(
-                SFTExample(
-                    id=f"{c.id}/{answer}",
-                    messages=(*comparison_chat(c.prompt, a, b, ask), assistant(f"{PREFIX}{answer})")),
-                    source=c.source,
-                )
-            )
-    return examples

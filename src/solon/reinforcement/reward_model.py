@@ -10,9 +10,7 @@ reference responses: KL coefficients then mean the same for every reward model.
 from __future__ import annotations
 
 import json
-import math
-import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,19 @@ from solon.engines.decoding import ATTENTION
 from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
 from solon.errors import InputError
 from solon.records import Chat, Comparison
-from solon.training import AdapterSettings, TrainSettings, add_adapters, save_merged
+from solon.training import (
+    AdapterSettings,
+    Progress,
+    TrainSettings,
+    add_adapters,
+    first_and_last,
+    fit,
+    right_pad,
+    save_merged,
+)
 
 NORMALISATION = "solon_reward.json"
+HEAD_RATE = 10  # the new head learns this many times as fast as the adapters
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, label: Tensor) -> Tensor:
@@ -56,6 +64,7 @@ class RewardModel:
         model = AutoModelForSequenceClassification.from_pretrained(
             where, dtype=resolve_dtype(dtype), attn_implementation=ATTENTION, use_safetensors=True
         ).to(device())
+        model.score.float()  # the trunk may be bfloat16; the score is not rounded
         return cls(model.eval(), load_tokenizer(where), kept["system"], kept["mean"], kept["std"])
 
     def ids(self, conversation: Chat, max_length: int = 1024) -> list[int]:
@@ -72,16 +81,10 @@ class RewardModel:
         The classifier's own head looks for the last token that is not the pad token, which is the wrong place
         where pad = eos; so Solon reads the place itself.
         """
-        longest = max(map(len, rows))
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
         at = self.model.device
+        ids, mask, last = right_pad(rows, self.tokenizer.pad_token_id, at)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = base.base_model(input_ids=ids.to(at), attention_mask=mask.to(at)).last_hidden_state
-        last = torch.tensor([len(r) - 1 for r in rows], device=at)
+        hidden = base.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
         return base.score(hidden[torch.arange(len(rows), device=at), last].float()).squeeze(-1).float()
 
     @torch.no_grad()
@@ -124,7 +127,7 @@ def train_reward_model(
     reference: Sequence[Chat],
     seed: int = 0,
     dtype: str = "auto",
-    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train on comparisons that carry a label (abstentions are left out); write the model to `out`.
 
@@ -146,18 +149,13 @@ def train_reward_model(
         attn_implementation=ATTENTION,
         use_safetensors=True,
     ).to(device())
-    lm.score = lm.score.float()
     torch.nn.init.zeros_(lm.score.weight)  # every response starts at 0: no preference before the first label
     if adapter:
         lm = add_adapters(lm, adapter, task="SEQ_CLS")
+    (lm.get_base_model() if adapter else lm).score.float()
     rewards = RewardModel(lm, tokenizer, system)
     head = [p for n, p in lm.named_parameters() if p.requires_grad and "score" in n]
     rest = [p for n, p in lm.named_parameters() if p.requires_grad and "score" not in n]
-    optimiser = torch.optim.AdamW(
-        [{"params": rest}, {"params": head, "lr": settings.learning_rate * 10}],
-        lr=settings.learning_rate,
-        weight_decay=0.0,
-    )
     encoded = [
         (
             rewards.ids((*c.prompt, *c.chosen), settings.max_length),
@@ -166,48 +164,35 @@ def train_reward_model(
         )
         for c in labelled
     ]
-    rng = random.Random(seed)
-    total = math.ceil(len(encoded) / settings.batch_size) * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / max(1, 0.1 * total), 0.5 * (1 + math.cos(math.pi * step / total)))
-    )
-    losses: list[float] = []
+
+    def loss(batch: Sequence[Any]) -> Tensor:
+        scores = rewards.raw([b[0] for b in batch] + [b[1] for b in batch])
+        label = torch.tensor([b[2] for b in batch], device=scores.device)
+        return preference_loss(scores[: len(batch)], scores[len(batch) :], label)
+
     lm.train()
-    for _ in range(settings.epochs):
-        for batch in _batches(encoded, settings.batch_size, rng):
-            scores = rewards.raw([b[0] for b in batch] + [b[1] for b in batch])
-            label = torch.tensor([b[2] for b in batch], device=scores.device)
-            loss = preference_loss(scores[: len(batch)], scores[len(batch) :], label)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_([*rest, *head], 1.0)
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-            if progress:
-                progress(len(losses), total, {"loss": losses[-1]})
+    losses = fit(
+        encoded,
+        loss,
+        [{"params": rest}, {"params": head, "lr": settings.learning_rate * HEAD_RATE}],
+        settings=settings,
+        length=lambda row: max(len(row[0]), len(row[1])),
+        seed=seed,
+        progress=progress,
+    )
     lm.eval()
     raw = torch.tensor(rewards.raw_scores(reference)) if reference else torch.tensor([0.0, 1.0])
     mean, std = raw.mean().item(), max(raw.std().item(), 1e-6)
     save_merged(lm, tokenizer, out, base=where if adapter else None)
     normalisation = {"mean": mean, "std": std, "reference_responses": len(reference), "system": system}
     (out / NORMALISATION).write_text(json.dumps(normalisation))
-    tenth = max(1, len(losses) // 10)
     return {
         "comparisons": len(labelled),
         "abstained": len(comparisons) - len(labelled),
         "steps": len(losses),
         "tokens": settings.epochs * sum(len(a) + len(b) for a, b, _ in encoded),
-        "loss_first": sum(losses[:tenth]) / tenth,
-        "loss_last": sum(losses[-tenth:]) / tenth,
+        **first_and_last(losses),
         "reference_mean": mean,
         "reference_std": std,
     }
 
-
-def _batches(rows: list[Any], size: int, rng: random.Random) -> list[list[Any]]:
-    """Shuffled batches of pairs of like length: padding is work for nothing."""
-    order = sorted(rows, key=lambda r: max(len(r[0]), len(r[1])) * rng.uniform(0.8, 1.25))
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
-    rng.shuffle(batches)
-    return batches

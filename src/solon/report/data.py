@@ -66,7 +66,7 @@ def checks(run: Run, models: dict[str, str], data: dict[str, Any]) -> list[dict[
 
     for row in data["reward_model"]["by_source"]:
         value = row["accuracy"]["value"]
-        check(f"reward model right on held-out {row['source']} comparisons", "> 0.65", value, value > 0.65, row["n"])
+        check(f"reward model right on held-out {row['source']} comparisons", "> 0.65", value, value is not None and value > 0.65, row["n"])
     for step, difference in data["differences"].items():
         value = difference["value"]
         check(f"held-out reward rises, {step}", "> 0 sd", value, value is not None and value > 0, difference["n"])

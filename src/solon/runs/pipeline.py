@@ -9,7 +9,7 @@ own code; `Run` wraps journal, resume, progress and cost around it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,8 @@ from solon.engines.base import Engine
 from solon.engines.weights import faster_dtype
 from solon.errors import InputError
 from solon.evaluation.run import evaluate
-from solon.feedback.judge import TEMPLATE_FINGERPRINT, compare, warmup_examples
+from solon.feedback.feedback_model import train_feedback_model
+from solon.feedback.judge import TEMPLATE_FINGERPRINT, compare
 from solon.human.validation import draw_validation_sample
 from solon.prompts import read_comparisons, read_demonstrations, read_prompts, read_revision_chains
 from solon.records import (
@@ -42,6 +43,7 @@ from solon.runs.run import Run
 from solon.supervised.critique_revision import revise
 from solon.supervised.dataset import from_chains, from_demonstrated_revisions, mix
 from solon.supervised.sft import sft
+from solon.training import Progress
 
 R = TypeVar("R")
 HHH = "Which response is more helpful, harmless, and honest?"  # Askell et al. 2021; asked where a pair names no principle
@@ -184,8 +186,25 @@ def feedback_model(run: Run, data: Data, supervised: str) -> str:
     judge = supervised if part.judge == "self" else part.judge
     if part.warmup is None:
         return judge
-    examples = warmup_examples(data.comparisons, run.constitution, part.question or HHH)
-    return _sft_stage(run, "feedback-model", examples, judge, part.warmup)
+    settings, out = part.warmup, run.model("feedback-model")
+
+    def work(step: Progress) -> dict[str, Any]:
+        return train_feedback_model(
+            data.comparisons,
+            run.constitution,
+            judge,
+            out,
+            question=part.question or HHH,
+            settings=settings,
+            adapter=run.recipe.adapter,
+            system=run.recipe.system,
+            seed=run.recipe.seed,
+            dtype=run.recipe.dtype,
+            progress=step,
+        )
+
+    run.once("feedback-model", work)
+    return str(out)
 
 
 def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
@@ -249,7 +268,7 @@ def reward_model(
         (*c.prompt, *side) for c in data.comparisons for side in (c.chosen, c.rejected)
     ]
 
-    def work(step: Callable[..., None]) -> dict[str, Any]:
+    def work(step: Progress) -> dict[str, Any]:
         result = train_reward_model(
             training,
             supervised,
@@ -284,7 +303,7 @@ def reinforce(run: Run, data: Data, model: str, rewards: RewardModel) -> str:
     recipe, out = run.recipe, run.model("rl-cai")
     with Journal(run.path("ppo")) as journal:
 
-        def work(step: Callable[..., None]) -> dict[str, Any]:
+        def work(step: Progress) -> dict[str, Any]:
             assert recipe.adapter is not None
             updates = ppo(
                 data.prompts,
@@ -320,7 +339,7 @@ def _sft_stage(
 ) -> str:
     out = run.model(stage)
 
-    def work(step: Callable[..., None]) -> dict[str, Any]:
+    def work(step: Progress) -> dict[str, Any]:
         result = sft(
             examples,
             model,

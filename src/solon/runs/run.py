@@ -26,6 +26,7 @@ from solon.records import Record
 from solon.runs.journal import Journal
 from solon.runs.progress import progress_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
+from solon.training import Progress
 
 R = TypeVar("R", bound=Record)
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -123,7 +124,7 @@ class Run:
         return [kind.model_validate(r) for r in found]
 
     def once(
-        self, stage: str, work: Callable[[Callable[..., None]], dict[str, Any]], *, total: int = 1, what: str = "steps"
+        self, stage: str, work: Callable[[Progress], dict[str, Any]], *, total: int = 1, what: str = "steps"
     ) -> dict[str, Any]:
         """A stage that is done as a whole or not at all, such as training. Returns what `work` returned."""
         state = self.state(stage)

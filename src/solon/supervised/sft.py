@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.weights import load_causal_lm, resolve
 from solon.records import SFTExample
-from solon.training import AdapterSettings, TrainSettings, add_adapters, save_merged
+from solon.training import AdapterSettings, Progress, TrainSettings, add_adapters, first_and_last, save_merged
 
 IGNORE = -100  # torch's and transformers' label for "no loss here"
 
@@ -49,7 +49,7 @@ def sft(
     system: str | None,
     seed: int = 0,
     dtype: str = "auto",
-    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `model` (anything --model takes, less servers) on `examples`; write a complete model to `out`.
 
@@ -106,17 +106,16 @@ def sft(
         processing_class=tokenizer,
         callbacks=[Report()],
     )
-    trainer.remove_callback(next(c for c in _printers(trainer)))
+    for printer in _printers(trainer):
+        trainer.remove_callback(printer)
     trainer.train()
     save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
-    tenth = max(1, len(losses) // 10)
     return {
         "examples": len(rows),
         "steps": len(losses),
         "tokens": settings.epochs * sum(len(r["input_ids"]) for r in rows),
         "learned_tokens": settings.epochs * sum(sum(x != IGNORE for x in r["labels"]) for r in rows),
-        "loss_first": sum(losses[:tenth]) / tenth,
-        "loss_last": sum(losses[-tenth:]) / tenth,
+        **first_and_last(losses),
     }
 
 

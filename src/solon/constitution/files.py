@@ -1,0 +1,335 @@
+"""Constitutions as YAML: read with every mistake named by its line, and written so that they read back equal.
+
+The file is YAML 1.2 without anchors, aliases and tags, so that what a reviewer sees is what is loaded. The
+parser's events become plain data beside a map of where each value stood; the rules are the model's.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    DocumentStartEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+)
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.reader import ReaderError
+
+from solon.constitution.model import Constitution, Example, Principle, quoted
+from solon.errors import InputError, nearest
+
+LIMIT = 1 << 20  # bytes; a constitution of a hundred principles is a tenth of it
+_DEPTH = 8  # a constitution needs five
+_NOT_TEXT = {"int": "number", "float": "number", "bool": "truth value", "null": "nothing"}
+_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}  # not text in YAML 1.1 or 1.2
+_BEYOND = re.compile(r"\\U(?!000|0010)")
+_Where = tuple[int | str, ...]  # keys and indices from the top, as pydantic names a place
+
+
+def builtin_names() -> list[str]:
+    """The names of the constitutions that come with Solon, sorted."""
+    library = resources.files("solon.constitution") / "library"
+    if not library.is_dir():
+        return []
+    return sorted(f.name.removesuffix(".yaml") for f in library.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_constitution(spec: str) -> Constitution:
+    """The built-in constitution of that name, or else the one in that file (`./NAME` where both exist).
+
+    Raises InputError: one line that begins with FILE:LINE where the file is wrong.
+    """
+    spec = str(spec)
+    known = builtin_names()
+    if spec in known:
+        file = resources.files("solon.constitution") / "library" / f"{spec}.yaml"
+        return parse_constitution(file.read_bytes(), str(file))
+    shown = quoted(spec)
+    try:
+        with Path(spec).open("rb") as stream:
+            data = stream.read(LIMIT + 1)
+    except FileNotFoundError:
+        hint = nearest(spec, known) or ";"
+        names = ", ".join(known) or "none"
+        raise InputError(f"no constitution and no file is named {shown}{hint} built in: {names}") from None
+    except (OSError, ValueError) as e:
+        why = getattr(e, "strerror", None) or str(e)
+        raise InputError(f"cannot read {shown}: {why}; give a YAML file or a built-in constitution") from None
+    return parse_constitution(data, spec)
+
+
+def parse_constitution(data: bytes, file: str) -> Constitution:
+    """The constitution in a file's bytes. `file` is what errors call it."""
+    if len(data) > LIMIT:
+        _fail(file, 1, "the file is over 1 MiB; a constitution is a few KiB of principles, so check the path")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        _fail(file, 1 + data.count(b"\n", 0, e.start), "this line is not UTF-8; save the file as UTF-8")
+    source = _Source(file, text.replace("\r\n", "\n").replace("\r", "\n"))
+    plain = source.read()
+    try:
+        return Constitution.model_validate(plain)
+    except ValidationError as e:
+        # The first in the file, but what is absent last: a mistyped key is unknown and missing, a list
+        # of wrong principles is wrong and too short, and the former says more.
+        last = {"missing": 1, "too_short": 2}
+        errors: list[dict[str, Any]] = [dict(error) for error in e.errors()]
+        first = min(errors, key=lambda error: (last.get(error["type"], 0), source.place(_loc(error)).at))
+        source.fail(source.position(first), source.message(first, plain))
+
+
+class _Place(NamedTuple):
+    at: int  # where the value begins, in characters
+    key: int  # where its key does; the same as `at` in a list
+    kind: str  # "text", "number", "truth value", "nothing", "list" or "mapping"
+    raw: str = ""  # a scalar as it was written
+
+
+class _Source:
+    """A YAML text as plain data, and where each value of it stood."""
+
+    def __init__(self, file: str, text: str):
+        self.file, self.text = file, text
+        self.places: dict[_Where, _Place] = {}
+
+    def read(self) -> Any:
+        # The safe loader has the round-trip one's marks, and nothing here reads comments.
+        self.yaml = YAML(typ="safe", pure=True)
+        try:
+            return self._document(self.yaml.parse(self.text))
+        except ReaderError as e:
+            self.fail(e.position, f"the character U+{e.character:04X} may not stand in YAML; remove it")
+        except MarkedYAMLError as e:
+            mark = e.problem_mark or e.context_mark
+            at_end = mark is None or not self.text[mark.index :].strip("\0 \n")
+            if at_end and e.context_mark is not None:
+                mark = e.context_mark  # something never closed: where it opened says more than the file's end
+            said = ", ".join(part for part in (e.context, e.problem) if part)
+            hint = 'check the indentation, and quote what holds ": " or begins with a sign'
+            self.fail(mark.index if mark else 0, f"not valid YAML: {said}; {hint}")
+        except (YAMLError, ValueError, OverflowError) as e:  # an escape beyond Unicode, which has no mark
+            last = max((place.at for place in self.places.values()), default=0)
+            escape = _BEYOND.search(self.text, last)
+            self.fail(escape.start() if escape else last, f"not valid YAML: {e}; correct what follows here")
+
+    def fail(self, at: int, message: str) -> NoReturn:
+        _fail(self.file, 1 + self.text.count("\n", 0, at), message)
+
+    def place(self, where: _Where) -> _Place:
+        """Of the value there, or of the nearest thing around it."""
+        while where not in self.places:
+            where = where[:-1]
+        return self.places[where]
+
+    def _document(self, events: Iterator[Any]) -> Any:
+        data: Any = None
+        for event in events:
+            if isinstance(event, DocumentStartEvent) and self.places:
+                self.fail(event.start_mark.index, "a second document begins here; keep one a file")
+            if isinstance(event, NodeEvent):
+                data = self._value(event, events, (), None)
+                if not isinstance(data, dict):
+                    got = self.places[()].kind
+                    self.fail(event.start_mark.index, f"the file holds {_a(got)}; expected {_expected()}")
+        if not self.places:
+            self.fail(0, f"the file is empty; expected {_expected()}")
+        return data
+
+    def _refuse(self, event: Any) -> None:
+        at = event.start_mark.index
+        if isinstance(event, AliasEvent):
+            self.fail(at, f"an alias (*{event.anchor}) is not allowed; write the value out")
+        if event.anchor is not None:
+            self.fail(at, f"an anchor (&{event.anchor}) is not allowed; remove it and write values out")
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self.fail(at, f"a tag ({tag}) is not allowed; remove it, and quote the value if it is text")
+
+    def _value(self, event: Any, events: Iterator[Any], where: _Where, key: int | None) -> Any:
+        self._refuse(event)
+        at = event.start_mark.index
+        if len(where) > _DEPTH:
+            self.fail(at, "nested too deeply for a constitution; check brackets and indentation")
+        key = at if key is None else key
+        if isinstance(event, ScalarEvent):
+            kind = "text"
+            if event.style is None:
+                tag = str(self.yaml.resolver.resolve(ScalarNode, event.value, (True, False)))
+                kind = _NOT_TEXT.get(tag.rsplit(":", 1)[-1], "text")
+            if kind == "nothing":
+                at = key  # the parser puts what is not there on a later line
+            self.places[where] = _Place(at, key, kind, event.value)
+            return _scalar(kind, event.value)
+        if isinstance(event, MappingStartEvent):
+            self.places[where] = _Place(at, key, "mapping")
+            mapping: dict[str, Any] = {}
+            while not isinstance(event := next(events), CollectionEndEvent):
+                here = event.start_mark.index
+                if not isinstance(event, ScalarEvent):
+                    self.fail(here, "a key must be a word; check for brackets or a stray * or ?")
+                self._refuse(event)
+                name = event.value
+                if name in mapping:
+                    first = 1 + self.text.count("\n", 0, self.places[(*where, name)].key)
+                    self.fail(here, f"the key {quoted(name)} is here twice, first on line {first}; keep one")
+                mapping[name] = self._value(next(events), events, (*where, name), here)
+            return mapping
+        self.places[where] = _Place(at, key, "list")
+        items: list[Any] = []
+        while not isinstance(event := next(events), CollectionEndEvent):
+            items.append(self._value(event, events, (*where, len(items)), None))
+        return items
+
+    def position(self, error: dict[str, Any]) -> int:
+        """Where to point for one of pydantic's errors, in characters."""
+        place = self.place(_loc(error))
+        if error["type"] == "extra_forbidden":
+            return place.key
+        if error["type"] == "placeholder":  # its own line, unless an escape hides it
+            return max(self.text.find(error["ctx"]["found"], place.at), place.at)
+        return place.at
+
+    def message(self, error: dict[str, Any], plain: Any) -> str:
+        """What is wrong and what to do, for one of pydantic's errors."""
+        where, kind = _loc(error), error["type"]
+        model = _model_at(where[:-1])
+        whose, name = _whose(where[:-1], plain), where[-1]
+        if isinstance(name, int):  # an item of a list
+            whose, name = _whose(where[:-2], plain), f"{where[-2]} item {name + 1}"
+            wanted = "text" if where[-2] == "tags" else f"a mapping with {_names(_model_at(where))}"
+        else:
+            field = model.model_fields.get(name)
+            wanted = field.description or "" if field else ""
+        subject = f"{whose}: {name}" if whose else str(name)
+        got = self.place(where)
+        if kind == "missing":
+            return f'{whose or "the constitution"} has no {name}; add "{name}:", {wanted}'
+        if kind == "extra_forbidden":
+            known = list(model.model_fields)
+            hint = nearest(str(name), known) or f"; the keys here are {', '.join(known)}"
+            return f"{whose + ': ' if whose else ''}unknown key {quoted(str(name))}{hint}"
+        if kind in ("placeholder", "kebab", "repeated_id"):
+            return f"{subject} {error['msg']}"
+        if kind == "string_too_short" or got.kind == "nothing":
+            return f"{subject} is empty; write {wanted}" + _or_remove(model, where)
+        if kind == "too_short":
+            return f"{subject} is empty; add at least one principle"
+        if kind == "string_unicode":
+            return f"{subject} holds half of a surrogate pair; write the whole character"
+        if kind == "string_type" and got.kind in ("number", "truth value"):
+            return f'{subject} is a {got.kind}, not text; quote it: "{got.raw}"'
+        if kind == "string_type":
+            return f'{subject} is {_a(got.kind)}, not text; quote it, or write ">-" and the text below it'
+        if where[-1] == "weight":
+            shown = quoted(got.raw)[1:-1] if got.kind in ("number", "truth value") else _a(got.kind)
+            return f"{subject} is {shown}; expected {wanted}, without quotes" + _or_remove(model, where)
+        return f"{subject} is {_a(got.kind)}; expected {wanted}"
+
+
+def to_yaml(constitution: Constitution) -> str:
+    """A file that loads back to an equal constitution. What has its default value is left out."""
+    top = ("name", "version", "description")
+    lines = [f"{name}: {_written(getattr(constitution, name), 2)}" for name in top]
+    lines.append("principles:")
+    for p in constitution.principles:
+        lines.append(f"  - id: {_written(p.id, 6)}")
+        texts = ("title", "critique", "revision", "comparison")
+        lines += [f"    {name}: {_written(getattr(p, name), 6)}" for name in texts]
+        if p.weight != 1.0:
+            lines.append(f"    weight: {p.weight!r}")
+        if p.tags:
+            lines.append(f"    tags: [{', '.join(_inline(tag, '[A-Za-z][A-Za-z0-9-]*') for tag in p.tags)}]")
+        for n, example in enumerate(p.examples):
+            lines += ["    examples:"] if n == 0 else []
+            for first, name in enumerate(Example.model_fields):
+                mark = "-" if first == 0 else " "
+                lines.append(f"      {mark} {name}: {_written(getattr(example, name), 10)}")
+    return "\n".join(lines) + "\n"
+
+
+def _written(text: str, indent: int) -> str:
+    """A text as a value: on the key's line where it is short, else as the block that shows it best."""
+    lines = text.split("\n")
+    plain = all(line.isprintable() and line == line.strip(" ") for line in lines)
+    if not plain or (len(lines) == 1 and len(text) <= 80) or "" in (lines[0], lines[-1]):
+        return _inline(text)
+    style = "|-"
+    if len(lines) == 1 and "  " not in text:
+        style = ">-"  # folded: single spaces become line breaks and come back
+        lines = textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([style, *(" " * indent + line if line else "" for line in lines)])
+
+
+def _inline(text: str, bare: str = r"[A-Za-z][A-Za-z0-9 ,.;?!'(){}/-]*") -> str:
+    """A text on one line, in quotes unless `bare` matches it and no reader takes it for something else."""
+    if re.fullmatch(bare, text) and text.lower() not in _WORDS:
+        return text
+    named = {'"': '\\"', "\\": "\\\\", "\n": "\\n"}
+    return '"' + "".join(named.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in text) + '"'
+
+
+def _fail(file: str, line: int, message: str) -> NoReturn:
+    raise InputError(" ".join(f"{file}:{line}: {message}".split("\n")))
+
+
+def _scalar(kind: str, raw: str) -> Any:
+    if kind == "nothing":
+        return None
+    if kind == "truth value":
+        return raw.lower() == "true"
+    if kind == "number":
+        try:
+            return float(re.sub(r"\.(inf|nan)", r"\1", raw.lower()))
+        except ValueError:
+            return raw  # hexadecimal and the like, which a weight is not
+    return raw
+
+
+def _loc(error: dict[str, Any]) -> _Where:
+    """Where an error stands; pydantic finds a repeated id in the list, and it stands at the second one."""
+    where: _Where = error["loc"]
+    return (*where, error["ctx"]["index"], "id") if error["type"] == "repeated_id" else where
+
+
+def _model_at(where: _Where) -> type[BaseModel]:
+    return Example if "examples" in where else Principle if "principles" in where else Constitution
+
+
+def _whose(where: _Where, plain: Any) -> str:
+    """The principle, and the example in it, that a place belongs to; empty for the constitution itself."""
+    if len(where) < 2:
+        return ""
+    name = plain["principles"][where[1]]
+    name = name.get("id") if isinstance(name, dict) else None
+    who = f"principle {quoted(name) if isinstance(name, str) and name else int(where[1]) + 1}"
+    return f"{who}, example {int(where[3]) + 1}" if len(where) > 3 else who
+
+
+def _or_remove(model: type[BaseModel], where: _Where) -> str:
+    field = model.model_fields.get(str(where[-1]))
+    return ", or remove the key" if field and not field.is_required() else ""
+
+
+def _a(kind: str) -> str:
+    return kind if kind in ("text", "nothing") else f"a {kind}"
+
+
+def _names(model: type[BaseModel]) -> str:
+    return ", ".join(name for name, field in model.model_fields.items() if field.is_required())
+
+
+def _expected() -> str:
+    return f"a mapping with {_names(Constitution)}"

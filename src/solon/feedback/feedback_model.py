@@ -1,0 +1,108 @@
+"""Warm a model up into a judge, on labelled comparisons, in the very form that it will be asked in.
+
+A small model answers (A) or (B) by position: SmolLM2-135M picks the same letter in both orders for almost every
+pair. So both orders of a pair are one example here, and what is trained is what is used, their mean log-odds: a
+preference for a position cancels in it and costs nothing to ignore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from solon.constitution import Constitution
+from solon.engines.chat import chat_ids, text_ids
+from solon.engines.weights import load_causal_lm, resolve
+from solon.feedback.judge import OPTIONS, PREFIX, comparison_chat
+from solon.records import Comparison, text_of
+from solon.training import (
+    AdapterSettings,
+    Progress,
+    TrainSettings,
+    add_adapters,
+    first_and_last,
+    fit,
+    right_pad,
+    save_merged,
+)
+
+
+def encode(
+    tokenizer: Any, comparison: Comparison, constitution: Constitution, question: str, system: str | None
+) -> tuple[list[int], list[int], float]:
+    """Token ids with the chosen response first, with it second, and P(chosen is better).
+
+    The question is that of the comparison's principle, and `question` where the constitution does not have it.
+    """
+    asked = {p.id: p.comparison for p in constitution.principles}.get(comparison.principle or "", question)
+    chosen, rejected = text_of(comparison.chosen), text_of(comparison.rejected)
+    first, second = (
+        chat_ids(tokenizer, comparison_chat(comparison.prompt, a, b, asked), system=system, prefix=PREFIX)
+        for a, b in ((chosen, rejected), (rejected, chosen))
+    )
+    assert comparison.label is not None
+    return first, second, comparison.label
+
+
+def option_margin(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> Tensor:
+    """Log-odds of the first option over the second after each row, (rows,). Two rows of the output head are used."""
+    ids, mask, last = right_pad(rows, pad, model.device)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    weight = base.get_output_embeddings().weight[list(options)].float()
+    scores = hidden[torch.arange(len(rows), device=hidden.device), last].float() @ weight.T
+    return scores[:, 0] - scores[:, 1]
+
+
+def train_feedback_model(
+    comparisons: Sequence[Comparison],
+    constitution: Constitution,
+    model: str,
+    out: Path,
+    *,
+    question: str,
+    settings: TrainSettings,
+    adapter: AdapterSettings | None,
+    system: str | None,
+    seed: int = 0,
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fine-tune `model` to judge; write a complete model to `out`. Abstentions and ties are left out."""
+    labelled = [c for c in comparisons if c.label is not None and c.label != 0.5]
+    if not labelled:
+        raise ValueError("no comparison carries a label that prefers a side")
+    lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32")
+    torch.manual_seed(seed)
+    if adapter:
+        lm = add_adapters(lm, adapter)
+    options = [text_ids(tokenizer, option)[0] for option in OPTIONS]
+    encoded = [encode(tokenizer, c, constitution, question, system) for c in labelled]
+
+    def loss(batch: Sequence[tuple[list[int], list[int], float]]) -> Tensor:
+        margin = option_margin(lm, [b[0] for b in batch] + [b[1] for b in batch], options, tokenizer.pad_token_id)
+        combined = (margin[: len(batch)] - margin[len(batch) :]) / 2
+        return F.binary_cross_entropy_with_logits(combined, torch.tensor([b[2] for b in batch], device=combined.device))
+
+    lm.train()
+    losses = fit(
+        encoded,
+        loss,
+        [{"params": [p for p in lm.parameters() if p.requires_grad]}],
+        settings=settings,
+        length=lambda row: max(len(row[0]), len(row[1])),
+        seed=seed,
+        progress=progress,
+    )
+    save_merged(lm, tokenizer, out, base=resolve(model) if adapter else None)
+    return {
+        "comparisons": len(labelled),
+        "steps": len(losses),
+        "tokens": settings.epochs * sum(len(a) + len(b) for a, b, _ in encoded),
+        **first_and_last(losses),
+    }

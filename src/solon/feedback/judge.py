@@ -9,7 +9,7 @@ abstention with its reason, never a label.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from solon.constitution import Constitution, Principle
@@ -83,19 +83,22 @@ def compare(
     constitution: Constitution,
     *,
     principles_per_pair: int | None = 1,
+    asked: Mapping[str, Sequence[Principle]] | None = None,
     seed: int = 0,
     meta: dict[str, Any] | None = None,
 ) -> Iterator[Comparison]:
     """One comparison a pair, in the order of `pairs`.
 
-    principles_per_pair: drawn by the seed, or all where None; several are averaged with their weights.
+    principles_per_pair: drawn by the seed, or all where None; several are averaged with their weights. asked: the
+    principles of each pair by its id, where they are already decided.
     """
-    asked: dict[str, list[Principle]] = {
-        p.id: list(constitution.principles)
-        if principles_per_pair is None
-        else draw_principles(constitution, principles_per_pair, "compare", seed, p.id)
-        for p in pairs
-    }
+    if asked is None:
+        asked = {
+            p.id: list(constitution.principles)
+            if principles_per_pair is None
+            else draw_principles(constitution, principles_per_pair, "compare", seed, p.id)
+            for p in pairs
+        }
     requests = []
     for pair in pairs:
         first, second = pair.responses

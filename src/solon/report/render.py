@@ -151,6 +151,7 @@ def sections(data: dict[str, Any]) -> list[Section]:
         *_measures(data),
         _differences(data),
         *_reward_model(data),
+        _judge(data),
         _ppo(data),
         _stages(data),
         _principles(data),
@@ -230,6 +231,19 @@ def _reward_model(data: dict[str, Any]) -> list[Section]:
     if known:
         found.append(Section("Reward model training", "", ("", "value"), known))
     return found
+
+
+def _judge(data: dict[str, Any]) -> Section:
+    judge = data.get("judge") or {}
+    labels = {
+        "accuracy": "agrees with the person",
+        "choose_longer": "choosing the longer response would",
+        "flips": "changes its mind when the order is swapped",
+    }
+    rows = [(label, estimate(judge.get(key), "%", 100.0)) for key, label in labels.items()]
+    rows.append(("abstentions", number(judge.get("abstained"))))
+    note = "On held-out human comparisons, each under its own principle, in both orders; chance is 50 %."
+    return Section("Judge", note, ("", "value"), tuple(rows))
 
 
 def _ppo(data: dict[str, Any]) -> Section:

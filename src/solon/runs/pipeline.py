@@ -19,6 +19,7 @@ from solon.engines import GenerationRequest, LazyEngine
 from solon.engines.base import Engine
 from solon.engines.weights import faster_dtype
 from solon.errors import InputError
+from solon.evaluation.metrics import bootstrap
 from solon.evaluation.run import evaluate
 from solon.feedback.feedback_model import train_feedback_model
 from solon.feedback.judge import TEMPLATE_FINGERPRINT, compare
@@ -33,6 +34,7 @@ from solon.records import (
     SFTExample,
     Source,
     assistant,
+    text_of,
 )
 from solon.reinforcement.reward_model import RewardModel, accuracy, score_pairs, train_reward_model
 from solon.reinforcement.trainer import ppo
@@ -65,9 +67,11 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
             models["SL-CAI" if recipe.supervised else "SFT"] = model
         comparisons: list[Comparison] = []
         pairs: list[Pair] = []
+        judged: list[Comparison] = []
         judge = None
         if recipe.feedback.labels != "human":
             judge = feedback_model(run, data, model)
+            judged = check_judge(run, data, judge)
             pairs = sample_pairs(run, data, model)
             comparisons = label(run, pairs, judge)
         rewards = reward_model(run, data, comparisons, pairs, model)
@@ -75,7 +79,7 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         evaluation = evaluate(run, data.heldout, models, rewards, judge)
         if recipe.human.validation_sample:
             draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
-        return write_report(run, models, evaluation)
+        return write_report(run, models, evaluation, judge_trust(judged, data.heldout_comparisons))
 
 
 def resolved(recipe: Recipe, out: Path) -> Recipe:
@@ -205,6 +209,50 @@ def feedback_model(run: Run, data: Data, supervised: str) -> str:
 
     run.once("feedback-model", work)
     return str(out)
+
+
+def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
+    """What the judge says of human comparisons that nothing was trained on, each under its own principle."""
+    human = data.heldout_comparisons
+    # The person's choice stands first or second by the seed: a judge must not gain from always preferring one place.
+    pairs = []
+    for c in human:
+        sides = [text_of(c.chosen), text_of(c.rejected)]
+        random.Random(f"{run.recipe.seed}/{c.id}").shuffle(sides)
+        pairs.append(Pair(id=c.id, prompt=c.prompt, responses=(sides[0], sides[1]), source=c.source))
+    known = {p.id: p for p in run.constitution.principles}
+    general = Constitution.from_question(run.recipe.feedback.question or HHH).principles[0]
+    asked = {c.id: [known.get(c.principle or "", general)] for c in human}
+    with open_lazily(run, judge) as engine:
+
+        def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
+            return compare(batch, engine, run.constitution, asked=asked, meta=provenance(run, engine))
+
+        return run.records("judge-heldout", pairs, make, Comparison, engines=(engine,), what="comparisons")
+
+
+def judge_trust(judged: Sequence[Comparison], human: Sequence[Comparison]) -> dict[str, Any]:
+    """Accuracy against people, position flips and abstentions on the held-out human comparisons."""
+    chosen = {c.id: text_of(c.chosen) for c in human}
+    answered = [c for c in judged if c.label is not None]
+    flips = [
+        float((j.forward > 0.5) != (j.swapped > 0.5))
+        for c in answered
+        for j in c.judgements
+        if j.forward is not None and j.swapped is not None
+    ]
+    right = [0.5 if c.label == 0.5 else float(text_of(c.chosen) == chosen[c.id]) for c in answered]
+    longer = [
+        float(len(text_of(c.chosen)) > len(text_of(c.rejected)))
+        for c in human
+        if len(text_of(c.chosen)) != len(text_of(c.rejected))
+    ]
+    return {
+        "accuracy": bootstrap(right).to_json(),
+        "flips": bootstrap(flips).to_json(),
+        "abstained": len(judged) - len(answered),
+        "choose_longer": bootstrap(longer).to_json(),
+    }
 
 
 def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:

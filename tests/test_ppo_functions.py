@@ -1,0 +1,126 @@
+"""The pure functions of PPO, against laws and against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from solon.reinforcement.ppo import (
+    AdaptiveKL,
+    advantages_and_returns,
+    kl_estimate,
+    logprobs_and_entropy,
+    masked_mean,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+
+
+def test_advantages_worked_by_hand() -> None:
+    rewards = torch.tensor([[0.0, 0.0, 1.0, 9.0]])
+    values = torch.tensor([[0.5, 0.25, 0.75, 9.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    advantages, returns = advantages_and_returns(rewards, values, mask, gamma=1.0, lam=0.5)
+    # deltas: .25-.5=-.25, .75-.25=.5, 1-.75=.25; back to front: .25, .5+.5*.25=.625, -.25+.5*.625=.0625
+    assert torch.allclose(advantages, torch.tensor([[0.0625, 0.625, 0.25, 0.0]]))
+    assert torch.allclose(returns, torch.tensor([[0.5625, 0.875, 1.0, 0.0]]))
+
+
+def test_advantages_do_not_depend_on_padding() -> None:
+    torch.manual_seed(0)
+    rewards, values = torch.randn(3, 5), torch.randn(3, 5)
+    mask = torch.ones(3, 5)
+    short, _ = advantages_and_returns(rewards, values, mask)
+    pad = torch.nn.functional.pad
+    long, _ = advantages_and_returns(
+        pad(rewards, (0, 4), value=7.0), pad(values, (0, 4), value=-3.0), pad(mask, (0, 4))
+    )
+    assert torch.allclose(short, long[:, :5])
+    assert long[:, 5:].abs().max() == 0
+
+
+def test_whitening_sees_valid_tokens_only() -> None:
+    x = torch.tensor([[1.0, 3.0, 99.0], [5.0, -99.0, 99.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    out = whiten(x, mask)
+    assert masked_mean(out, mask).abs() < 1e-6
+    assert abs(masked_mean(out**2, mask).item() - 1) < 1e-4
+    assert (out * (1 - mask)).abs().max() == 0
+    assert abs(masked_mean(whiten(x, mask, shift_mean=False), mask).item() - 3) < 1e-5
+
+
+def test_score_lands_on_the_last_valid_token() -> None:
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    rewards = token_rewards(torch.tensor([2.0, -1.0]), torch.full((2, 3), 0.5), mask, kl_coefficient=0.1)
+    assert torch.allclose(rewards, torch.tensor([[-0.05, 1.95, 0.0], [-0.05, -0.05, -1.05]]))
+
+
+def test_no_change_means_ratio_one_and_the_plain_gradient() -> None:
+    torch.manual_seed(0)
+    old = torch.randn(2, 4)
+    new = old.clone().requires_grad_()
+    advantages, mask = torch.randn(2, 4), torch.tensor([[1.0, 1, 1, 0], [1.0, 1, 0, 0]])
+    step = policy_loss(new, old, advantages, mask)
+    assert step.ratio == 1.0 and step.clip_fraction == 0.0 and step.approx_kl == 0.0
+    step.loss.backward()
+    assert torch.allclose(new.grad, -advantages * mask / mask.sum(), atol=1e-6)
+
+
+def test_clipping_stops_the_gradient_on_the_gaining_side_only() -> None:
+    old = torch.zeros(1, 2)
+    new = torch.tensor([[0.5, 0.5]], requires_grad=True)  # ratio 1.65, beyond 1.2
+    policy_loss(new, old, torch.tensor([[1.0, -1.0]]), torch.ones(1, 2)).loss.backward()
+    assert new.grad[0, 0] == 0  # gaining: clipped
+    assert new.grad[0, 1] > 0  # losing: still pulled back
+
+
+def test_padding_changes_no_loss() -> None:
+    torch.manual_seed(0)
+    new, old, advantages = torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 3)
+    mask = torch.tensor([[1.0, 1, 1], [1.0, 1, 0]])
+
+    def pad(x: torch.Tensor, value: float) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (0, 5), value=value)
+
+    plain = policy_loss(new, old, advantages, mask).loss
+    padded = policy_loss(pad(new, 3), pad(old, -3), pad(advantages, 100), pad(mask, 0)).loss
+    assert torch.allclose(plain, padded)
+    plain = value_loss(new, old, advantages, mask)
+    assert torch.allclose(plain, value_loss(pad(new, 3), pad(old, -3), pad(advantages, 100), pad(mask, 0)))
+
+
+def test_kl_estimates_agree_with_the_true_kl() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.25, 0.25])
+    true = (p * (p / q).log()).sum().item()
+    tokens = torch.multinomial(p, 200_000, replacement=True, generator=generator)
+    for kind in ("k1", "k3"):
+        estimate = kl_estimate(p.log()[tokens], q.log()[tokens], kind)
+        # five standard errors of the mean of 200,000 draws
+        assert abs(estimate.mean().item() - true) < 5 * estimate.std().item() / math.sqrt(200_000)
+    assert kl_estimate(p.log()[tokens], q.log()[tokens], "k3").min() >= -1e-6
+
+
+def test_logprobs_do_not_depend_on_the_chunk() -> None:
+    torch.manual_seed(0)
+    hidden, head, tokens = torch.randn(11, 8), torch.nn.Linear(8, 20), torch.randint(0, 20, (11,))
+    whole = logprobs_and_entropy(hidden, head, tokens, temperature=0.7, chunk=100)
+    parts = logprobs_and_entropy(hidden, head, tokens, temperature=0.7, chunk=3)
+    expected = torch.log_softmax(head(hidden) / 0.7, -1)
+    assert torch.allclose(whole[0], expected[range(11), tokens], atol=1e-6)
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kl", "up"), [(60.0, True), (0.1, False)])
+def test_kl_control_steers_towards_its_target(kl: float, up: bool) -> None:
+    control = AdaptiveKL(coefficient=0.1, target=6.0, horizon=256)
+    control.update(kl, responses=32)
+    assert (control.coefficient > 0.1) == up
+    fixed = AdaptiveKL(coefficient=0.1, target=None)
+    fixed.update(kl, responses=32)
+    assert fixed.coefficient == 0.1

@@ -82,7 +82,7 @@ class Batch:
 
 
 def evaluate_tokens(
-    policy: Any, batch: Batch, rows: Tensor, temperature: float
+    policy: Any, batch: Batch, rows: Tensor, temperature: float, entropy: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs, entropies (nats) and hidden states of the response tokens of `rows`.
 
@@ -97,11 +97,11 @@ def evaluate_tokens(
         use_cache=False,
     ).last_hidden_state[:, batch.context_length - 1 : -1]  # the state before a token predicts it
     mask = batch.mask[rows].bool()
-    flat, entropy = logprobs_and_entropy(
-        hidden[mask], base.get_output_embeddings(), batch.tokens[rows][mask], temperature
+    flat, flat_entropy = logprobs_and_entropy(
+        hidden[mask], base.get_output_embeddings(), batch.tokens[rows][mask], temperature, entropy=entropy
     )
     logprobs = torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, flat)
-    entropies = torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, entropy)
+    entropies = torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, flat_entropy)
     return logprobs, entropies, hidden
 
 
@@ -224,7 +224,7 @@ def ppo(
 
 
 def _in_parts(policy: Any, batch: Batch, rows: Tensor, settings: PPOSettings) -> tuple[Tensor, Tensor, Tensor]:
-    parts = [evaluate_tokens(policy, batch, part, settings.temperature) for part in rows.split(16)]
+    parts = [evaluate_tokens(policy, batch, part, settings.temperature, entropy=True) for part in rows.split(16)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
 
 

@@ -200,7 +200,7 @@ def feedback_model(run: Run, data: Data, supervised: str) -> str:
             out,
             question=part.question or HHH,
             settings=settings,
-            adapter=run.recipe.adapter,
+            adapter=part.adapter or run.recipe.adapter,
             system=run.recipe.system,
             seed=run.recipe.seed,
             dtype=run.recipe.dtype,

@@ -20,8 +20,11 @@ from rich.progress import (
 
 @contextmanager
 def progress_line(console: Console, name: str, total: int, what: str) -> Iterator[Callable[..., None]]:
-    """Yields advance(n, {"shown": number}, total=None); drawn on `console` unless it is quiet."""
-    began = time.monotonic()
+    """Yields advance(n, {"shown": number}, total=None); drawn on `console` unless it is quiet.
+
+    Where stderr is no terminal (a log file, CI), a plain line every half minute and at the end.
+    """
+    began = printed = time.monotonic()
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<18}"),
@@ -34,18 +37,23 @@ def progress_line(console: Console, name: str, total: int, what: str) -> Iterato
         TimeRemainingColumn(),
         TextColumn("{task.fields[shown]}"),
         console=console,
-        disable=console.quiet,
+        disable=console.quiet or not console.is_terminal,
     ) as bar:
         task = bar.add_task(name, total=total, rate="", shown="")
-        done = 0
+        done, whole = 0, total
 
         def advance(n: int, shown: dict[str, float], total: int | None = None) -> None:
-            nonlocal done
-            done += n
+            nonlocal done, printed, whole
+            done, whole = done + n, total or whole
             rate = done / max(time.monotonic() - began, 1e-3)
             pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s each"
             text = "  ".join(f"{k} {v:.3g}" for k, v in shown.items())
             options = {} if total is None else {"total": total}
             bar.update(task, advance=n, rate=pace if done else "", shown=text, **options)
+            now = time.monotonic()
+            if not console.is_terminal and (now - printed > 30 or done == whole) and n:
+                printed = now
+                left = (whole - done) / max(rate, 1e-6)
+                console.print(f"{name}: {done}/{whole} {what}, {pace}, {now - began:.0f} s, {left:.0f} s left  {text}")
 
         yield advance

@@ -81,6 +81,7 @@ class Feedback(Part):
     labels: Literal["ai", "human", "both"] = "ai"
     judge: str = "self"  # self: the model in training; or anything --model takes
     warmup: TrainSettings | None = None  # fine-tune the judge on the human comparisons first
+    adapter: AdapterSettings | None = None  # for that, instead of the recipe's: judging is learned in the lower layers too
     question: str | None = None  # one question instead of the constitution's comparisons
     principles_per_pair: int | None = Field(1, ge=1)  # null: all
     n_prompts: int | None = Field(None, ge=1)

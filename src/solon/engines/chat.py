@@ -69,7 +69,9 @@ def chat_ids_and_turns(
             opened = None
     missing = [i for i in range(offset, len(messages)) if i not in spans]
     if missing:
-        raise ValueError(f"the chat template dropped message {missing[0] - offset} ({messages[missing[0]].role})")
+        raise ValueError(
+            f"the chat template dropped message {missing[0] - offset} ({messages[missing[0]].role})"
+        )
     return ids, [spans[i] for i in range(offset, len(messages))]
 
 

@@ -37,7 +37,10 @@ def make_tiny_model(out: Path, seed: int = 0) -> Path:
     )
     tokenizer.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>"
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
     )
     fast.chat_template = TEMPLATE
     with torch.random.fork_rng():

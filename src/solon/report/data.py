@@ -69,10 +69,22 @@ def checks(run: Run, models: dict[str, str], data: dict[str, Any]) -> list[dict[
 
     for row in data["reward_model"]["by_source"]:
         value = row["accuracy"]["value"]
-        check(f"reward model right on held-out {row['source']} comparisons", "> 0.65", value, value is not None and value > 0.65, row["n"])
+        check(
+            f"reward model right on held-out {row['source']} comparisons",
+            "> 0.65",
+            value,
+            value is not None and value > 0.65,
+            row["n"],
+        )
     for step, difference in data["differences"].items():
         value = difference["value"]
-        check(f"held-out reward rises, {step}", "> 0 sd", value, value is not None and value > 0, difference["n"])
+        check(
+            f"held-out reward rises, {step}",
+            "> 0 sd",
+            value,
+            value is not None and value > 0,
+            difference["n"],
+        )
     kls = [u["kl_nats"] for u in data["ppo"]]
     if kls:
         top = max(kls, key=lambda x: x if math.isfinite(x) else math.inf)
@@ -117,8 +129,13 @@ def side_by_side(answers: dict[str, list[Answer]], n: int = 6) -> list[dict[str,
         given = [a for a in first if a.source == source]
         for k in range(min(n // 2, len(given))):
             asked = given[k * len(given) // (n // 2)]
-            said = {name: next((a.answer for a in all_ if a.id == asked.id), None) for name, all_ in answers.items()}
-            text = "\n".join(f"{m.role}: {m.content}" for m in asked.prompt) if len(asked.prompt) > 1 else None
+            said = {
+                name: next((a.answer for a in all_ if a.id == asked.id), None)
+                for name, all_ in answers.items()
+            }
+            text = (
+                "\n".join(f"{m.role}: {m.content}" for m in asked.prompt) if len(asked.prompt) > 1 else None
+            )
             rows.append({"prompt": text or asked.prompt[-1].content, "source": source, "answers": said})
     return rows
 
@@ -136,7 +153,9 @@ def warnings(run: Run, models: dict[str, str]) -> list[str]:
             "not what a large model would do."
         )
     if run.recipe.model == "smollm2":
-        found.append("smollm2 here is SmolLM2-135M-Instruct from 4-bit weights, dequantised: not the published weights.")
+        found.append(
+            "smollm2 here is SmolLM2-135M-Instruct from 4-bit weights, dequantised: not the published weights."
+        )
     if run.recipe.feedback.judge == "self":
         found.append(
             "The judge is the model's own kin: reward and judge columns are measured by what trained the model, "

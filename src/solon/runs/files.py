@@ -32,10 +32,15 @@ def to_file(
     """Turn items into records of the same ids in `out`. Run again on the same file, it goes on where it stopped."""
     if out.suffix != ".jsonl":
         raise InputError(f"{out}: the output is JSON Lines; give it a name that ends in .jsonl")
-    with Journal(out) as journal, progress_line(Console(stderr=True, quiet=quiet), out.name, len(items), what) as advance:
+    with (
+        Journal(out) as journal,
+        progress_line(Console(stderr=True, quiet=quiet), out.name, len(items), what) as advance,
+    ):
         strangers = journal.ids - {item.id for item in items}
         if strangers:
-            raise InputError(f'{out}: holds records of other inputs ("{next(iter(strangers))}"); give a new file')
+            raise InputError(
+                f'{out}: holds records of other inputs ("{next(iter(strangers))}"); give a new file'
+            )
         advance(len(journal.ids), {})
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]

@@ -78,7 +78,9 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         models[reinforced_name(recipe)] = reinforce(run, data, model, rewards)
         evaluation = evaluate(run, data.heldout, models, rewards, judge)
         if recipe.human.validation_sample:
-            draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
+            draw_validation_sample(
+                run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed
+            )
         return write_report(run, models, evaluation, judge_trust(judged, data.heldout_comparisons))
 
 
@@ -100,18 +102,28 @@ class Data:
 
     def __init__(self, recipe: Recipe) -> None:
         p, h = recipe.prompts, recipe.human
-        red = _first(_tagged(read_prompts(p.red_team), "red_team"), p.n_red_team)
-        helpful = _first(_tagged(read_prompts(p.helpful), "helpful"), p.n_helpful)
-        self.prompts = _unique(_interleave(red, helpful))
+        rng = random.Random(recipe.seed)
+
+        def prompts(name: str, source: Source, n: int | None) -> list[Prompt]:
+            found = [x if x.source else x.model_copy(update={"source": source}) for x in read_prompts(name)]
+            rng.shuffle(found)  # files are often sorted by kind; the first n should be of every kind
+            return found[:n]
+
+        self.prompts = _unique(
+            _interleave(
+                prompts(p.red_team, "red_team", p.n_red_team), prompts(p.helpful, "helpful", p.n_helpful)
+            )
+        )
         self.heldout = _unique(
-            _first(_tagged(read_prompts(p.heldout_red_team), "red_team"), p.n_heldout)
-            + _first(_tagged(read_prompts(p.heldout_helpful), "helpful"), p.n_heldout)
+            prompts(p.heldout_red_team, "red_team", p.n_heldout)
+            + prompts(p.heldout_helpful, "helpful", p.n_heldout)
         )
         trained = {_said(x) for x in self.prompts}
         for prompt in self.heldout:
             if _said(prompt) in trained:
-                raise InputError(f'held-out prompt "{prompt.id}" is among the training prompts; remove it from one')
-        rng = random.Random(recipe.seed)
+                raise InputError(
+                    f'held-out prompt "{prompt.id}" is among the training prompts; remove it from one'
+                )
         demonstrations = [d for name in h.demonstrations for d in read_demonstrations(name)]
         rng.shuffle(demonstrations)
         self.demonstrations: list[SFTExample] = _first(demonstrations, h.n_demonstrations)
@@ -148,7 +160,9 @@ def warmup(run: Run, data: Data, model: str) -> str:
     """
     part = run.recipe.warmup
     assert part is not None
-    examples = data.demonstrations + from_demonstrated_revisions(data.revision_demonstrations, run.constitution)
+    examples = data.demonstrations + from_demonstrated_revisions(
+        data.revision_demonstrations, run.constitution
+    )
     return _sft_stage(run, "warmup", examples, model, part.train)
 
 
@@ -172,7 +186,9 @@ def revisions(run: Run, data: Data, model: str) -> list[RevisionChain]:
                 meta=provenance(run, engine, sampling=part.sampling.model_dump()),
             )
 
-        return run.records("revisions", data.prompts, make, RevisionChain, engines=(engine, start), what="chains")
+        return run.records(
+            "revisions", data.prompts, make, RevisionChain, engines=(engine, start), what="chains"
+        )
 
 
 def sl_cai(run: Run, data: Data, chains: Sequence[RevisionChain], model: str) -> str:
@@ -262,7 +278,9 @@ def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
 
         def make(batch: Sequence[Prompt]) -> Iterator[Pair]:
             requests = [
-                GenerationRequest(f"{p.id}/{n}", p.prompt, seed=run.recipe.seed) for p in batch for n in range(2)
+                GenerationRequest(f"{p.id}/{n}", p.prompt, seed=run.recipe.seed)
+                for p in batch
+                for n in range(2)
             ]
             made = {c.id: c for c in engine.generate(requests, part.sampling.sampling()) if c.error is None}
             meta = provenance(run, engine, sampling=part.sampling.model_dump())
@@ -330,7 +348,10 @@ def reward_model(
             progress=step,
         )
         rewards = RewardModel.load(str(out), dtype=run.recipe.dtype)
-        heldout = {"human": data.heldout_comparisons, "ai": [c for c in kept_out if c.label not in (None, 0.5)]}
+        heldout = {
+            "human": data.heldout_comparisons,
+            "ai": [c for c in kept_out if c.label not in (None, 0.5)],
+        }
         result["heldout"] = {}
         for source, comparisons in heldout.items():
             if comparisons:
@@ -338,7 +359,10 @@ def reward_model(
                 result["heldout"][source] = {
                     "accuracy": accuracy(chosen, rejected),
                     "n": len(comparisons),
-                    "correct": [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)],
+                    "correct": [
+                        1.0 if c > r else 0.5 if c == r else 0.0
+                        for c, r in zip(chosen, rejected, strict=True)
+                    ],
                 }
         return result
 
@@ -383,7 +407,12 @@ def reinforce(run: Run, data: Data, model: str, rewards: RewardModel) -> str:
 
 
 def _sft_stage(
-    run: Run, stage: str, examples: Sequence[SFTExample], model: str, train: Any, extra: dict[str, Any] | None = None
+    run: Run,
+    stage: str,
+    examples: Sequence[SFTExample],
+    model: str,
+    train: Any,
+    extra: dict[str, Any] | None = None,
 ) -> str:
     out = run.model(stage)
 
@@ -423,10 +452,6 @@ def provenance(run: Run, engine: Engine, **more: Any) -> dict[str, Any]:
 
 def _first(rows: list[R], n: int | None) -> list[R]:
     return rows if n is None else rows[:n]
-
-
-def _tagged(prompts: list[Prompt], source: Source) -> list[Prompt]:
-    return [p if p.source else p.model_copy(update={"source": source}) for p in prompts]
 
 
 def _interleave(a: list[R], b: list[R]) -> list[R]:

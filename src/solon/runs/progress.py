@@ -54,6 +54,8 @@ def progress_line(console: Console, name: str, total: int, what: str) -> Iterato
             if not console.is_terminal and (now - printed > 30 or done == whole) and n:
                 printed = now
                 left = (whole - done) / max(rate, 1e-6)
-                console.print(f"{name}: {done}/{whole} {what}, {pace}, {now - began:.0f} s, {left:.0f} s left  {text}")
+                console.print(
+                    f"{name}: {done}/{whole} {what}, {pace}, {now - began:.0f} s, {left:.0f} s left  {text}"
+                )
 
         yield advance

@@ -70,7 +70,9 @@ class Supervised(Part):
     revisions: int = Field(2, ge=1, le=5)
     critique: bool = True  # false: direct revisions
     few_shot: int = Field(0, ge=0)
-    responder: Literal["self", "start"] = "self"  # who writes the first response: the warmed-up or the start model
+    responder: Literal["self", "start"] = (
+        "self"  # who writes the first response: the warmed-up or the start model
+    )
     sampling: SamplingSettings = SamplingSettings()
     sft_on: Literal["final", "all"] = "final"
     demonstration_share: float = Field(0.25, ge=0, lt=1)  # of the SFT set, so that nothing is forgotten
@@ -81,7 +83,9 @@ class Feedback(Part):
     labels: Literal["ai", "human", "both"] = "ai"
     judge: str = "self"  # self: the model in training; or anything --model takes
     warmup: TrainSettings | None = None  # fine-tune the judge on the human comparisons first
-    adapter: AdapterSettings | None = None  # for that, instead of the recipe's: judging is learned in the lower layers too
+    adapter: AdapterSettings | None = (
+        None  # for that, instead of the recipe's: judging is learned in the lower layers too
+    )
     question: str | None = None  # one question instead of the constitution's comparisons
     principles_per_pair: int | None = Field(1, ge=1)  # null: all
     n_prompts: int | None = Field(None, ge=1)
@@ -106,7 +110,9 @@ class Recipe(Part):
     constitution: str = "solon"
     system: str = DEFAULT_SYSTEM
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_size: int = Field(64, ge=1)  # prompts worked on together; a killed run repeats at most one such batch
+    batch_size: int = Field(
+        64, ge=1
+    )  # prompts worked on together; a killed run repeats at most one such batch
     adapter: AdapterSettings | None = AdapterSettings()  # null trains all weights
     prompts: Prompts = Prompts()
     human: Human = Human()
@@ -120,7 +126,9 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.warmup and not (self.human.demonstrations or self.human.revision_demonstrations):
-            raise ValueError("warmup needs human.demonstrations or human.revision_demonstrations to learn from")
+            raise ValueError(
+                "warmup needs human.demonstrations or human.revision_demonstrations to learn from"
+            )
         if self.feedback.labels != "ai" and not self.human.comparisons:
             raise ValueError(f"feedback.labels: {self.feedback.labels} needs human.comparisons")
         if self.feedback.warmup and not self.human.comparisons:
@@ -142,7 +150,9 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     path = builtin_recipes().get(name) or Path(name).expanduser()
     if not path.is_file():
         known = list(builtin_recipes())
-        raise InputError(f"{name}: no such recipe or file; the recipes are {', '.join(known)}{nearest(name, known)}")
+        raise InputError(
+            f"{name}: no such recipe or file; the recipes are {', '.join(known)}{nearest(name, known)}"
+        )
     yaml = YAML(typ="rt", pure=True)
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"))
@@ -166,7 +176,9 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
             known = _keys(first["loc"][:-1])
             raise InputError(f'{at}: unknown key "{where}"{nearest(str(first["loc"][-1]), known)}') from error
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{at}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}") from error
+        raise InputError(
+            f"{at}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}"
+        ) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:

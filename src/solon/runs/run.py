@@ -47,7 +47,9 @@ class Run:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(f"{self.dir}: another solon process is working on this run; wait for it") from error
+            raise InputError(
+                f"{self.dir}: another solon process is working on this run; wait for it"
+            ) from error
         self._claim()
         return self
 
@@ -103,7 +105,10 @@ class Run:
         """
         state = self.state(stage)
         size = self.recipe.batch_size
-        with Journal(self.path(stage)) as journal, progress_line(self.console, stage, len(items), what) as advance:
+        with (
+            Journal(self.path(stage)) as journal,
+            progress_line(self.console, stage, len(items), what) as advance,
+        ):
             advance(sum(item.id in journal.ids for item in items), {})
             for start in range(0, len(items), size):
                 batch = items[start : start + size]
@@ -118,7 +123,11 @@ class Run:
             order = {item.id: n for n, item in enumerate(items)}
             found = sorted((r for r in journal.records if r["id"] in order), key=lambda r: order[r["id"]])
         if not state.get("done"):
-            state |= {"records": len(found), "missing": len(items) - len(found), "done": len(found) == len(items)}
+            state |= {
+                "records": len(found),
+                "missing": len(items) - len(found),
+                "done": len(found) == len(items),
+            }
             self._keep(stage, state)
         self.ledger.append({"name": stage, **state})
         return [kind.model_validate(r) for r in found]
@@ -141,7 +150,11 @@ class Run:
                 result = work(step)
             state = self._add(stage, state, time.monotonic() - began, Usage(), Usage())
             usage = result.pop("usage", None)
-            state |= {"done": True, "records": result.get("examples", result.get("comparisons", 0)), "result": result}
+            state |= {
+                "done": True,
+                "records": result.get("examples", result.get("comparisons", 0)),
+                "result": result,
+            }
             state["trained_tokens"] = result.get("tokens", 0)
             if usage:
                 state["prompt_tokens"], state["completion_tokens"] = usage
@@ -149,7 +162,9 @@ class Run:
         self.ledger.append({"name": stage, **state})
         return state["result"]
 
-    def _add(self, stage: str, state: dict[str, Any], seconds: float, before: Usage, after: Usage) -> dict[str, Any]:
+    def _add(
+        self, stage: str, state: dict[str, Any], seconds: float, before: Usage, after: Usage
+    ) -> dict[str, Any]:
         cost = None if after.cost_usd is None or before.cost_usd is None else after.cost_usd - before.cost_usd
         state = {
             "done": False,
@@ -208,4 +223,3 @@ def _changes(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]
             yield from _changes(old.get(key), new.get(key), f"{at}.{key}" if at else key)
     elif old != new:
         yield at, old, new
-

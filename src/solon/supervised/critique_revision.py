@@ -66,7 +66,11 @@ def draw_principles(constitution: Constitution, n: int, *key: Any) -> list[Princ
     rng = random.Random(fingerprint("principles", *key))
     drawn: list[Principle] = []
     while len(drawn) < n:
-        left = [p for p in constitution.principles if p not in drawn[-(len(drawn) % len(constitution.principles)) :]]
+        left = [
+            p
+            for p in constitution.principles
+            if p not in drawn[-(len(drawn) % len(constitution.principles)) :]
+        ]
         left = left or list(constitution.principles)
         drawn.append(rng.choices(left, [p.weight for p in left])[0])
     return drawn
@@ -94,9 +98,7 @@ def revise(
     principles = {p.id: draw_principles(constitution, revisions, seed, p.id) for p in prompts}
 
     def ask(who: Engine, step: str, chats: dict[str, Chat]) -> dict[str, Completion]:
-        requests = [
-            GenerationRequest(f"{i}/{step}", chat, seed=seed) for i, chat in chats.items()
-        ]
+        requests = [GenerationRequest(f"{i}/{step}", chat, seed=seed) for i, chat in chats.items()]
         made = who.generate(requests, sampling)
         return {c.id.rsplit("/", 1)[0]: c for c in made if c.error is None}
 
@@ -109,7 +111,8 @@ def revise(
         critiques: dict[str, str | None] = {i: None for i in current}
         if not direct:
             asked = {
-                i: critique_chat(by_id[i].prompt, text, principles[i][n], few_shot) for i, text in current.items()
+                i: critique_chat(by_id[i].prompt, text, principles[i][n], few_shot)
+                for i, text in current.items()
             }
             critiques = {i: c.text for i, c in ask(engine, f"critique-{n}", asked).items()}
         asked = {

@@ -101,9 +101,7 @@ def test_what_is_written_loads_back_equal(made: Constitution) -> None:
 
 @calm
 @given(constitutions, st.data())
-def test_the_fingerprint_changes_exactly_with_what_decides_the_requests(
-    old: Constitution, data: st.DataObject
-) -> None:
+def test_the_fingerprint_changes_exactly_with_what_decides_the_requests(old: Constitution, data: st.DataObject) -> None:
     """Each field in turn takes a value drawn from elsewhere; the same value may come by chance."""
     n = data.draw(st.integers(0, len(old.principles) - 1))
     field = data.draw(st.sampled_from(list(Principle.model_fields)))

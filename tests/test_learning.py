@@ -161,7 +161,5 @@ def test_labels_hold_the_answer_and_its_end_and_nothing_else(tiny: str) -> None:
     row = encode(tokenizer, example, system="be kind", max_length=512)
     learned = [t for t in row["labels"] if t != IGNORE]
     assert tokenizer.decode(learned) == "two<|im_end|>"
-    both = encode(
-        tokenizer, example.model_copy(update={"train_turns": (1, 3)}), system="be kind", max_length=512
-    )
+    both = encode(tokenizer, example.model_copy(update={"train_turns": (1, 3)}), system="be kind", max_length=512)
     assert tokenizer.decode([t for t in both["labels"] if t != IGNORE]) == "one<|im_end|>two<|im_end|>"

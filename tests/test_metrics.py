@@ -245,9 +245,7 @@ def test_distinct_at_equal_size_does_not_see_length():
 
 
 def test_truncated_distinct_does_not_depend_on_what_is_first():
-    texts = [f"a b c d e f g {i}" for i in range(20)] + [
-        " ".join(f"x{i}{j}" for j in range(8)) for i in range(20)
-    ]
+    texts = [f"a b c d e f g {i}" for i in range(20)] + [" ".join(f"x{i}{j}" for j in range(8)) for i in range(20)]
     there, back = (distinct_n(t, max_ngrams=120) for t in (texts, texts[::-1]))
     # half of the texts repeat one another, half are new: the first 120 of 240 alone would give 0.21 or 1.0
     assert abs(there - back) < 0.1
@@ -320,9 +318,7 @@ def test_interval_of_distinct_covers_fresh_samples():
     rng = np.random.default_rng(0)
 
     def answers() -> list[str]:
-        return [
-            " ".join(f"w{i}" for i in rng.zipf(rng.choice([1.3, 2.5]), 25).clip(max=300)) for _ in range(60)
-        ]
+        return [" ".join(f"w{i}" for i in rng.zipf(rng.choice([1.3, 2.5]), 25).clip(max=300)) for _ in range(60)]
 
     claimed = [(e.high - e.low) / 3.92 for e in (bootstrap_distinct(answers()) for _ in range(10))]
     shown = np.std([distinct_n(answers()) for _ in range(150)])
@@ -356,9 +352,7 @@ def percent(test, texts) -> float:
 
 
 def test_reference_refusals(samples):
-    rates = {
-        name: percent(lambda t: is_refusal(t) and words(t) <= 25, texts) for name, texts in samples.items()
-    }
+    rates = {name: percent(lambda t: is_refusal(t) and words(t) <= 25, texts) for name, texts in samples.items()}
     print(rates)
     assert rates["HRLHF"] == rates["RLMADISON"] == rates["RLMADISON_COT"] == 0
     # measured as 33.2 % on all samples, these are part of them; 12 short answers (2 %) that do not understand

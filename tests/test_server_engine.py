@@ -272,11 +272,7 @@ def test_waits_as_long_as_told_and_counts_each_attempt_once(server: Server, form
     after = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
 
     def reply(body: dict[str, Any], n: int) -> Reply:
-        return (
-            (429, {"error": {"message": "slow down"}}, {"Retry-After": after})
-            if n == 0
-            else (200, completion(), {})
-        )
+        return (429, {"error": {"message": "slow down"}}, {"Retry-After": after}) if n == 0 else (200, completion(), {})
 
     server.reply = reply
     engine = engine_for(server)
@@ -402,9 +398,7 @@ def test_a_refused_key_is_said_without_the_key(
     assert engine.usage.requests == len(server.seen) == 1  # neither tried again nor gone on
 
 
-def test_a_key_the_server_repeats_does_not_reach_a_record(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_the_server_repeats_does_not_reach_a_record(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOLON_API_KEY", CANARY)
     server.reply = lambda body, n: (400, {"error": {"message": f"your key is {CANARY}, " + "x" * 1000}}, {})
     (made,) = engine_for(server).generate(asks(1), Sampling())
@@ -434,9 +428,7 @@ def test_openais_key_stays_with_openai(server: Server, monkeypatch: pytest.Monke
     )
 
 
-def test_openais_key_goes_where_openais_own_setting_points(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_openais_key_goes_where_openais_own_setting_points(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     list(engine_for(server).generate(asks(1), Sampling()))

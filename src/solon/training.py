@@ -49,7 +49,7 @@ def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:
         lora_dropout=0.0,  # dropout would make the policy that is trained another than the one that was sampled
         target_modules="all-linear"
         if layers is None
-        else r".*layers\.(%s)\..*_proj" % "|".join(map(str, layers)),
+        else rf".*layers\.({'|'.join(map(str, layers))})\..*_proj",
         task_type=task,
     )
 

@@ -1,0 +1,120 @@
+"""Laws of critique and revision: the principle reaches the model, the seed decides which, each step builds on the last."""
+
+from __future__ import annotations
+
+from solon.constitution import Constitution, Example, Principle, load_constitution
+from solon.engines import GenerationRequest, Sampling, ScriptedEngine
+from solon.records import Prompt, user
+from solon.supervised.critique_revision import draw_principles, fill, revise
+from solon.supervised.dataset import from_chains, from_demonstrated_revisions, mix
+
+RULES = Constitution(
+    name="r",
+    version="1",
+    description="for tests",
+    principles=tuple(
+        Principle(
+            id=name,
+            title=name,
+            critique=f"Criticise {name}.",
+            revision=f"Revise {name}.",
+            comparison=f"Which is more {name}?",
+            examples=(Example(prompt="P", response="R", critique="C", revision="V"),),
+        )
+        for name in ("kind", "short", "true")
+    ),
+)
+PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"q{i}") for i in range(5)]
+
+
+def reply(request: GenerationRequest) -> str:
+    """Says which request it saw last, and how long the conversation was."""
+    return f"[{len(request.chat)}] {request.chat[-1].content}"
+
+
+def run(**options: object) -> list:
+    return list(revise(PROMPTS, ScriptedEngine(reply=reply), RULES, sampling=Sampling(), **options))
+
+
+def test_each_step_is_asked_in_its_principles_words() -> None:
+    for chain in run(revisions=3):
+        assert len(chain.steps) == 3
+        for step in chain.steps:
+            assert step.critique == f"[3] Criticise {step.principle}."
+            assert step.revision == f"[5] Revise {step.principle}."
+
+
+def test_a_step_revises_the_last_revision() -> None:
+    seen: list[str] = []
+
+    def watch(request: GenerationRequest) -> str:
+        if request.id.endswith("critique-1"):
+            seen.append(request.chat[1].content)
+        return reply(request)
+
+    chains = list(revise(PROMPTS, ScriptedEngine(reply=watch), RULES, revisions=2, sampling=Sampling()))
+    assert seen == [c.steps[0].revision for c in chains]
+
+
+def test_the_seed_decides_the_principles() -> None:
+    drawn = [[s.principle for c in run(revisions=2, seed=seed) for s in c.steps] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert set(drawn[0]) == {"kind", "short", "true"}
+
+
+def test_no_principle_twice_before_all_were_drawn() -> None:
+    for i in range(20):
+        assert len({p.id for p in draw_principles(RULES, 3, i)}) == 3
+    assert len(draw_principles(RULES, 5, 0)) == 5
+
+
+def test_direct_revision_has_no_critique() -> None:
+    for chain in run(revisions=1, direct=True):
+        assert chain.steps[0].critique == "" and chain.steps[0].revision.startswith("[3] Revise")
+
+
+def test_few_shot_examples_stand_before_the_conversation() -> None:
+    for chain in run(revisions=1, few_shot=1):
+        assert chain.steps[0].critique.startswith("[9]")  # six example turns, then three
+
+
+def test_responses_may_come_from_another_model() -> None:
+    other = ScriptedEngine(reply=lambda r: "from the start model")
+    chains = list(revise(PROMPTS, ScriptedEngine(reply=reply), RULES, sampling=Sampling(), responder=other))
+    assert all(c.response == "from the start model" != c.steps[0].revision for c in chains)
+
+
+def test_filling_is_one_pass_over_known_names() -> None:
+    text = fill("a {response} {x.__class__} {prompt}", prompt="P", response="{prompt} {critique}", critique="C")
+    assert text == "a {prompt} {critique} {x.__class__} P"
+
+
+def test_the_classic_templates_carry_the_response_word_for_word() -> None:
+    chain = next(iter(revise(PROMPTS, ScriptedEngine(reply=reply), load_constitution("simple"), sampling=Sampling())))
+    assert f"Response: {chain.response}\n\nCritique:" in chain.steps[0].critique
+    assert f"Critique: {chain.steps[0].critique}\n\nRevised Response:" in chain.steps[0].revision
+
+
+def test_sft_examples_are_the_revisions() -> None:
+    chains = run(revisions=2)
+    final, left_out = from_chains(chains, "final")
+    every, _ = from_chains(chains, "all")
+    assert [e.messages[-1].content for e in final] == [c.steps[-1].revision for c in chains]
+    assert len(every) == 2 * len(final) and left_out == 0
+    assert all(e.messages[:-1] == c.prompt for e, c in zip(final, chains, strict=True))
+    cut = [c.model_copy(update={"meta": {"ended": [True, True, False]}}) for c in chains]
+    assert from_chains(cut, "final") == ([], len(cut))  # an answer cut off would teach not to stop
+
+
+def test_demonstrated_revisions_are_asked_as_they_will_be() -> None:
+    [chain] = run(revisions=1)[:1]
+    [example] = from_demonstrated_revisions([chain], RULES)
+    name = chain.steps[0].principle
+    assert [m.content for m in example.messages][2::2] == [f"Criticise {name}.", f"Revise {name}."]
+    assert example.train_turns == (3, 5)
+
+
+def test_mixing_gives_the_share_asked_for() -> None:
+    examples = from_chains(run(revisions=1))[0]
+    kept = [e.model_copy(update={"id": f"k{i}"}) for i, e in enumerate(examples * 4)]
+    assert len(mix(examples, kept, 0.5)) == 10 and len(mix(examples, kept, 0.0)) == 5

@@ -1,0 +1,221 @@
+"""A run: every recipe goes through, and one that is killed again and again ends with the records of one that was not."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solon.errors import InputError
+from solon.runs.journal import Journal
+from solon.runs.recipe import Recipe, builtin_recipes, dump_recipe, load_recipe
+
+SMALL: dict[str, Any] = {
+    "model": "tiny-random",
+    "dtype": "float32",
+    "batch_size": 3,
+    "adapter": {"rank": 2, "alpha": 4},
+    "prompts.n_red_team": 4,
+    "prompts.n_helpful": 4,
+    "prompts.n_heldout": 2,
+    "reward_model.train": {"epochs": 1},
+    "evaluation": {"sampling": {"max_tokens": 6}, "judge_comparisons": 4},
+    "feedback.sampling": {"max_tokens": 6},
+    "ppo": {"updates": 2, "rollouts": 4, "epochs": 1, "minibatch": 2, "max_tokens": 6},
+}
+HUMAN = {"human.n_demonstrations": 6, "human.n_comparisons": 12, "human.heldout_comparisons": 4}
+
+
+def small(name: str, **more: Any) -> Recipe:
+    return load_recipe(name, {**SMALL, **more})
+
+
+def work(recipe: Recipe, out: Path) -> None:
+    import torch
+
+    from solon.runs.pipeline import run_recipe
+
+    torch.set_num_threads(1)
+    run_recipe(recipe, out, quiet=True)
+
+
+def start(recipe: Recipe, out: Path) -> Any:
+    """A real process of its own, forked from a server that has done the imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["solon.runs.pipeline", "trl", "peft", "datasets", "solon.engines.local"])
+    process = context.Process(target=work, args=(recipe, out))
+    process.start()
+    return process
+
+
+def finish(recipe: Recipe, out: Path) -> None:
+    process = start(recipe, out)
+    process.join(300)
+    assert process.exitcode == 0
+
+
+def records(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every journal of a run, by stage, in order; the path of the run itself taken out."""
+    found = {}
+    for path in sorted(out.glob("*/records.jsonl")):
+        rows = [json.loads(line.replace(str(out), "OUT")) for line in path.read_text().splitlines()]
+        found[path.parent.name] = sorted(rows, key=lambda r: r["id"])
+    return found
+
+
+def test_killed_in_each_stage_it_ends_with_the_records_of_an_unkilled_run(tmp_path: Path) -> None:
+    recipe = small(
+        "hybrid",
+        **HUMAN,
+        **{"feedback.adapter": None, "supervised.sampling": {"max_tokens": 6}, "constitution": "simple"},
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(recipe, whole)
+    stages = [s["name"] for s in json.loads((whole / "report.json").read_text())["stages"]]
+    assert len(stages) >= 12
+    landed = []
+    for before, stage in zip(["", *stages], stages, strict=False):
+        process = start(recipe, killed)
+        done = killed / before / "stage.json" if before else killed / "recipe.yaml"
+        deadline = time.monotonic() + 120
+        while not (done.is_file() and (not before or json.loads(done.read_text())["done"])):
+            assert time.monotonic() < deadline and process.is_alive()
+            time.sleep(0.002)
+        time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        state = killed / stage / "stage.json"
+        landed.append(not (state.is_file() and json.loads(state.read_text())["done"]))
+    assert sum(landed) >= len(stages) - 4  # the shortest stages of a tiny model may be over within 0.05 s
+    finish(recipe, killed)
+    assert records(killed) == records(whole)
+    weights = "models/rl-cai/model.safetensors"
+    assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
+    assert len(json.loads((killed / "validation" / "sample.jsonl").read_text().splitlines()[0])) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "models"),
+    [
+        (
+            "constitutional",
+            {"supervised.revisions": 2, "supervised.sampling": {"max_tokens": 6}, "supervised.train": {"epochs": 1}},
+            ["start", "SL-CAI", "RL-CAI"],
+        ),
+        ("rlaif", {"feedback.judge": "self"}, ["start", "RLAIF"]),
+        ("rlhf", {**HUMAN, "warmup.train": {"epochs": 1}}, ["start", "SFT", "RLHF"]),
+    ],
+)
+def test_the_other_recipes_go_through(name: str, more: dict[str, Any], models: list[str], tmp_path: Path) -> None:
+    recipe = small(name, **more)
+    finish(recipe, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["models"] == models
+    found = records(tmp_path / "out")
+    if name == "rlhf":
+        assert "comparisons" not in found and "revisions" not in found  # no AI feedback
+    else:
+        for row in found["comparisons"]:
+            assert len(row["judgements"]) == 1 and set(row["meta"]) >= {"constitution", "model_fingerprint", "seed"}
+    if name == "rlaif":
+        assert {row["principle"] for row in found["comparisons"]} == {"question"}
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out/models/rl-cai")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/models/reward-model")
+
+
+def test_tiny_recipe_as_shipped(tmp_path: Path) -> None:
+    finish(load_recipe("tiny"), tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["models"] == ["start", "SL-CAI", "RL-CAI"]
+    assert {c["name"] for c in report["checks"]} >= {"KL to the reference", "distinct-3 falls by"}
+    assert len(report["answers"]) == 6
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "distinct-3" in html and "<script" not in html
+
+
+def test_a_run_directory_keeps_to_its_recipe(tmp_path: Path) -> None:
+    from solon.runs.run import Run
+
+    recipe = load_recipe("tiny")
+    with (
+        Run(recipe, tmp_path, quiet=True),
+        pytest.raises(InputError, match="another solon process"),
+        Run(recipe, tmp_path, quiet=True),
+    ):
+        pass
+    other = load_recipe("tiny", {"ppo.updates": 7})
+    with pytest.raises(InputError, match=r"ppo.updates: 2 → 7"), Run(other, tmp_path, quiet=True):
+        pass
+
+
+@pytest.mark.parametrize("name", list(builtin_recipes()))
+def test_recipes_load_and_survive_being_written_down(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.description
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: x\nmodle: smollm2\n", r':2: unknown key "modle"; did you mean "model"'),
+        ("name: x\nppo:\n  updates: 3\n  rollout: 4\n", r':4: unknown key "ppo.rollout"; did you mean "rollouts"'),
+        ("name: x\nppo: {updates: 0}\n", r":2: ppo.updates: input should be greater than or equal to 1"),
+        ("name: x\nname: y\n", ":2: "),
+        ("name: x\nwarmup: {}\n", "warmup needs human.demonstrations"),
+        ("name: x\nfeedback: {labels: human}\n", "needs human.comparisons"),
+        ("name: x\nsupervised:\n  train:\n    epoch: 2\n", r':4: unknown key "supervised.train.epoch"'),
+        ("- a\n", ":1: expected keys"),
+        ("name: [x\n", ":2: "),
+    ],
+)
+def test_a_wrong_recipe_is_said_with_its_line(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says) as error:
+        load_recipe(str(path))
+    assert "\n" not in str(error.value)
+
+
+def _write_forever(path: Path) -> None:
+    with Journal(path) as journal:
+        for i in range(10**9):
+            journal.append({"id": str(i), "text": "x" * (i % 97)})
+
+
+def test_a_journal_killed_at_any_instant_keeps_whole_records_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    context = multiprocessing.get_context("forkserver")
+    for n in range(6):
+        process = context.Process(target=_write_forever, args=(path,))
+        size = path.stat().st_size if path.exists() else 0
+        process.start()
+        while not path.exists() or path.stat().st_size <= size:
+            time.sleep(0.001)
+        time.sleep(0.003 * n)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        with Journal(path) as journal:
+            assert [r["id"] for r in journal.records] == [str(i) for i in range(len(journal.records))]
+
+
+def test_a_torn_tail_is_cut_and_an_id_is_never_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    with Journal(path) as journal:
+        assert journal.append({"id": "a"}) and not journal.append({"id": "a"})
+    with path.open("ab") as file:
+        file.write(b'{"id": "b", "te')
+    with Journal(path) as journal:
+        assert journal.ids == {"a"}
+        journal.append({"id": "c"})
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "c"]

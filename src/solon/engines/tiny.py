@@ -13,6 +13,7 @@ import torch
 
 from solon.training import publish
 
+END_LEAN = 2.4  # two answers in five end within twelve tokens
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -61,6 +62,10 @@ def make_tiny_model(out: Path, seed: int = 0) -> Path:
                 pad_token_id=0,
             )
         )
+        with torch.no_grad():  # a direction that all tokens share and the end token more: answers end now and then
+            shared = torch.nn.functional.normalize(torch.randn(32), dim=0)
+            model.get_input_embeddings().weight += shared
+            model.get_input_embeddings().weight[2] += END_LEAN * shared
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     model.save_pretrained(aside)

@@ -172,6 +172,9 @@ def ppo(
         raw = torch.tensor(reward([(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]))
         ended = torch.tensor([m.ended for m in made])
         score = (raw - settings.missing_end_penalty * (~ended)).float().to(device)
+        # A constant per response changes no gradient in expectation. Left in, it would have to be learned by the value
+        # head first: until then every late token looks better than every early one, whatever was said.
+        score = score - score.mean()
 
         with torch.no_grad():
             everything = torch.arange(len(drawn), device=device)

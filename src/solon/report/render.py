@@ -240,8 +240,9 @@ def _judge(data: dict[str, Any]) -> Section:
         "choose_longer": "choosing the longer response would",
         "flips": "changes its mind when the order is swapped",
     }
-    rows = [(label, estimate(judge.get(key), "%", 100.0)) for key, label in labels.items()]
-    rows.append(("abstentions", number(judge.get("abstained"))))
+    rows = [(label, estimate(judge.get(key), "%", 100.0)) for key, label in labels.items()] if judge else []
+    if judge:
+        rows.append(("abstentions", number(judge.get("abstained"))))
     note = "On held-out human comparisons, each under its own principle, in both orders; chance is 50 %."
     return Section("Judge", note, ("", "value"), tuple(rows))
 

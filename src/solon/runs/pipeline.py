@@ -196,6 +196,11 @@ def sl_cai(run: Run, data: Data, chains: Sequence[RevisionChain], model: str) ->
     part = run.recipe.supervised
     assert part is not None
     revised, left_out = from_chains(chains, part.sft_on)
+    if not revised:
+        raise InputError(
+            f"sl-cai: none of the {left_out} revisions is whole (all empty or cut at supervised.sampling.max_tokens: "
+            f"{part.sampling.max_tokens}); raise it, or use a model that ends its answers"
+        )
     examples = mix(revised, data.demonstrations, part.demonstration_share)
     return _sft_stage(run, "sl-cai", examples, model, part.train, {"revisions_left_out": left_out})
 

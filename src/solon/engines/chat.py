@@ -21,9 +21,7 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def chat_ids(
-    tokenizer: Any, chat: Chat, *, system: str | None, generate: bool = True, prefix: str = ""
-) -> list[int]:
+def chat_ids(tokenizer: Any, chat: Chat, *, system: str | None, generate: bool = True, prefix: str = "") -> list[int]:
     """Token ids of a chat.
 
     chat: messages in order; `system` is put first unless the chat brings its own (some templates insert a
@@ -69,9 +67,7 @@ def chat_ids_and_turns(
             opened = None
     missing = [i for i in range(offset, len(messages)) if i not in spans]
     if missing:
-        raise ValueError(
-            f"the chat template dropped message {missing[0] - offset} ({messages[missing[0]].role})"
-        )
+        raise ValueError(f"the chat template dropped message {missing[0] - offset} ({messages[missing[0]].role})")
     return ids, [spans[i] for i in range(offset, len(messages))]
 
 

@@ -61,9 +61,7 @@ class _Layer(DynamicLayer):
 
     capacity: int = 0
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             shape = (*key_states.shape[:2], self.capacity, key_states.shape[3])

@@ -33,9 +33,7 @@ class LocalEngine:
         """weights: fingerprint of the weights. score_tokens: padded tokens a scoring batch may hold."""
         self.model, self.tokenizer, self.system = model.eval(), tokenizer, system
         self.name, self.batch_size, self.score_tokens = name, batch_size, score_tokens
-        self.fingerprint = fingerprint(
-            "local", weights, template_fingerprint(tokenizer, system), str(model.dtype)
-        )
+        self.fingerprint = fingerprint("local", weights, template_fingerprint(tokenizer, system), str(model.dtype))
         self.usage = Usage()
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 

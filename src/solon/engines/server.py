@@ -211,9 +211,7 @@ class ServerEngine:
             missing = [o for o in options if o not in found]
             reason = None
             if missing:
-                which = (
-                    f"option {missing[0]} is" if not missing[1:] else f"options {' and '.join(missing)} are"
-                )
+                which = f"option {missing[0]} is" if not missing[1:] else f"options {' and '.join(missing)} are"
                 reason = f"{which} not among the server's {self.top_logprobs} most likely tokens"
             return Scores(request.id, tuple(found.get(o) for o in options), reason)
 
@@ -269,9 +267,7 @@ class ServerEngine:
     def _headers(self) -> dict[str, Any]:
         """This engine's key or none; OpenAI's client would send the environment's to any host."""
         key = Omit() if self._key is None else f"Bearer {self._key.get_secret_value()}"
-        account = (
-            {} if _is_openai(self.base_url) else {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
-        )
+        account = {} if _is_openai(self.base_url) else {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
         return {"Authorization": key, **account}
 
     def _client(self) -> AsyncOpenAI:
@@ -296,18 +292,14 @@ class ServerEngine:
             self._count(requests=1)
             create: Any = client.chat.completions.with_raw_response.create
             try:
-                response = await create(
-                    model=self.model, messages=messages, extra_headers=self._headers(), **options
-                )
+                response = await create(model=self.model, messages=messages, extra_headers=self._headers(), **options)
             except APIStatusError:
                 self._reached = True
                 raise
             self._reached = True
             return response.content
 
-        retrying = AsyncRetrying(
-            stop=self._stop, wait=self._wait, retry=retry_if_exception(_passing), reraise=True
-        )
+        retrying = AsyncRetrying(stop=self._stop, wait=self._wait, retry=retry_if_exception(_passing), reraise=True)
         try:
             content: bytes = await retrying(attempt)
             answer = _Answer.model_validate_json(content)
@@ -348,9 +340,7 @@ class ServerEngine:
         if isinstance(error, APIConnectionError):
             cause = self._clean(str(error.__cause__ or "")) or type(error.__cause__ or error).__name__
             if not self._reached:
-                return InputError(
-                    f"{self.name}: no server answers there ({cause}); start it, or correct the address"
-                )
+                return InputError(f"{self.name}: no server answers there ({cause}); start it, or correct the address")
             return _Failed(f"the connection to the server failed ({cause})")
         if not isinstance(error, APIStatusError):
             return _Failed(f"the server's answer could not be read ({type(error).__name__})")
@@ -365,8 +355,7 @@ class ServerEngine:
         if 300 <= status < 400:
             to = self._clean(error.response.headers.get("location", "nowhere"))
             return InputError(
-                f"{self.name}: the server redirects to {to} ({status}), which is not followed; "
-                "give the final address"
+                f"{self.name}: the server redirects to {to} ({status}), which is not followed; give the final address"
             )
         detail = self._clean(_detail(error.body))
         waited = _retry_after(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,8 +65,9 @@ def make_tiny_model(out: Path, seed: int = 0) -> Path:
         )
         with torch.no_grad():  # a direction that all tokens share and the end token more: answers end now and then
             shared = torch.nn.functional.normalize(torch.randn(32), dim=0)
-            model.get_input_embeddings().weight += shared
-            model.get_input_embeddings().weight[2] += END_LEAN * shared
+            weight: Any = model.get_input_embeddings().weight
+            weight += shared
+            weight[2] += END_LEAN * shared
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     model.save_pretrained(aside)

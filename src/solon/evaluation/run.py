@@ -8,6 +8,7 @@ repetition). Only the second kind can catch the first being gamed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from solon.constitution import Constitution
@@ -53,16 +54,12 @@ def answer(run: Run, name: str, spec: str, prompts: Sequence[Prompt], rewards: R
 
         def make(batch: Sequence[Prompt]) -> Iterator[Answer]:
             by_id = {p.id: p for p in batch}
-            made = engine.generate(
-                [GenerationRequest(p.id, p.prompt, run.recipe.seed) for p in batch], sampling
-            )
+            made = engine.generate([GenerationRequest(p.id, p.prompt, run.recipe.seed) for p in batch], sampling)
             good = [c for c in made if c.error is None]
             scores = rewards.score([(*by_id[c.id].prompt, assistant(c.text)) for c in good])
             for c, score in zip(good, scores, strict=True):
                 p = by_id[c.id]
-                yield Answer(
-                    id=p.id, prompt=p.prompt, answer=c.text, ended=c.ended, source=p.source, reward=score
-                )
+                yield Answer(id=p.id, prompt=p.prompt, answer=c.text, ended=c.ended, source=p.source, reward=score)
 
         stage = f"evaluation-{name.lower()}"
         return run.records(stage, prompts, make, Answer, engines=(engine,), what="answers")
@@ -77,11 +74,7 @@ def win_rates(run: Run, name: str, answers: dict[str, list[Answer]], judge: str)
     limit = run.recipe.evaluation.judge_comparisons
     found: dict[str, list[float]] = {}
     for source, tag in (("red_team", "harmlessness"), ("helpful", "helpfulness")):
-        both = [
-            a
-            for a in answers[name]
-            if a.source == source and a.id in start and a.answer != start[a.id].answer
-        ]
+        both = [a for a in answers[name] if a.source == source and a.id in start and a.answer != start[a.id].answer]
         pairs = [
             Pair(id=a.id, prompt=a.prompt, responses=(a.answer, start[a.id].answer), source=a.source)
             for a in both[: (limit + 1) // 2]
@@ -90,9 +83,7 @@ def win_rates(run: Run, name: str, answers: dict[str, list[Answer]], judge: str)
         constitution: Constitution = run.constitution.model_copy(update={"principles": tagged})
         with LazyEngine(judge, system=run.recipe.system, dtype=run.recipe.dtype) as engine:
 
-            def make(
-                batch: Sequence[Pair], engine: LazyEngine = engine, c: Constitution = constitution
-            ) -> Any:
+            def make(batch: Sequence[Pair], engine: LazyEngine = engine, c: Constitution = constitution) -> Any:
                 return compare(batch, engine, c, principles_per_pair=1, seed=run.recipe.seed)
 
             stage = f"judging-{name.lower()}-{source.replace('_', '-')}"
@@ -104,9 +95,7 @@ def win_rates(run: Run, name: str, answers: dict[str, list[Answer]], judge: str)
     return found
 
 
-def measures(
-    answers: dict[str, list[Answer]], wins: dict[str, dict[str, list[float]]]
-) -> list[dict[str, Any]]:
+def measures(answers: dict[str, list[Answer]], wins: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """One row a measure: values by model, each with its interval and sample size."""
 
     def share(test: Any, source: Source | None) -> dict[str, Any]:
@@ -144,9 +133,7 @@ def measures(
         row("over-refusal of benign prompts", "%", "lower", False, share(is_refusal, "helpful")),
         row("boilerplate", "%", "lower", False, share(has_boilerplate, None)),
         row("distinct-3", "", "higher", False, distinct(answers)),
-        row(
-            "repetition within an answer (4-grams)", "", "lower", False, mean(lambda a: repetition(a.answer))
-        ),
+        row("repetition within an answer (4-grams)", "", "lower", False, mean(lambda a: repetition(a.answer))),
         row("length", "words", "", False, mean(lambda a: float(words(a.answer)))),
         row("answers that end by themselves", "%", "higher", False, mean(lambda a: 100.0 * a.ended)),
     ]
@@ -163,7 +150,7 @@ def differences(answers: dict[str, list[Answer]]) -> dict[str, Any]:
     """Paired differences of mean reward between each model and the one before it."""
     names = list(answers)
     found = {}
-    for before, after in zip(names, names[1:], strict=False):
+    for before, after in pairwise(names):
         old = {a.id: float(a.reward or 0.0) for a in answers[before]}
         new = {a.id: float(a.reward or 0.0) for a in answers[after]}
         shared = [i for i in new if i in old]

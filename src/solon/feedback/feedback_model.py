@@ -85,13 +85,9 @@ def train_feedback_model(
     encoded = [encode(tokenizer, c, constitution, question, system) for c in labelled]
 
     def loss(batch: Sequence[tuple[list[int], list[int], float]]) -> Tensor:
-        margin = option_margin(
-            lm, [b[0] for b in batch] + [b[1] for b in batch], options, tokenizer.pad_token_id
-        )
+        margin = option_margin(lm, [b[0] for b in batch] + [b[1] for b in batch], options, tokenizer.pad_token_id)
         combined = (margin[: len(batch)] - margin[len(batch) :]) / 2
-        return F.binary_cross_entropy_with_logits(
-            combined, torch.tensor([b[2] for b in batch], device=combined.device)
-        )
+        return F.binary_cross_entropy_with_logits(combined, torch.tensor([b[2] for b in batch], device=combined.device))
 
     lm.train()
     losses = fit(

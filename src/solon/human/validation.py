@@ -10,9 +10,7 @@ from pathlib import Path
 from solon.records import Comparison, text_of
 
 
-def draw_validation_sample(
-    folder: Path, comparisons: Sequence[Comparison], n: int, seed: int
-) -> list[Comparison]:
+def draw_validation_sample(folder: Path, comparisons: Sequence[Comparison], n: int, seed: int) -> list[Comparison]:
     """Draw n labelled comparisons by the seed and write them to folder/sample.jsonl, blind.
 
     The two responses are in random order and the AI's label is left out, so that it cannot sway the person; the

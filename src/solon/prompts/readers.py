@@ -37,26 +37,20 @@ def read_jsonl(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of each line of a .jsonl or .jsonl.gz file; place is "FILE:LINE". Blank lines are passed over."""
     path = shipped_path(name)
     if not path.is_file():
-        raise InputError(
-            f"{name}: no such file; give a .jsonl or .jsonl.gz file, or a name such as solon:red-team"
-        )
+        raise InputError(f"{name}: no such file; give a .jsonl or .jsonl.gz file, or a name such as solon:red-team")
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 place = f"{path}:{number}"
                 if len(line) > MAX_LINE:
-                    raise InputError(
-                        f"{place}: the line is longer than {MAX_LINE >> 20} MiB; one JSON object a line"
-                    )
+                    raise InputError(f"{place}: the line is longer than {MAX_LINE >> 20} MiB; one JSON object a line")
                 if not line.strip():
                     continue
                 try:
                     value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8"
-                    ) from error
+                    raise InputError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
                 except json.JSONDecodeError as error:
                     raise InputError(
                         f"{place}: not JSON ({error.msg} at column {error.colno}); one JSON object a line"
@@ -98,9 +92,7 @@ def read_prompts(name: str) -> list[Prompt]:
         if "prompt" not in value and "chosen" in value:
             value["prompt"] = _without_answer(_chat(value["chosen"]))
         if "prompt" not in value:
-            raise ValueError(
-                'no "prompt"; expected {"prompt": "text"} or {"prompt": [{"role", "content"}, …]}'
-            )
+            raise ValueError('no "prompt"; expected {"prompt": "text"} or {"prompt": [{"role", "content"}, …]}')
         if isinstance(value["prompt"], str) and re.match(r"\s*Human:", value["prompt"]):
             value["prompt"] = _without_answer(parse_transcript(value["prompt"]))
         return Prompt.model_validate(value)
@@ -130,9 +122,7 @@ def read_demonstrations(name: str) -> list[SFTExample]:
 
 def read_revision_chains(name: str) -> list[RevisionChain]:
     """Revision chains in Solon's form."""
-    return _unique(
-        _read(name, lambda v: RevisionChain.model_validate({"id": _id(v.get("prompt")), **v})), name
-    )
+    return _unique(_read(name, lambda v: RevisionChain.model_validate({"id": _id(v.get("prompt")), **v})), name)
 
 
 def read_comparisons(name: str) -> list[Comparison]:
@@ -211,9 +201,7 @@ def _unique(records: list[T], name: str) -> list[T]:
     for record in records:
         key: str = record.id  # type: ignore[attr-defined]
         if key in seen:
-            raise InputError(
-                f'{name}: the id "{key}" (or the very same record) stands twice; make ids unique'
-            )
+            raise InputError(f'{name}: the id "{key}" (or the very same record) stands twice; make ids unique')
         seen.add(key)
     return records
 
@@ -223,9 +211,7 @@ def _id(value: Any) -> str:
 
 
 def _chat(value: Any) -> Chat:
-    return (
-        parse_transcript(value) if isinstance(value, str) else tuple(Message.model_validate(m) for m in value)
-    )
+    return parse_transcript(value) if isinstance(value, str) else tuple(Message.model_validate(m) for m in value)
 
 
 def _prompt(value: Any) -> Chat:

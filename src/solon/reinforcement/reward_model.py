@@ -49,9 +49,7 @@ def preference_loss(chosen: Tensor, rejected: Tensor, label: Tensor) -> Tensor:
 class RewardModel:
     """Scores conversations. `mean` and `std` are those of the raw score on the reference responses."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, system: str | None, mean: float = 0.0, std: float = 1.0
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, system: str | None, mean: float = 0.0, std: float = 1.0) -> None:
         self.model, self.tokenizer, self.system, self.mean, self.std = model, tokenizer, system, mean, std
         self.model.config.pad_token_id = tokenizer.pad_token_id
 
@@ -114,9 +112,7 @@ def accuracy(chosen: Iterable[float], rejected: Iterable[float]) -> float:
 
 def score_pairs(model: RewardModel, comparisons: Sequence[Comparison]) -> tuple[list[float], list[float]]:
     """Normalised scores of the chosen and of the rejected responses."""
-    both = model.score(
-        [(*c.prompt, *c.chosen) for c in comparisons] + [(*c.prompt, *c.rejected) for c in comparisons]
-    )
+    both = model.score([(*c.prompt, *c.chosen) for c in comparisons] + [(*c.prompt, *c.rejected) for c in comparisons])
     return both[: len(comparisons)], both[len(comparisons) :]
 
 

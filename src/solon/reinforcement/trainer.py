@@ -63,9 +63,7 @@ class PPOSettings(BaseModel):
 class Batch:
     """One update's rollouts. Everything (rollouts, response) unless said otherwise."""
 
-    def __init__(
-        self, contexts: list[list[int]], responses: list[list[int]], pad: int, device: torch.device
-    ) -> None:
+    def __init__(self, contexts: list[list[int]], responses: list[list[int]], pad: int, device: torch.device) -> None:
         self.context_length = max(map(len, contexts))
         longest = max(map(len, responses))
         n = len(contexts)
@@ -80,9 +78,7 @@ class Batch:
             mask[i, : len(response)] = 1
         self.ids, self.attention, self.mask = self.ids.to(device), attention.to(device), mask.to(device)
         self.tokens = self.ids[:, self.context_length :]
-        self.positions = (self.attention.cumsum(-1) - 1).clamp(
-            min=0
-        )  # from the mask: padding takes no position
+        self.positions = (self.attention.cumsum(-1) - 1).clamp(min=0)  # from the mask: padding takes no position
 
 
 def evaluate_tokens(
@@ -185,13 +181,11 @@ def ppo(
             kl = kl_estimate(old, reference) * batch.mask
             kl_nats = kl.sum(-1).mean().item()
             rewards = token_rewards(score, kl, batch.mask, kl_control.coefficient)
-            advantages, returns = advantages_and_returns(
-                rewards, old_values, batch.mask, settings.gamma, settings.lam
-            )
+            advantages, returns = advantages_and_returns(rewards, old_values, batch.mask, settings.gamma, settings.lam)
             advantages = whiten(advantages, batch.mask)
         rng = random.Random(_number(seed, update))
         seen: list[tuple[float, float, float, float]] = []
-        for epoch in range(settings.epochs):
+        for _ in range(settings.epochs):
             order = list(range(len(drawn)))
             rng.shuffle(order)
             for start in range(0, len(order), settings.minibatch):
@@ -234,12 +228,8 @@ def ppo(
     save_merged(policy, tokenizer, out, base=resolve(model))
 
 
-def _in_parts(
-    policy: Any, batch: Batch, rows: Tensor, settings: PPOSettings
-) -> tuple[Tensor, Tensor, Tensor]:
-    parts = [
-        evaluate_tokens(policy, batch, part, settings.temperature, entropy=True) for part in rows.split(16)
-    ]
+def _in_parts(policy: Any, batch: Batch, rows: Tensor, settings: PPOSettings) -> tuple[Tensor, Tensor, Tensor]:
+    parts = [evaluate_tokens(policy, batch, part, settings.temperature, entropy=True) for part in rows.split(16)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
@@ -273,15 +263,11 @@ def _save(
         tensors |= {f"optimiser.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
     state = {"update": update, "kl_coefficient": repr(kl_control.coefficient)}
     aside = checkpoint / ".next.safetensors"
-    save_file(
-        {k: v.contiguous().cpu() for k, v in tensors.items()}, aside, metadata={"solon": json.dumps(state)}
-    )
+    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, aside, metadata={"solon": json.dumps(state)})
     os.replace(aside, checkpoint / "ppo.safetensors")
 
 
-def _restore(
-    checkpoint: Path | None, policy: Any, values: Any, optimiser: Any, kl_control: AdaptiveKL
-) -> int:
+def _restore(checkpoint: Path | None, policy: Any, values: Any, optimiser: Any, kl_control: AdaptiveKL) -> int:
     """The number of updates already done; 0 where there is no checkpoint."""
     if checkpoint is None or not (checkpoint / "ppo.safetensors").is_file():
         return 0

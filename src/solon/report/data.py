@@ -16,9 +16,7 @@ from solon.runs.journal import Journal
 from solon.runs.run import Run
 
 
-def write_report(
-    run: Run, models: dict[str, str], evaluation: dict[str, Any], judge: dict[str, Any]
-) -> dict[str, Any]:
+def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], judge: dict[str, Any]) -> dict[str, Any]:
     """Gather, write report.json, report.md and report.html into the run directory, and return the data."""
     trained = run.state("reward-model").get("result", {})
     updates = _journal(run, "ppo")
@@ -129,13 +127,8 @@ def side_by_side(answers: dict[str, list[Answer]], n: int = 6) -> list[dict[str,
         given = [a for a in first if a.source == source]
         for k in range(min(n // 2, len(given))):
             asked = given[k * len(given) // (n // 2)]
-            said = {
-                name: next((a.answer for a in all_ if a.id == asked.id), None)
-                for name, all_ in answers.items()
-            }
-            text = (
-                "\n".join(f"{m.role}: {m.content}" for m in asked.prompt) if len(asked.prompt) > 1 else None
-            )
+            said = {name: next((a.answer for a in all_ if a.id == asked.id), None) for name, all_ in answers.items()}
+            text = "\n".join(f"{m.role}: {m.content}" for m in asked.prompt) if len(asked.prompt) > 1 else None
             rows.append({"prompt": text or asked.prompt[-1].content, "source": source, "answers": said})
     return rows
 

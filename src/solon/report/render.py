@@ -80,12 +80,8 @@ def estimate(found: dict[str, Any] | None, unit: str = "", scale: float = 1.0) -
         n = (found or {}).get("n")
         return MISSING if n is None else f"{MISSING}, n = {number(n)}"
     digits = DIGITS.get(unit, 3)
-    value, low, high = (
-        None if found.get(k) is None else scale * float(found[k]) for k in ("value", "low", "high")
-    )
-    interval = (
-        "no interval" if low is None or high is None else f"{number(low, digits)}, {number(high, digits)}"
-    )
+    value, low, high = (None if found.get(k) is None else scale * float(found[k]) for k in ("value", "low", "high"))
+    interval = "no interval" if low is None or high is None else f"{number(low, digits)}, {number(high, digits)}"
     n = found.get("n")
     return f"{number(value, digits)}{f' {clean(unit)}' if unit else ''} [{interval}], n = {number(n)}"
 
@@ -97,11 +93,7 @@ def duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds // 60)
-    return (
-        f"{minutes} min {int(seconds % 60)} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    return f"{minutes} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def money(usd: float | None) -> str:
@@ -206,9 +198,7 @@ def _measure(row: dict[str, Any], names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _differences(data: dict[str, Any]) -> Section:
-    rows = tuple(
-        (clean(step), estimate(found, "sd")) for step, found in (data.get("differences") or {}).items()
-    )
+    rows = tuple((clean(step), estimate(found, "sd")) for step, found in (data.get("differences") or {}).items())
     note = "Mean difference of the held-out reward, prompt by prompt."
     return Section("Held-out reward, step by step", note, ("step", "difference"), rows)
 
@@ -320,9 +310,7 @@ def _curve(title: str, values: Sequence[Any]) -> Curve:
             segments[-1].append(f"{2 + 296 * i / (len(values) - 1):.1f},{y:.1f}")
         else:
             segments.append([])
-    return Curve(
-        title, tuple(" ".join(s) for s in segments if len(s) > 1), number(float(low)), number(float(high))
-    )
+    return Curve(title, tuple(" ".join(s) for s in segments if len(s) > 1), number(float(low)), number(float(high)))
 
 
 def _text(value: Any) -> str:

@@ -23,9 +23,7 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     data, rules = Data(recipe), load_constitution(recipe.constitution)
     part, feedback, ppo = recipe.supervised, recipe.feedback, recipe.ppo
     prompt = _mean(sum(len(m.content.split()) for m in p.prompt) for p in data.prompts) + 20
-    request = (
-        _mean(len((p.critique + p.revision).split()) * WORDS_TO_TOKENS / 2 for p in rules.principles) + 8
-    )
+    request = _mean(len((p.critique + p.revision).split()) * WORDS_TO_TOKENS / 2 for p in rules.principles) + 8
     n, held = len(data.prompts), len(data.heldout)
     rows: list[dict[str, Any]] = []
 
@@ -65,9 +63,7 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         row("pairs", asked, 2 * asked * prompt, 2 * asked * said)
         per_pair = feedback.principles_per_pair or len(rules.principles)
         row("comparisons", asked, asked * per_pair * 2 * (prompt + 2 * said + 50))
-    labelled = (asked if feedback.labels != "human" else 0) + (
-        len(data.comparisons) if feedback.labels != "ai" else 0
-    )
+    labelled = (asked if feedback.labels != "human" else 0) + (len(data.comparisons) if feedback.labels != "ai" else 0)
     row("reward-model", labelled, trained=recipe.reward_model.train.epochs * labelled * 2 * (prompt + said))
     rollouts = ppo.updates * ppo.rollouts
     length = prompt + ppo.max_tokens * 0.75
@@ -87,9 +83,7 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     )
     speed = _rates(recipe)
     for r in rows:
-        local = speed is not None and not (
-            r["name"] == "comparisons" and feedback.judge.startswith("server:")
-        )
+        local = speed is not None and not (r["name"] == "comparisons" and feedback.judge.startswith("server:"))
         r["seconds"] = round(sum(r[k] / speed[k] for k in speed)) if local and speed is not None else None
     return rows
 
@@ -135,9 +129,7 @@ def _rates(recipe: Recipe) -> dict[str, float] | None:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(
-                resolve(recipe.model), local_files_only=True
-            ).get_text_config()
+            config = AutoConfig.from_pretrained(resolve(recipe.model), local_files_only=True).get_text_config()
         except (InputError, OSError):
             return None
         layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size

@@ -38,9 +38,7 @@ def to_file(
     ):
         strangers = journal.ids - {item.id for item in items}
         if strangers:
-            raise InputError(
-                f'{out}: holds records of other inputs ("{next(iter(strangers))}"); give a new file'
-            )
+            raise InputError(f'{out}: holds records of other inputs ("{next(iter(strangers))}"); give a new file')
         advance(len(journal.ids), {})
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]

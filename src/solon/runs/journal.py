@@ -30,9 +30,7 @@ class Journal:
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
         written = os.write(self._file, line)
         if written != len(line):  # a full disk
-            raise OSError(
-                f"{self.path}: only {written} of {len(line)} bytes could be written; is the disk full?"
-            )
+            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written; is the disk full?")
         self.ids.add(record["id"])
         self.records.append(record)
         if time.monotonic() - self._synced > 1:

@@ -48,7 +48,9 @@ from solon.supervised.sft import sft
 from solon.training import Progress
 
 R = TypeVar("R")
-HHH = "Which response is more helpful, harmless, and honest?"  # Askell et al. 2021; asked where a pair names no principle
+HHH = (
+    "Which response is more helpful, harmless, and honest?"  # Askell et al. 2021; asked where a pair names no principle
+)
 
 
 def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -78,9 +80,7 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         models[reinforced_name(recipe)] = reinforce(run, data, model, rewards)
         evaluation = evaluate(run, data.heldout, models, rewards, judge)
         if recipe.human.validation_sample:
-            draw_validation_sample(
-                run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed
-            )
+            draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
         return write_report(run, models, evaluation, judge_trust(judged, data.heldout_comparisons))
 
 
@@ -110,20 +110,15 @@ class Data:
             return found[:n]
 
         self.prompts = _unique(
-            _interleave(
-                prompts(p.red_team, "red_team", p.n_red_team), prompts(p.helpful, "helpful", p.n_helpful)
-            )
+            _interleave(prompts(p.red_team, "red_team", p.n_red_team), prompts(p.helpful, "helpful", p.n_helpful))
         )
         self.heldout = _unique(
-            prompts(p.heldout_red_team, "red_team", p.n_heldout)
-            + prompts(p.heldout_helpful, "helpful", p.n_heldout)
+            prompts(p.heldout_red_team, "red_team", p.n_heldout) + prompts(p.heldout_helpful, "helpful", p.n_heldout)
         )
         trained = {_said(x) for x in self.prompts}
         for prompt in self.heldout:
             if _said(prompt) in trained:
-                raise InputError(
-                    f'held-out prompt "{prompt.id}" is among the training prompts; remove it from one'
-                )
+                raise InputError(f'held-out prompt "{prompt.id}" is among the training prompts; remove it from one')
         demonstrations = [d for name in h.demonstrations for d in read_demonstrations(name)]
         rng.shuffle(demonstrations)
         self.demonstrations: list[SFTExample] = _first(demonstrations, h.n_demonstrations)
@@ -160,9 +155,7 @@ def warmup(run: Run, data: Data, model: str) -> str:
     """
     part = run.recipe.warmup
     assert part is not None
-    examples = data.demonstrations + from_demonstrated_revisions(
-        data.revision_demonstrations, run.constitution
-    )
+    examples = data.demonstrations + from_demonstrated_revisions(data.revision_demonstrations, run.constitution)
     return _sft_stage(run, "warmup", examples, model, part.train)
 
 
@@ -186,9 +179,7 @@ def revisions(run: Run, data: Data, model: str) -> list[RevisionChain]:
                 meta=provenance(run, engine, sampling=part.sampling.model_dump()),
             )
 
-        return run.records(
-            "revisions", data.prompts, make, RevisionChain, engines=(engine, start), what="chains"
-        )
+        return run.records("revisions", data.prompts, make, RevisionChain, engines=(engine, start), what="chains")
 
 
 def sl_cai(run: Run, data: Data, chains: Sequence[RevisionChain], model: str) -> str:
@@ -283,9 +274,7 @@ def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
 
         def make(batch: Sequence[Prompt]) -> Iterator[Pair]:
             requests = [
-                GenerationRequest(f"{p.id}/{n}", p.prompt, seed=run.recipe.seed)
-                for p in batch
-                for n in range(2)
+                GenerationRequest(f"{p.id}/{n}", p.prompt, seed=run.recipe.seed) for p in batch for n in range(2)
             ]
             made = {c.id: c for c in engine.generate(requests, part.sampling.sampling()) if c.error is None}
             meta = provenance(run, engine, sampling=part.sampling.model_dump())
@@ -324,9 +313,7 @@ def label(run: Run, pairs: Sequence[Pair], judge: str) -> list[Comparison]:
         return run.records("comparisons", differing, make, Comparison, engines=(engine,), what="comparisons")
 
 
-def reward_model(
-    run: Run, data: Data, ai: Sequence[Comparison], pairs: Sequence[Pair], supervised: str
-) -> RewardModel:
+def reward_model(run: Run, data: Data, ai: Sequence[Comparison], pairs: Sequence[Pair], supervised: str) -> RewardModel:
     """Train on the labels the recipe names, measure on comparisons that were kept away from training."""
     part, out = run.recipe.reward_model, run.model("reward-model")
     kept = list(ai)
@@ -365,8 +352,7 @@ def reward_model(
                     "accuracy": accuracy(chosen, rejected),
                     "n": len(comparisons),
                     "correct": [
-                        1.0 if c > r else 0.5 if c == r else 0.0
-                        for c, r in zip(chosen, rejected, strict=True)
+                        1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)
                     ],
                 }
         return result

@@ -48,14 +48,11 @@ def progress_line(console: Console, name: str, total: int, what: str) -> Iterato
             rate = done / max(time.monotonic() - began, 1e-3)
             pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s each"
             text = "  ".join(f"{k} {v:.3g}" for k, v in shown.items())
-            options = {} if total is None else {"total": total}
-            bar.update(task, advance=n, rate=pace if done else "", shown=text, **options)
+            bar.update(task, advance=n, rate=pace if done else "", shown=text, total=total)
             now = time.monotonic()
             if not console.is_terminal and (now - printed > 30 or done == whole) and n:
                 printed = now
                 left = (whole - done) / max(rate, 1e-6)
-                console.print(
-                    f"{name}: {done}/{whole} {what}, {pace}, {now - began:.0f} s, {left:.0f} s left  {text}"
-                )
+                console.print(f"{name}: {done}/{whole} {what}, {pace}, {now - began:.0f} s, {left:.0f} s left  {text}")
 
         yield advance

@@ -70,9 +70,7 @@ class Supervised(Part):
     revisions: int = Field(2, ge=1, le=5)
     critique: bool = True  # false: direct revisions
     few_shot: int = Field(0, ge=0)
-    responder: Literal["self", "start"] = (
-        "self"  # who writes the first response: the warmed-up or the start model
-    )
+    responder: Literal["self", "start"] = "self"  # who writes the first response: the warmed-up or the start model
     sampling: SamplingSettings = SamplingSettings()
     sft_on: Literal["final", "all"] = "final"
     demonstration_share: float = Field(0.25, ge=0, lt=1)  # of the SFT set, so that nothing is forgotten
@@ -110,9 +108,7 @@ class Recipe(Part):
     constitution: str = "solon"
     system: str = DEFAULT_SYSTEM
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_size: int = Field(
-        64, ge=1
-    )  # prompts worked on together; a killed run repeats at most one such batch
+    batch_size: int = Field(64, ge=1)  # prompts worked on together; a killed run repeats at most one such batch
     adapter: AdapterSettings | None = AdapterSettings()  # null trains all weights
     prompts: Prompts = Prompts()
     human: Human = Human()
@@ -126,9 +122,7 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.warmup and not (self.human.demonstrations or self.human.revision_demonstrations):
-            raise ValueError(
-                "warmup needs human.demonstrations or human.revision_demonstrations to learn from"
-            )
+            raise ValueError("warmup needs human.demonstrations or human.revision_demonstrations to learn from")
         if self.feedback.labels != "ai" and not self.human.comparisons:
             raise ValueError(f"feedback.labels: {self.feedback.labels} needs human.comparisons")
         if self.feedback.warmup and not self.human.comparisons:
@@ -150,9 +144,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     path = builtin_recipes().get(name) or Path(name).expanduser()
     if not path.is_file():
         known = list(builtin_recipes())
-        raise InputError(
-            f"{name}: no such recipe or file; the recipes are {', '.join(known)}{nearest(name, known)}"
-        )
+        raise InputError(f"{name}: no such recipe or file; the recipes are {', '.join(known)}{nearest(name, known)}")
     yaml = YAML(typ="rt", pure=True)
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"))
@@ -176,9 +168,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
             known = _keys(first["loc"][:-1])
             raise InputError(f'{at}: unknown key "{where}"{nearest(str(first["loc"][-1]), known)}') from error
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(
-            f"{at}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}"
-        ) from error
+        raise InputError(f"{at}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -47,9 +47,7 @@ class Run:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(
-                f"{self.dir}: another solon process is working on this run; wait for it"
-            ) from error
+            raise InputError(f"{self.dir}: another solon process is working on this run; wait for it") from error
         self._claim()
         return self
 
@@ -162,9 +160,7 @@ class Run:
         self.ledger.append({"name": stage, **state})
         return state["result"]
 
-    def _add(
-        self, stage: str, state: dict[str, Any], seconds: float, before: Usage, after: Usage
-    ) -> dict[str, Any]:
+    def _add(self, stage: str, state: dict[str, Any], seconds: float, before: Usage, after: Usage) -> dict[str, Any]:
         cost = None if after.cost_usd is None or before.cost_usd is None else after.cost_usd - before.cost_usd
         state = {
             "done": False,
@@ -174,9 +170,7 @@ class Run:
             "seconds": round(state.get("seconds", 0.0) + seconds, 3),
             "requests": state.get("requests", 0) + after.requests - before.requests,
             "prompt_tokens": state.get("prompt_tokens", 0) + after.prompt_tokens - before.prompt_tokens,
-            "completion_tokens": state.get("completion_tokens", 0)
-            + after.completion_tokens
-            - before.completion_tokens,
+            "completion_tokens": state.get("completion_tokens", 0) + after.completion_tokens - before.completion_tokens,
             "cost_usd": None if cost is None else round((state.get("cost_usd") or 0.0) + cost, 6),
             "versions": versions(),
         }

@@ -35,9 +35,7 @@ def critique_chat(prompt: Chat, response: str, principle: Principle, few_shot: i
     return (*examples_chat(principle, few_shot), *prompt, assistant(response), user(request))
 
 
-def revision_chat(
-    prompt: Chat, response: str, critique: str | None, principle: Principle, few_shot: int = 0
-) -> Chat:
+def revision_chat(prompt: Chat, response: str, critique: str | None, principle: Principle, few_shot: int = 0) -> Chat:
     """The conversation that ends with the revision request; without a critique the revision is direct."""
     request = fill(principle.revision, prompt=text_of(prompt), response=response, critique=critique or "")
     if critique is None:
@@ -66,11 +64,7 @@ def draw_principles(constitution: Constitution, n: int, *key: Any) -> list[Princ
     rng = random.Random(fingerprint("principles", *key))
     drawn: list[Principle] = []
     while len(drawn) < n:
-        left = [
-            p
-            for p in constitution.principles
-            if p not in drawn[-(len(drawn) % len(constitution.principles)) :]
-        ]
+        left = [p for p in constitution.principles if p not in drawn[-(len(drawn) % len(constitution.principles)) :]]
         left = left or list(constitution.principles)
         drawn.append(rng.choices(left, [p.weight for p in left])[0])
     return drawn
@@ -110,10 +104,7 @@ def revise(
     for n in range(revisions):
         critiques: dict[str, str | None] = {i: None for i in current}
         if not direct:
-            asked = {
-                i: critique_chat(by_id[i].prompt, text, principles[i][n], few_shot)
-                for i, text in current.items()
-            }
+            asked = {i: critique_chat(by_id[i].prompt, text, principles[i][n], few_shot) for i, text in current.items()}
             critiques = {i: c.text for i, c in ask(engine, f"critique-{n}", asked).items()}
         asked = {
             i: revision_chat(by_id[i].prompt, current[i], critique, principles[i][n], few_shot)
@@ -122,9 +113,7 @@ def revise(
         revised = ask(engine, f"revision-{n}", asked)
         current = {i: c.text for i, c in revised.items()}
         for i, c in revised.items():
-            steps[i].append(
-                RevisionStep(principle=principles[i][n].id, critique=critiques[i] or "", revision=c.text)
-            )
+            steps[i].append(RevisionStep(principle=principles[i][n].id, critique=critiques[i] or "", revision=c.text))
             ended[i].append(c.ended)
     for prompt in prompts:
         if prompt.id in current:

@@ -37,9 +37,7 @@ def from_chains(
     return examples, left_out
 
 
-def from_demonstrated_revisions(
-    chains: Iterable[RevisionChain], constitution: Constitution
-) -> list[SFTExample]:
+def from_demonstrated_revisions(chains: Iterable[RevisionChain], constitution: Constitution) -> list[SFTExample]:
     """Examples that teach how to criticise and revise, in the very turns `revise` asks for.
 
     A step under a principle that this constitution does not have is left out: there are no words to ask it in.

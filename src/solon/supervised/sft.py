@@ -25,9 +25,7 @@ from solon.training import AdapterSettings, Progress, TrainSettings, add_adapter
 IGNORE = -100  # torch's and transformers' label for "no loss here"
 
 
-def encode(
-    tokenizer: Any, example: SFTExample, *, system: str | None, max_length: int
-) -> dict[str, list[int]]:
+def encode(tokenizer: Any, example: SFTExample, *, system: str | None, max_length: int) -> dict[str, list[int]]:
     """input_ids and labels of one example, both cut at max_length tokens."""
     ids, spans = chat_ids_and_turns(tokenizer, example.messages, system=system)
     turns = example.train_turns
@@ -105,9 +103,7 @@ def sft(
     losses: list[float] = []
 
     class Report(TrainerCallback):  # type: ignore[misc]
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
-        ) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs and "loss" in logs:
                 losses.append(float(logs["loss"]))
                 if progress:
@@ -158,6 +154,4 @@ def _printers(trainer: Any) -> list[Any]:
     """The trainer's own console printers: progress is Solon's to show."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    return [
-        c for c in trainer.callback_handler.callbacks if isinstance(c, (PrinterCallback, ProgressCallback))
-    ]
+    return [c for c in trainer.callback_handler.callbacks if isinstance(c, (PrinterCallback, ProgressCallback))]

@@ -141,6 +141,21 @@ def test_tiny_recipe_as_shipped(tmp_path: Path) -> None:
     assert "distinct-3" in html and "<script" not in html
 
 
+def test_a_run_goes_on_with_the_same_data_only(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(6)))
+    recipe = small("rlhf", **HUMAN, **{"warmup.train": {"epochs": 1}, "prompts.helpful": str(prompts)})
+    process = start(recipe, tmp_path / "out")
+    while not (tmp_path / "out" / "inputs.json").is_file():
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    prompts.write_text(prompts.read_text() + '{"prompt": "one more"}\n')
+    with pytest.raises(InputError, match=r"inputs.json: this run was started with another inputs"):
+        work(recipe, tmp_path / "out")
+
+
 def test_a_run_directory_keeps_to_its_recipe(tmp_path: Path) -> None:
     from solon.runs.run import Run
 

@@ -8,6 +8,8 @@ own code; `Run` wraps journal, resume, progress and cost around it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +26,13 @@ from solon.evaluation.run import evaluate
 from solon.feedback.feedback_model import train_feedback_model
 from solon.feedback.judge import TEMPLATE_FINGERPRINT, compare
 from solon.human.validation import draw_validation_sample
-from solon.prompts import read_comparisons, read_demonstrations, read_prompts, read_revision_chains
+from solon.prompts import (
+    read_comparisons,
+    read_demonstrations,
+    read_prompts,
+    read_revision_chains,
+    shipped_path,
+)
 from solon.records import (
     Comparison,
     Pair,
@@ -58,6 +66,7 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
     with Run(resolved(recipe, out), out, quiet=quiet) as run:
         recipe = run.recipe
         data = Data(recipe)
+        run.claim("inputs.json", json.dumps(data.inputs(), indent=1) + "\n")
         models = {"start": start_model(run)}
         model = models["start"]
         if recipe.warmup:
@@ -100,8 +109,15 @@ def reinforced_name(recipe: Recipe) -> str:
 class Data:
     """The recipe's files, read and cut to size. What is held out is never in what is trained on."""
 
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of each file that was read: a resumed run must see the same, or held-out pairs could move."""
+        return {name: hashlib.sha256(shipped_path(name).read_bytes()).hexdigest() for name in self.names}
+
     def __init__(self, recipe: Recipe) -> None:
         p, h = recipe.prompts, recipe.human
+        self.names = [p.red_team, p.helpful, p.heldout_red_team, p.heldout_helpful, *h.demonstrations, *h.comparisons]
+        if h.revision_demonstrations:
+            self.names.append(h.revision_demonstrations)
         rng = random.Random(recipe.seed)
 
         def prompts(name: str, source: Source, n: int | None) -> list[Prompt]:

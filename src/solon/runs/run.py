@@ -48,26 +48,23 @@ class Run:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(f"{self.dir}: another solon process is working on this run; wait for it") from error
-        self._claim()
+        self.claim("constitution.yaml", to_yaml(self.constitution))
+        self.claim("recipe.yaml", dump_recipe(self.recipe))
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._lock.release()
 
-    def _claim(self) -> None:
+    def claim(self, name: str, text: str) -> None:
         """Write what the run is made of, or check that it is still the same."""
-        for name, text in (
-            ("constitution.yaml", to_yaml(self.constitution)),
-            ("recipe.yaml", dump_recipe(self.recipe)),
-        ):
-            path = self.dir / name
-            if not path.is_file():
-                _write(path, text)
-            elif path.read_text(encoding="utf-8") != text:
-                raise InputError(
-                    f"{path}: this run was started with another {path.stem}{self._difference(path)}; "
-                    "give --out a new directory, or the old one back its file"
-                )
+        path = self.dir / name
+        if not path.is_file():
+            _write(path, text)
+        elif path.read_text(encoding="utf-8") != text:
+            raise InputError(
+                f"{path}: this run was started with another {path.stem}{self._difference(path)}; "
+                "give --out a new directory, or the old one back its file"
+            )
 
     def _difference(self, path: Path) -> str:
         if path.name != "recipe.yaml":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from solon.constitution import Constitution, Example, Principle, load_constitution
 from solon.engines import GenerationRequest, Sampling, ScriptedEngine
-from solon.records import Prompt, user
+from solon.records import Comparison, Prompt, RevisionChain, assistant, user
 from solon.supervised.critique_revision import draw_principles, fill, revise
-from solon.supervised.dataset import from_chains, from_demonstrated_revisions, mix
+from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
 
 RULES = Constitution(
     name="r",
@@ -104,6 +104,42 @@ def test_sft_examples_are_the_revisions() -> None:
     assert all(e.messages[:-1] == c.prompt for e, c in zip(final, chains, strict=True))
     cut = [c.model_copy(update={"meta": {"ended": [True, True, False]}}) for c in chains]
     assert from_chains(cut, "final") == ([], len(cut))  # an answer cut off would teach not to stop
+
+
+def choice(chain: RevisionChain, chosen: str, rejected: str, label: float | None) -> Comparison:
+    return Comparison(
+        id=chain.id, prompt=chain.prompt, chosen=(assistant(chosen),), rejected=(assistant(rejected),), label=label
+    )
+
+
+def test_what_the_judge_prefers_is_learned() -> None:
+    chains = run(revisions=2)
+    last = [c.steps[-1].revision for c in chains]
+    assert [p.responses for p in contests(chains)] == [(v, c.response) for v, c in zip(last, chains, strict=True)]
+    choices = [
+        choice(chains[0], last[0], chains[0].response, 0.9),
+        choice(chains[1], chains[1].response, last[1], 0.9),
+        choice(chains[2], chains[2].response, last[2], 0.5),  # a tie and an abstention prefer nothing
+        choice(chains[3], chains[3].response, last[3], None),
+    ]
+    learned, left_out = from_choices(chains, choices)
+    texts = [e.messages[-1].content for e in learned]
+    assert texts == [last[0], chains[1].response, last[2], last[3], last[4]] and left_out == 0
+    assert learned[0].meta["principles"] == [s.principle for s in chains[0].steps]
+    assert learned[1].meta["principles"] == []  # no principle shaped it
+
+
+def test_only_whole_texts_compete_and_are_learned() -> None:
+    chains = [
+        c.model_copy(update={"meta": {"ended": ended}})
+        for c, ended in zip(
+            run(revisions=1), ([True, False], [False, True], [False, False], [True, True]), strict=False
+        )
+    ]
+    assert [p.id for p in contests(chains)] == [chains[3].id]
+    learned, left_out = from_choices(chains, [])
+    texts = [chains[0].response, chains[1].steps[-1].revision, chains[3].steps[-1].revision]
+    assert [e.messages[-1].content for e in learned] == texts and left_out == 1
 
 
 def test_demonstrated_revisions_are_asked_as_they_will_be() -> None:

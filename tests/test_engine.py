@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from solon.engines import GenerationRequest, Sampling, ScoreRequest
 from solon.engines.chat import chat_ids, chat_ids_and_turns
-from solon.engines.decoding import decode, sample
+from solon.engines.decoding import decode, penalise, sample
 from solon.engines.local import LocalEngine
 from solon.engines.weights import resolve
 from solon.errors import InputError
@@ -79,6 +81,42 @@ def test_sampling_follows_the_distribution() -> None:
     assert (found - probabilities).abs().max() < 0.012  # five standard errors of a half
     nucleus = sample(probabilities.log().expand(n, 4), torch.rand(n, generator=generator), temperature=1.0, top_p=0.7)
     assert set(nucleus.tolist()) == {0, 1}
+
+
+def test_a_nucleus_wider_than_the_first_look_is_still_whole() -> None:
+    flat = torch.full((2000,), -1.0)
+    flat[:10] = 5.0  # these ten hold 43 %, so half of the mass needs hundreds of the others
+    n = 20_000
+    uniform = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    picked = torch.cat([sample(flat.expand(500, -1), part, 1.0, 0.7) for part in uniform.split(500)])
+    probabilities = flat.softmax(-1)
+    top = probabilities[:10].sum().item()
+    expected_size = 10 + math.ceil((0.7 - top) / probabilities[-1].item())
+    assert abs(picked.unique().numel() - expected_size) <= 1
+    assert (picked < 10).float().mean().item() == pytest.approx(top / 0.7, abs=0.02)
+
+
+def test_a_repetition_penalty_is_that_of_transformers(engine: LocalEngine) -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    ids = torch.tensor([[3, 5, 5, 9], [1, 1, 1, 1]])
+    logits = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    seen = torch.zeros(2, 12, dtype=torch.bool).scatter(1, ids, True)
+    assert torch.equal(penalise(logits, seen, 1.3), RepetitionPenaltyLogitsProcessor(1.3)(ids, logits))
+
+    def share_new(penalty: float) -> float:
+        made = decode(
+            engine.model,
+            [[7, 8, 9] * 5] * 8,
+            torch.rand(8, 24, generator=torch.Generator().manual_seed(0)),
+            max_tokens=24,
+            temperature=1.0,
+            repetition_penalty=penalty,
+            end={0},
+        )
+        return sum(len(set(m.ids) - {7, 8, 9}) / len(m.ids) for m in made) / len(made)
+
+    assert share_new(1e6) == 1.0 > share_new(1.0)  # under a great penalty nothing comes twice
 
 
 def test_what_was_said_never_becomes_a_control_token(engine: LocalEngine) -> None:

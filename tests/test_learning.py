@@ -18,7 +18,7 @@ from solon.reinforcement.reward_model import (
 )
 from solon.reinforcement.trainer import PPOSettings, ppo
 from solon.supervised.sft import IGNORE, encode, sft
-from solon.training import AdapterSettings, TrainSettings
+from solon.training import AdapterSettings, TrainSettings, fit
 
 ADAPTER = AdapterSettings(rank=8, alpha=16)
 PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)]
@@ -145,6 +145,32 @@ def test_preference_loss_is_least_at_the_label() -> None:
     assert losses[1] < losses[0] and losses[1] < losses[2]
 
 
+def test_a_batch_in_parts_steps_like_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(limit: int) -> tuple[list[float], torch.Tensor]:
+        weight = torch.nn.Parameter(torch.zeros(3))
+        rows = [(torch.randn(3, generator=torch.Generator().manual_seed(i)), float(i % 2)) for i in range(14)]
+
+        def loss(part: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor:
+            scores = torch.stack([x for x, _ in part]) @ weight
+            return torch.nn.functional.binary_cross_entropy_with_logits(scores, torch.tensor([y for _, y in part]))
+
+        monkeypatch.setattr("solon.training.TOKENS_AT_ONCE", limit)
+        losses = fit(
+            rows,
+            loss,
+            [{"params": [weight]}],
+            settings=TrainSettings(epochs=2, batch_size=5, learning_rate=0.1),
+            length=lambda row: 10,
+            seed=0,
+            progress=None,
+        )
+        return losses, weight.detach()
+
+    whole, parts = trained(10**6), trained(20)  # all rows of a batch at once; two at once
+    assert whole[0] == pytest.approx(parts[0], rel=1e-5)
+    assert torch.allclose(whole[1], parts[1], rtol=1e-4)
+
+
 def test_reward_scores_do_not_depend_on_the_batch(tiny: str, tmp_path: Path) -> None:
     train_reward_model(comparisons(8), tiny, tmp_path / "rm", settings=TrainSettings(epochs=1), adapter=ADAPTER,
                        system=None, reference=[], dtype="float32")  # fmt: skip
@@ -182,3 +208,37 @@ def test_labels_hold_the_answer_and_its_end_and_nothing_else(tiny: str) -> None:
     assert tokenizer.decode(learned) == "two<|im_end|>"
     both = encode(tokenizer, example.model_copy(update={"train_turns": (1, 3)}), system="be kind", max_length=512)
     assert tokenizer.decode([t for t in both["labels"] if t != IGNORE]) == "one<|im_end|>two<|im_end|>"
+
+
+def test_passes_that_start_above_the_frozen_blocks_are_the_same(tiny: str) -> None:
+    from solon.engines.weights import load_causal_lm
+    from solon.reinforcement.frozen import lowest_trained_block, states_entering
+    from solon.reinforcement.trainer import Batch, evaluate_tokens
+    from solon.training import add_adapters
+
+    torch.manual_seed(0)
+    policy = add_adapters(load_causal_lm(tiny, dtype="float32")[0], AdapterSettings(rank=4, alpha=8, layers=1)).eval()
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    block = lowest_trained_block(policy)
+    assert block == 1  # of two
+    rollouts = Batch([[5, 6, 7], [8]], [[9, 10], [11, 12, 13]], pad=0, device=torch.device("cpu"))
+    rows = torch.tensor([1, 0])
+
+    def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        policy.zero_grad()
+        logprobs, _, _ = evaluate_tokens(policy, rollouts, rows, 0.7)
+        logprobs.sum().backward()
+        return logprobs.detach(), [p.grad for p in policy.parameters() if p.requires_grad]
+
+    whole, gradients = passes()
+    with torch.no_grad(), policy.disable_adapter(), states_entering(policy, block) as entering:
+        evaluate_tokens(policy, rollouts, torch.tensor([0, 1]), 0.7)
+    rollouts.keep(policy, block, torch.cat(entering))
+    assert rollouts.entering is not None  # the architecture takes it
+    short, again = passes()
+    assert torch.allclose(whole, short, atol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, again, strict=True))
+    rollouts.entering = torch.zeros_like(rollouts.entering)
+    assert not torch.allclose(whole, passes()[0], atol=1e-3)  # they were really used

@@ -10,6 +10,7 @@ import torch
 from solon.reinforcement.ppo import (
     AdaptiveKL,
     advantages_and_returns,
+    centred,
     kl_estimate,
     logprobs_and_entropy,
     masked_mean,
@@ -124,3 +125,12 @@ def test_kl_control_steers_towards_its_target(kl: float, up: bool) -> None:
     fixed = AdaptiveKL(coefficient=0.1, target=None)
     fixed.update(kl, responses=32)
     assert fixed.coefficient == 0.1
+
+
+def test_an_easy_prompt_earns_nothing() -> None:
+    score = torch.tensor([1.0, 3.0, 2.0, 6.0])
+    by_prompt = centred(score, 2)
+    assert torch.allclose(by_prompt, torch.tensor([-2.0, 2.0, -4.0, 4.0]))  # each less the other of its prompt
+    easier = score + torch.tensor([10.0, 10.0, 0.0, 0.0])
+    assert torch.allclose(centred(easier, 2), by_prompt)
+    assert torch.allclose(centred(score, 1), score - 3.0)

@@ -175,6 +175,9 @@ def test_sends_what_the_local_engine_would_and_returns_each_answer_with_its_id(s
     assert all(c.ended and c.error is None and (c.prompt_tokens, c.completion_tokens) == (7, 3) for c in made)
     sent = server.seen[0]
     assert (sent["max_tokens"], sent["temperature"], sent["top_p"], sent["model"]) == (11, 0.3, 0.9, "tiny")
+    assert "repetition_penalty" not in sent
+    list(engine.generate(asks(1), Sampling(repetition_penalty=1.2)))
+    assert server.seen[-1]["repetition_penalty"] == 1.2
     assert sent["path"] == "/v1/chat/completions"
     assert [m["role"] for m in sent["messages"]] == ["system", "user"]
     assert sent["messages"][0]["content"] == "Be kind."

@@ -6,7 +6,7 @@ Two verbs, `generate` and `score`, and a count of what they used. A stage never 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from solon.records import Chat
@@ -17,9 +17,10 @@ class Sampling:
     max_tokens: int = 96
     temperature: float = 0.7  # 0 is greedy
     top_p: float = 1.0
+    repetition_penalty: float = 1.0  # of tokens that stand in the prompt or the text so far (Keskar et al. 2019)
 
     def to_json(self) -> dict[str, Any]:
-        return {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def grouped_attention(
             weights = weights.masked_fill(~allowed, float("-inf"))
         out = torch.matmul(weights.softmax(-1).to(value.dtype), value)
         return out.reshape(batch, 1, heads, d), None
+    if query.device.type == "cpu" and q_len == key.shape[2] and batch * q_len <= PLAIN_TOKENS and q_len <= PLAIN_LENGTH:
+        return _plain_attention(query, key, value, attention_mask, scaling), None
     out = torch.nn.functional.scaled_dot_product_attention(
         query,
         key,
@@ -50,6 +52,28 @@ def grouped_attention(
         enable_gqa=heads != kv_heads,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+PLAIN_TOKENS, PLAIN_LENGTH = 4096, 512  # a training batch: above them the (length x length) weights cost memory
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float
+) -> Tensor:
+    """The textbook's three steps. Forward and backward of 16 x 130 tokens took 12 ms on two cores, torch's fused one 38.
+
+    The choice between the two must not depend on gradients: PPO's first ratio is 1 because both passes are the same.
+    """
+    batch, heads, length, d = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads * length, d)
+    scores = (torch.matmul(grouped, key.transpose(2, 3)) * scaling).view(batch, heads, length, length)
+    if attention_mask is None:
+        attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)  # finite: a row of padding sees nothing
+    weights = scores.softmax(-1).view(batch, kv_heads, -1, length)
+    return torch.matmul(weights, value).view(batch, heads, length, d).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(ATTENTION, grouped_attention)
@@ -97,20 +121,39 @@ def reserve_cache(model: Any, capacity: int) -> DynamicCache | None:
     return cache
 
 
+NUCLEUS = 256  # sorting the whole vocabulary took 255 ms a step (96 rows of 49k, two cores), the first 256 take 9
+
+
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """One token a row. logits: (batch, vocabulary); uniform: (batch,) in [0, 1). Returns (batch,)."""
+    """One token a row. logits: (batch, vocabulary); uniform: (batch,) in [0, 1). Returns (batch,).
+
+    top_p: only the most probable tokens are drawn from, as many as it takes to hold that much probability.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits.float() / temperature).softmax(-1)
     order = None
     if top_p < 1:
-        probabilities, order = probabilities.sort(-1, descending=True)
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+        size, count = probabilities.shape[-1], NUCLEUS
+        first, order = probabilities.topk(min(count, size), -1)
+        while count < size and bool((first.sum(-1) < top_p).any()):  # a flat row: its nucleus is wider
+            count *= 8
+            first, order = probabilities.topk(min(count, size), -1)
+        before = first.cumsum(-1) - first
+        probabilities = first.masked_fill(before >= top_p, 0.0)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     point = uniform.to(torch.float64).unsqueeze(-1) * cumulative[:, -1:]
-    picked = torch.searchsorted(cumulative, point, right=True).clamp(max=logits.shape[-1] - 1)
+    picked = torch.searchsorted(cumulative, point, right=True).clamp(max=cumulative.shape[-1] - 1)
     return (picked if order is None else order.gather(-1, picked)).squeeze(-1)
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Scores of the tokens seen divided by the penalty where positive, multiplied by it where negative.
+
+    logits, seen: (batch, vocabulary). Keskar et al. 2019 (arXiv 1909.05858), section 4.1, as transformers does it.
+    """
+    logits = logits.float()
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 @dataclass
@@ -140,6 +183,7 @@ def decode(
     max_tokens: int,
     temperature: float,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
     end: set[int],
     pad: int = 0,
 ) -> list[Generated]:
@@ -156,6 +200,12 @@ def decode(
     alive = torch.arange(len(prompts), device=device)
     uniforms = uniforms.to(device)
     ends = torch.tensor(sorted(end), device=device)
+    seen = None
+    if repetition_penalty != 1:
+        seen = torch.zeros(len(prompts), model.config.get_text_config().vocab_size, dtype=torch.bool, device=device)
+        for row, prompt in enumerate(prompts):
+            seen[row, prompt] = True
+        seen[:, ends] = False  # an answer may always end
     for step in range(max_tokens):
         out = model(
             input_ids=ids,
@@ -163,16 +213,22 @@ def decode(
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # An index, not a count: of a slice's states torch multiplies a frozen head per row, on copies of it (2.7 GB).
+            logits_to_keep=torch.tensor([ids.shape[1] - 1], device=device),
         )
         cache = out.past_key_values
-        token = sample(out.logits[:, -1], uniforms[alive, step], temperature, top_p)
+        logits = out.logits[:, -1]
+        if seen is not None:
+            logits = penalise(logits, seen[alive], repetition_penalty)
+        token = sample(logits, uniforms[alive, step], temperature, top_p)
         stopped = torch.isin(token, ends)
         for row, value, stop in zip(alive.tolist(), token.tolist(), stopped.tolist(), strict=True):
             if stop:
                 done[row].ended = True
             else:
                 done[row].ids.append(value)
+        if seen is not None:
+            seen[alive, token] = True
         positions = positions[:, -1:] + 1
         if stopped.any():
             keep = (~stopped).nonzero().squeeze(-1)

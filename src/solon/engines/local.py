@@ -59,6 +59,7 @@ class LocalEngine:
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
+                repetition_penalty=sampling.repetition_penalty,
                 end=end_ids(self.tokenizer),
                 pad=self._pad,
             )

@@ -170,6 +170,9 @@ class ServerEngine:
         server that was never reached.
         """
 
+        # Not in OpenAI's own API; vLLM and others read it from the body. Sent only where it says something.
+        extra = {"repetition_penalty": sampling.repetition_penalty} if sampling.repetition_penalty != 1 else None
+
         async def complete(client: AsyncOpenAI, request: GenerationRequest) -> Completion:
             try:
                 answer = await self._ask(
@@ -179,6 +182,7 @@ class ServerEngine:
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     seed=_seed(request),
+                    extra_body=extra,
                 )
                 choice = answer.choices[0]
                 if choice.finish_reason == "content_filter":

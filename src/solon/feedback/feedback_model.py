@@ -27,6 +27,7 @@ from solon.training import (
     add_adapters,
     first_and_last,
     fit,
+    hidden_states,
     right_pad,
     save_merged,
 )
@@ -53,7 +54,7 @@ def option_margin(model: Any, rows: Sequence[list[int]], options: Sequence[int],
     """Log-odds of the first option over the second after each row, (rows,). Two rows of the output head are used."""
     ids, mask, last = right_pad(rows, pad, model.device)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden = hidden_states(model, input_ids=ids, attention_mask=mask)
     weight = base.get_output_embeddings().weight[list(options)].float()
     scores = hidden[torch.arange(len(rows), device=hidden.device), last].float() @ weight.T
     return scores[:, 0] - scores[:, 1]

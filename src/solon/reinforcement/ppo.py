@@ -62,6 +62,20 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor
     return -ratio if kind == "k1" else torch.expm1(ratio) - ratio
 
 
+def centred(score: Tensor, group: int) -> Tensor:
+    """Scores less what was to be expected of them, (rollouts,) → (rollouts,).
+
+    group: how many neighbours answer the same prompt; each is measured against the mean of the others (Ahmadian et
+    al. 2024, arXiv 2402.14740), so that an easy prompt earns nothing. With one a prompt, against the mean of all.
+    A constant per response changes no gradient in expectation. Left in, it would have to be learned by the value head
+    first: until then every late token looks better than every early one, whatever was said.
+    """
+    if group == 1:
+        return score - score.mean()
+    by_prompt = score.view(-1, group)
+    return ((by_prompt - by_prompt.mean(-1, keepdim=True)) * (group / (group - 1))).flatten()
+
+
 def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
     """Per-token reward: minus the KL penalty, plus the response's score on its last token.
 

@@ -30,6 +30,7 @@ from solon.training import (
     add_adapters,
     first_and_last,
     fit,
+    hidden_states,
     right_pad,
     save_merged,
 )
@@ -84,7 +85,7 @@ class RewardModel:
         at = self.model.device
         ids, mask, last = right_pad(rows, self.tokenizer.pad_token_id, at)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = base.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = hidden_states(self.model, input_ids=ids, attention_mask=mask)
         return base.score(hidden[torch.arange(len(rows), device=at), last].float()).squeeze(-1).float()
 
     @torch.no_grad()

@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from solon.engines.chat import chat_ids, end_ids
 from solon.engines.decoding import decode
 from solon.engines.weights import load_causal_lm, resolve
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
+from solon.reinforcement.frozen import lowest_trained_block, starting_at, states_entering
 from solon.reinforcement.ppo import (
     AdaptiveKL,
     advantages_and_returns,
+    centred,
     kl_estimate,
     logprobs_and_entropy,
     masked_mean,
@@ -34,7 +36,7 @@ from solon.reinforcement.ppo import (
     value_loss,
     whiten,
 )
-from solon.training import AdapterSettings, add_adapters, save_merged
+from solon.training import AdapterSettings, add_adapters, hidden_states, save_merged
 
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
 
@@ -43,6 +45,7 @@ class PPOSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     updates: int = Field(8, ge=1)
     rollouts: int = Field(32, ge=2)  # responses per update
+    responses_per_prompt: int = Field(1, ge=1)  # of those; several are each other's baseline
     epochs: int = Field(4, ge=1)  # passes over them
     minibatch: int = Field(8, ge=1)  # responses per optimiser step
     learning_rate: float = Field(1e-4, gt=0)
@@ -58,6 +61,14 @@ class PPOSettings(BaseModel):
     kl_bound: float = Field(25.0, gt=0)  # nats per response; training stops above it
     missing_end_penalty: float = Field(1.0, ge=0)  # taken off the score of a response cut at max_tokens
     max_grad_norm: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> PPOSettings:
+        if self.rollouts % self.responses_per_prompt:
+            raise ValueError(
+                f"rollouts: {self.rollouts} is not a multiple of responses_per_prompt: {self.responses_per_prompt}"
+            )
+        return self
 
 
 class Batch:
@@ -79,6 +90,22 @@ class Batch:
         self.ids, self.attention, self.mask = self.ids.to(device), attention.to(device), mask.to(device)
         self.tokens = self.ids[:, self.context_length :]
         self.positions = (self.attention.cumsum(-1) - 1).clamp(min=0)  # from the mask: padding takes no position
+        self.block = 0
+        self.entering: Tensor | None = None  # the states (rollouts, length, width) that enter this block, where kept
+
+    def keep(self, policy: Any, block: int, entering: Tensor) -> None:
+        """Start later passes at `block`, if the model takes it: checked on one rollout, as architectures differ."""
+        if block == 0:
+            return
+        row = torch.zeros(1, dtype=torch.long, device=self.ids.device)
+        whole = evaluate_tokens(policy, self, row, 1.0)[0]
+        self.block, self.entering = block, entering
+        try:
+            same = torch.allclose(evaluate_tokens(policy, self, row, 1.0)[0], whole, atol=0.02)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            same = False
+        if not same:
+            self.block, self.entering = 0, None
 
 
 def evaluate_tokens(
@@ -90,12 +117,13 @@ def evaluate_tokens(
     where the mask is 1 only.
     """
     base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    hidden = base.base_model(
-        input_ids=batch.ids[rows],
-        attention_mask=batch.attention[rows],
-        position_ids=batch.positions[rows],
-        use_cache=False,
-    ).last_hidden_state[:, batch.context_length - 1 : -1]  # the state before a token predicts it
+    given = {"attention_mask": batch.attention[rows], "position_ids": batch.positions[rows]}
+    if batch.entering is None:
+        states = hidden_states(policy, input_ids=batch.ids[rows], **given)
+    else:
+        with starting_at(policy, batch.block):
+            states = hidden_states(policy, inputs_embeds=batch.entering[rows], **given)
+    hidden = states[:, batch.context_length - 1 : -1]  # the state before a token predicts it
     mask = batch.mask[rows].bool()
     flat, flat_entropy = logprobs_and_entropy(
         hidden[mask], base.get_output_embeddings(), batch.tokens[rows][mask], temperature, entropy=entropy
@@ -144,7 +172,8 @@ def ppo(
     first = _restore(checkpoint, policy, values, optimiser, kl_control)
     contexts = {p.id: chat_ids(tokenizer, p.prompt, system=system) for p in prompts}
     for update in range(first, settings.updates):
-        drawn = _draw(prompts, settings.rollouts, update, seed)
+        different = _draw(prompts, settings.rollouts // settings.responses_per_prompt, update, seed)
+        drawn = [p for p in different for _ in range(settings.responses_per_prompt)]
         uniforms = torch.rand(
             (len(drawn), settings.max_tokens), generator=torch.Generator().manual_seed(_number(seed, update))
         )
@@ -168,14 +197,14 @@ def ppo(
         raw = torch.tensor(reward([(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]))
         ended = torch.tensor([m.ended for m in made])
         score = (raw - settings.missing_end_penalty * (~ended)).float().to(device)
-        # A constant per response changes no gradient in expectation. Left in, it would have to be learned by the value
-        # head first: until then every late token looks better than every early one, whatever was said.
-        score = score - score.mean()
+        score = centred(score, settings.responses_per_prompt)
 
         with torch.no_grad():
             everything = torch.arange(len(drawn), device=device)
-            with policy.disable_adapter():
+            block = lowest_trained_block(policy)
+            with policy.disable_adapter(), states_entering(policy, block) as entering:
                 reference = _in_parts(policy, batch, everything, settings)[0]
+            batch.keep(policy, block, torch.cat(entering))
             old, entropy, hidden = _in_parts(policy, batch, everything, settings)
             old_values = values(hidden.float()).squeeze(-1) * batch.mask
             kl = kl_estimate(old, reference) * batch.mask

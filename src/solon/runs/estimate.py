@@ -52,6 +52,8 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         turns = 1 + part.revisions * (2 if part.critique else 1)
         read = n * (prompt + part.revisions * (prompt + said + request + (prompt + 2 * said + 2 * request)))
         row("revisions", n, read, n * turns * said)
+        if part.sft_on == "best":  # both orders
+            row("choices", n, n * 2 * (prompt + 2 * said + 50))
         kept = n * (part.revisions if part.sft_on == "all" else 1) / (1 - part.demonstration_share)
         row("sl-cai", round(kept), trained=part.train.epochs * kept * (prompt + said))
     asked = min(n, feedback.n_prompts or n)
@@ -83,7 +85,9 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     )
     speed = _rates(recipe)
     for r in rows:
-        local = speed is not None and not (r["name"] == "comparisons" and feedback.judge.startswith("server:"))
+        local = speed is not None and not (
+            r["name"] in ("comparisons", "choices") and feedback.judge.startswith("server:")
+        )
         r["seconds"] = round(sum(r[k] / speed[k] for k in speed)) if local and speed is not None else None
     return rows
 

@@ -1,6 +1,6 @@
 """The whole pipeline, stage by stage, as the papers tell it. A recipe decides which stages run and on what.
 
-    warmup → revisions → sl-cai → feedback-model → pairs → comparisons → reward-model → ppo → evaluation → validation
+    warmup → feedback-model → revisions (→ choices) → sl-cai → pairs → comparisons → reward-model → ppo → evaluation
 
 Each function below is one stage. It reads what earlier stages left in the run directory, and calls the method's
 own code; `Run` wraps journal, resume, progress and cost around it.
@@ -51,9 +51,9 @@ from solon.runs.journal import Journal
 from solon.runs.recipe import Recipe, load_recipe
 from solon.runs.run import Run
 from solon.supervised.critique_revision import revise
-from solon.supervised.dataset import from_chains, from_demonstrated_revisions, mix
+from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
 from solon.supervised.sft import sft
-from solon.training import Progress
+from solon.training import AdapterSettings, Progress, TrainSettings
 
 R = TypeVar("R")
 HHH = (
@@ -71,17 +71,18 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         model = models["start"]
         if recipe.warmup:
             model = warmup(run, data, model)
+        judge = None
+        if recipe.feedback.labels != "human":
+            judge = feedback_model(run, data, model)
         if recipe.supervised:
             chains = revisions(run, data, model)
-            model = sl_cai(run, data, chains, model)
+            model = sl_cai(run, data, chains, model, judge)
         if model != models["start"]:
             models["SL-CAI" if recipe.supervised else "SFT"] = model
         comparisons: list[Comparison] = []
         pairs: list[Pair] = []
         judged: list[Comparison] = []
-        judge = None
-        if recipe.feedback.labels != "human":
-            judge = feedback_model(run, data, model)
+        if judge:
             judged = check_judge(run, data, judge)
             pairs = sample_pairs(run, data, model)
             comparisons = label(run, pairs, judge)
@@ -172,7 +173,7 @@ def warmup(run: Run, data: Data, model: str) -> str:
     part = run.recipe.warmup
     assert part is not None
     examples = data.demonstrations + from_demonstrated_revisions(data.revision_demonstrations, run.constitution)
-    return _sft_stage(run, "warmup", examples, model, part.train)
+    return _sft_stage(run, "warmup", examples, model, part.train, part.adapter)
 
 
 def revisions(run: Run, data: Data, model: str) -> list[RevisionChain]:
@@ -198,24 +199,40 @@ def revisions(run: Run, data: Data, model: str) -> list[RevisionChain]:
         return run.records("revisions", data.prompts, make, RevisionChain, engines=(engine, start), what="chains")
 
 
-def sl_cai(run: Run, data: Data, chains: Sequence[RevisionChain], model: str) -> str:
+def choose(run: Run, chains: Sequence[RevisionChain], judge: str) -> list[Comparison]:
+    """The judge compares each chain's last revision with its response, under the principle it was revised by."""
+    known = {p.id: p for p in run.constitution.principles}
+    asked = {c.id: [known[c.steps[-1].principle]] for c in chains}
+    with open_lazily(run, judge) as engine:
+
+        def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
+            return compare(batch, engine, run.constitution, asked=asked, meta=provenance(run, engine))
+
+        return run.records("choices", contests(chains), make, Comparison, engines=(engine,), what="choices")
+
+
+def sl_cai(run: Run, data: Data, chains: Sequence[RevisionChain], model: str, judge: str | None) -> str:
     """SFT on the revisions, with some demonstrations kept in so that nothing is forgotten."""
     part = run.recipe.supervised
     assert part is not None
-    revised, left_out = from_chains(chains, part.sft_on)
-    if not revised:
+    if part.sft_on == "best":
+        assert judge is not None
+        learned, left_out = from_choices(chains, choose(run, chains, judge))
+    else:
+        learned, left_out = from_chains(chains, part.sft_on)
+    if not learned:
         raise InputError(
             f"sl-cai: none of the {left_out} revisions is whole (all empty or cut at supervised.sampling.max_tokens: "
             f"{part.sampling.max_tokens}); raise it, or use a model that ends its answers"
         )
-    examples = mix(revised, data.demonstrations, part.demonstration_share)
-    return _sft_stage(run, "sl-cai", examples, model, part.train, {"revisions_left_out": left_out})
+    examples = mix(learned, data.demonstrations, part.demonstration_share)
+    return _sft_stage(run, "sl-cai", examples, model, part.train, extra={"revisions_left_out": left_out})
 
 
-def feedback_model(run: Run, data: Data, supervised: str) -> str:
+def feedback_model(run: Run, data: Data, model: str) -> str:
     """The judge; warmed up on human comparisons first where the recipe says so."""
     part = run.recipe.feedback
-    judge = supervised if part.judge == "self" else part.judge
+    judge = model if part.judge == "self" else part.judge
     if part.warmup is None:
         return judge
     settings, out = part.warmup, run.model("feedback-model")
@@ -418,7 +435,8 @@ def _sft_stage(
     stage: str,
     examples: Sequence[SFTExample],
     model: str,
-    train: Any,
+    train: TrainSettings,
+    adapter: AdapterSettings | None = None,
     extra: dict[str, Any] | None = None,
 ) -> str:
     out = run.model(stage)
@@ -429,7 +447,7 @@ def _sft_stage(
             model,
             out,
             settings=train,
-            adapter=run.recipe.adapter,
+            adapter=adapter or run.recipe.adapter,
             system=run.recipe.system,
             seed=run.recipe.seed,
             dtype=run.recipe.dtype,

@@ -31,9 +31,10 @@ class SamplingSettings(Part):
     max_tokens: int = Field(80, ge=1)
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)  # above 1, a small model repeats itself and its prompt less
 
     def sampling(self) -> Sampling:
-        return Sampling(self.max_tokens, self.temperature, self.top_p)
+        return Sampling(self.max_tokens, self.temperature, self.top_p, self.repetition_penalty)
 
 
 class Prompts(Part):
@@ -64,6 +65,7 @@ class Warmup(Part):
     """SFT of the start model on human demonstrations, before anything else."""
 
     train: TrainSettings = TrainSettings()
+    adapter: AdapterSettings | None = None  # instead of the recipe's: a small model needs all its layers to learn this
 
 
 class Supervised(Part):
@@ -72,7 +74,7 @@ class Supervised(Part):
     few_shot: int = Field(0, ge=0)
     responder: Literal["self", "start"] = "self"  # who writes the first response: the warmed-up or the start model
     sampling: SamplingSettings = SamplingSettings()
-    sft_on: Literal["final", "all"] = "final"
+    sft_on: Literal["final", "all", "best"] = "final"  # best: the judge chooses between response and last revision
     demonstration_share: float = Field(0.25, ge=0, lt=1)  # of the SFT set, so that nothing is forgotten
     train: TrainSettings = TrainSettings()
 
@@ -129,6 +131,8 @@ class Recipe(Part):
             raise ValueError("feedback.warmup needs human.comparisons to learn from")
         if self.feedback.warmup and self.feedback.judge.startswith("server:"):
             raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server judge")
+        if self.supervised and self.supervised.sft_on == "best" and self.feedback.labels == "human":
+            raise ValueError("supervised.sft_on: best needs a judge, and feedback.labels: human has none")
         if self.ppo and self.adapter is None:
             raise ValueError("ppo needs adapter: the reference model is the policy without it")
         return self

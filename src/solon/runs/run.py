@@ -6,11 +6,15 @@ counts, tokens, seconds, cost and versions; DIR/models/<name>, complete models; 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,16 +172,36 @@ class Run:
             "requests": state.get("requests", 0) + after.requests - before.requests,
             "prompt_tokens": state.get("prompt_tokens", 0) + after.prompt_tokens - before.prompt_tokens,
             "completion_tokens": state.get("completion_tokens", 0) + after.completion_tokens - before.completion_tokens,
+            "peak_memory_mb": max(state.get("peak_memory_mb", 0), peak_memory_mb()),
             "cost_usd": None if cost is None else round((state.get("cost_usd") or 0.0) + cost, 6),
             "versions": versions(),
         }
         self._keep(stage, state)
+        give_memory_back()
         return state
 
     def _keep(self, stage: str, state: dict[str, Any]) -> None:
         path = self.path(stage, "stage.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+
+
+def peak_memory_mb() -> int:
+    """The most memory that this process has held so far, MiB; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most // (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system: glibc keeps a stage's activations, and the next stage then adds its own."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from solon.constitution import Constitution
-from solon.records import RevisionChain, SFTExample, assistant, user
+from solon.records import Comparison, Pair, RevisionChain, SFTExample, assistant, text_of, user
 from solon.supervised.critique_revision import fill
 
 
@@ -20,20 +20,63 @@ def from_chains(
     """
     examples, left_out = [], 0
     for chain in chains:
-        ended = chain.meta.get("ended") or [True] * (1 + len(chain.steps))
-        numbered = list(enumerate(chain.steps, start=1))
-        for n, step in numbered if use == "all" else numbered[-1:]:
-            if not step.revision.strip() or not ended[n]:
+        numbered = range(1, len(chain.steps) + 1)
+        for n in numbered if use == "all" else numbered[-1:]:
+            if is_whole(chain, n):
+                examples.append(to_example(chain, n))
+            else:
                 left_out += 1
-                continue
-            examples.append(
-                SFTExample(
-                    id=f"{chain.id}/{n}",
-                    messages=(*chain.prompt, assistant(step.revision)),
-                    source=chain.source,
-                    meta={"principles": [s.principle for s in chain.steps[:n]], **chain.meta},
-                )
-            )
+    return examples, left_out
+
+
+def is_whole(chain: RevisionChain, n: int) -> bool:
+    """Whether text n of the chain (0: the response, then each revision) is not empty and ended by itself."""
+    ended = chain.meta.get("ended") or [True] * (1 + len(chain.steps))
+    return bool(ended[n]) and bool(chain_text(chain, n).strip())
+
+
+def chain_text(chain: RevisionChain, n: int) -> str:
+    """Text n of the chain: 0 is the response, then each revision."""
+    return chain.steps[n - 1].revision if n else chain.response
+
+
+def to_example(chain: RevisionChain, n: int) -> SFTExample:
+    """Teach text n of the chain as the answer; the principles that shaped it are those of its first n steps."""
+    return SFTExample(
+        id=f"{chain.id}/{n}",
+        messages=(*chain.prompt, assistant(chain_text(chain, n))),
+        source=chain.source,
+        meta={"principles": [s.principle for s in chain.steps[:n]], **chain.meta},
+    )
+
+
+def contests(chains: Iterable[RevisionChain]) -> list[Pair]:
+    """What a judge is to choose between in each chain: (last revision, response), where both are whole and differ."""
+    return [
+        Pair(id=c.id, prompt=c.prompt, responses=(c.steps[-1].revision, c.response), source=c.source)
+        for c in chains
+        if is_whole(c, len(c.steps)) and is_whole(c, 0) and c.steps[-1].revision.strip() != c.response.strip()
+    ]
+
+
+def from_choices(chains: Sequence[RevisionChain], choices: Iterable[Comparison]) -> tuple[list[SFTExample], int]:
+    """Examples that teach what the judge preferred in each chain, and how many chains were left out.
+
+    choices: of `contests(chains)`. A revision that the judge finds worse than what it revised is not learned; the
+    paper learns every revision, which needs a model that revises well. Without a contest the whole one of the two is
+    taken; on a tie or an abstention the revision, as in the paper.
+    """
+    preferred = {c.id: text_of(c.chosen) for c in choices if c.label is not None and c.label != 0.5}
+    examples, left_out = [], 0
+    for chain in chains:
+        last = len(chain.steps)
+        whole = [n for n in (last, 0) if is_whole(chain, n)]
+        if preferred.get(chain.id) == chain.response and 0 in whole:
+            whole = [0]
+        if whole:
+            examples.append(to_example(chain, whole[0]))
+        else:
+            left_out += 1
     return examples, left_out
 
 

@@ -20,7 +20,15 @@ from solon.engines.chat import chat_ids_and_turns
 from solon.engines.weights import load_causal_lm, resolve
 from solon.records import SFTExample
 from solon.reinforcement.ppo import logprobs_and_entropy
-from solon.training import AdapterSettings, Progress, TrainSettings, add_adapters, first_and_last, save_merged
+from solon.training import (
+    AdapterSettings,
+    Progress,
+    TrainSettings,
+    add_adapters,
+    first_and_last,
+    hidden_states,
+    save_merged,
+)
 
 IGNORE = -100  # torch's and transformers' label for "no loss here"
 
@@ -44,9 +52,7 @@ def encode(tokenizer: Any, example: SFTExample, *, system: str | None, max_lengt
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = base.base_model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-    ).last_hidden_state
+    hidden = hidden_states(model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     target = inputs["labels"][:, 1:]
     learned = target != IGNORE
     logprobs, _ = logprobs_and_entropy(

@@ -36,7 +36,7 @@ from solon.reinforcement.ppo import (
     value_loss,
     whiten,
 )
-from solon.training import AdapterSettings, add_adapters, hidden_states, save_merged
+from solon.training import AdapterSettings, add_adapters, give_memory_back, hidden_states, save_merged
 
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
 
@@ -249,6 +249,7 @@ def ppo(
         )
         kl_control.update(kl_nats, len(drawn))
         _save(checkpoint, update + 1, policy, values, optimiser, kl_control)
+        give_memory_back()
         yield summary
         if progress:
             progress(update + 1, settings.updates, {"reward": summary.reward, "kl": kl_nats})

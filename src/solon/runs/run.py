@@ -6,15 +6,12 @@ counts, tokens, seconds, cost and versions; DIR/models/<name>, complete models; 
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +27,7 @@ from solon.records import Record
 from solon.runs.journal import Journal
 from solon.runs.progress import progress_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
-from solon.training import Progress
+from solon.training import Progress, give_memory_back
 
 R = TypeVar("R", bound=Record)
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -194,14 +191,6 @@ def peak_memory_mb() -> int:
         return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most // (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def give_memory_back() -> None:
-    """Return freed memory to the system: glibc keeps a stage's activations, and the next stage then adds its own."""
-    gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def versions() -> dict[str, str]:

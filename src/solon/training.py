@@ -62,14 +62,18 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
     return get_peft_model(model, lora_config(model, settings, task))
 
 
+def base_of(model: Any) -> Any:
+    """The model itself, out of its PEFT wrapper where it has one (adapters stay in place)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def hidden_states(model: Any, **inputs: Tensor) -> Tensor:
     """The last hidden states of a model, with adapters or without, (batch, length, hidden).
 
     Under a bfloat16 trunk the float32 adapters multiply in bfloat16 too, as mixed precision does; in float32 they
     took a quarter of a training step on a CPU. Weights, gradients and the optimiser stay float32.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trunk = base.base_model
+    trunk = base_of(model).base_model
     mixed = trunk.dtype == torch.bfloat16
     with torch.autocast(trunk.device.type, torch.bfloat16, enabled=mixed):
         return trunk(use_cache=False, **inputs).last_hidden_state

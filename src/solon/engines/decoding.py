@@ -32,12 +32,13 @@ def grouped_attention(
     kv_heads = key.shape[1]
     if attention_mask is not None:
         attention_mask = attention_mask[..., : key.shape[2]]
+        if attention_mask.dtype != torch.bool:
+            attention_mask = attention_mask >= 0  # additive masks hold 0 and the smallest number
     if q_len == 1 and not query.requires_grad:
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, d)
         weights = torch.matmul(grouped, key.transpose(2, 3)).float() * scaling
         if attention_mask is not None:
-            allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
-            weights = weights.masked_fill(~allowed, float("-inf"))
+            weights = weights.masked_fill(~attention_mask, float("-inf"))
         out = torch.matmul(weights.softmax(-1).to(value.dtype), value)
         return out.reshape(batch, 1, heads, d), None
     if query.device.type == "cpu" and q_len == key.shape[2] and batch * q_len <= PLAIN_TOKENS and q_len <= PLAIN_LENGTH:
@@ -70,8 +71,7 @@ def _plain_attention(
     scores = (torch.matmul(grouped, key.transpose(2, 3)) * scaling).view(batch, heads, length, length)
     if attention_mask is None:
         attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)  # finite: a row of padding sees nothing
+    scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)  # finite: a row of padding sees nothing
     weights = scores.softmax(-1).view(batch, kv_heads, -1, length)
     return torch.matmul(weights, value).view(batch, heads, length, d).transpose(1, 2).contiguous()
 

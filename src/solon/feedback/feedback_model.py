@@ -25,6 +25,7 @@ from solon.training import (
     Progress,
     TrainSettings,
     add_adapters,
+    base_of,
     first_and_last,
     fit,
     hidden_states,
@@ -53,9 +54,8 @@ def encode(
 def option_margin(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> Tensor:
     """Log-odds of the first option over the second after each row, (rows,). Two rows of the output head are used."""
     ids, mask, last = right_pad(rows, pad, model.device)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = hidden_states(model, input_ids=ids, attention_mask=mask)
-    weight = base.get_output_embeddings().weight[list(options)].float()
+    weight = base_of(model).get_output_embeddings().weight[list(options)].float()
     scores = hidden[torch.arange(len(rows), device=hidden.device), last].float() @ weight.T
     return scores[:, 0] - scores[:, 1]
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solon.training import base_of
+
 
 def lowest_trained_block(model: Any) -> int:
     """Index of the first block that has anything to train; 0 where that is not told by the parameters' names."""
@@ -23,7 +25,7 @@ def lowest_trained_block(model: Any) -> int:
 
 
 def _trunk(model: Any) -> Any:
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    return base_of(model).base_model
 
 
 @contextmanager

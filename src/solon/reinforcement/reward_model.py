@@ -28,6 +28,7 @@ from solon.training import (
     Progress,
     TrainSettings,
     add_adapters,
+    base_of,
     first_and_last,
     fit,
     hidden_states,
@@ -84,9 +85,8 @@ class RewardModel:
         """
         at = self.model.device
         ids, mask, last = right_pad(rows, self.tokenizer.pad_token_id, at)
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         hidden = hidden_states(self.model, input_ids=ids, attention_mask=mask)
-        return base.score(hidden[torch.arange(len(rows), device=at), last].float()).squeeze(-1).float()
+        return base_of(self.model).score(hidden[torch.arange(len(rows), device=at), last].float()).squeeze(-1).float()
 
     @torch.no_grad()
     def score(self, conversations: Sequence[Chat], batch_size: int = 32) -> list[float]:
@@ -153,7 +153,7 @@ def train_reward_model(
     torch.nn.init.zeros_(lm.score.weight)  # every response starts at 0: no preference before the first label
     if adapter:
         lm = add_adapters(lm, adapter, task="SEQ_CLS")
-    (lm.get_base_model() if adapter else lm).score.float()
+    base_of(lm).score.float()
     rewards = RewardModel(lm, tokenizer, system)
     head = [p for n, p in lm.named_parameters() if p.requires_grad and "score" in n]
     rest = [p for n, p in lm.named_parameters() if p.requires_grad and "score" not in n]

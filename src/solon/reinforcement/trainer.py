@@ -36,7 +36,7 @@ from solon.reinforcement.ppo import (
     value_loss,
     whiten,
 )
-from solon.training import AdapterSettings, add_adapters, give_memory_back, hidden_states, save_merged
+from solon.training import AdapterSettings, add_adapters, base_of, give_memory_back, hidden_states, save_merged
 
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
 
@@ -116,7 +116,6 @@ def evaluate_tokens(
     Returns (rows, response), (rows, response), (rows, response, width). Scores over the vocabulary are computed
     where the mask is 1 only.
     """
-    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     given = {"attention_mask": batch.attention[rows], "position_ids": batch.positions[rows]}
     if batch.entering is None:
         states = hidden_states(policy, input_ids=batch.ids[rows], **given)
@@ -126,7 +125,7 @@ def evaluate_tokens(
     hidden = states[:, batch.context_length - 1 : -1]  # the state before a token predicts it
     mask = batch.mask[rows].bool()
     flat, flat_entropy = logprobs_and_entropy(
-        hidden[mask], base.get_output_embeddings(), batch.tokens[rows][mask], temperature, entropy=entropy
+        hidden[mask], base_of(policy).get_output_embeddings(), batch.tokens[rows][mask], temperature, entropy=entropy
     )
     logprobs = torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, flat)
     entropies = torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, flat_entropy)
@@ -170,6 +169,7 @@ def ppo(
     )
     kl_control = AdaptiveKL(settings.kl_coefficient, settings.kl_target, horizon=8 * settings.rollouts)
     first = _restore(checkpoint, policy, values, optimiser, kl_control)
+    block = lowest_trained_block(policy)
     contexts = {p.id: chat_ids(tokenizer, p.prompt, system=system) for p in prompts}
     for update in range(first, settings.updates):
         different = _draw(prompts, settings.rollouts // settings.responses_per_prompt, update, seed)
@@ -201,7 +201,6 @@ def ppo(
 
         with torch.no_grad():
             everything = torch.arange(len(drawn), device=device)
-            block = lowest_trained_block(policy)
             with policy.disable_adapter(), states_entering(policy, block) as entering:
                 reference = _in_parts(policy, batch, everything, settings)[0]
             batch.keep(policy, block, torch.cat(entering))

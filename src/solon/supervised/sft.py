@@ -25,6 +25,7 @@ from solon.training import (
     Progress,
     TrainSettings,
     add_adapters,
+    base_of,
     first_and_last,
     hidden_states,
     save_merged,
@@ -51,12 +52,11 @@ def encode(tokenizer: Any, example: SFTExample, *, system: str | None, max_lengt
 
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = hidden_states(model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     target = inputs["labels"][:, 1:]
     learned = target != IGNORE
     logprobs, _ = logprobs_and_entropy(
-        hidden[:, :-1][learned], base.get_output_embeddings(), target[learned], temperature=1.0, entropy=False
+        hidden[:, :-1][learned], base_of(model).get_output_embeddings(), target[learned], temperature=1.0, entropy=False
     )
     return -logprobs.mean()
 

@@ -108,6 +108,8 @@ class Pair(Record):
     prompt: Chat
     responses: tuple[str, str]
     source: Source | None = None
+    authors: tuple[str, str] | None = None  # the models that wrote them, where known
+    human: float | None = Field(None, ge=0, le=1)  # P(first is better) as people see it, where known
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -121,8 +123,10 @@ class Judgement(Record):
     forward: float | None  # 0..1
     swapped: float | None  # 0..1, also for the first response: already turned back
     weight: float = 1.0
-    rationale: str | None = None
+    rationale: str | None = None  # the judge's reasoning, first response shown first; several samples apart by "---"
+    rationale_swapped: str | None = None  # with the first response shown second
     abstained: str | None = None
+    kind: Literal["model", "check"] = "model"  # check: a verifiable principle, answered without a model
 
 
 class Comparison(Record):
@@ -138,6 +142,8 @@ class Comparison(Record):
     labeler: Labeler = "ai"
     source: Source | None = None
     principle: str | None = None  # the one that decided, where the labeler names it
+    authors: tuple[str, str] | None = None  # the models that wrote chosen and rejected, where known
+    human: float | None = None  # P(chosen is better) as people see it, where known; 0..1
     meta: dict[str, Any] = Field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

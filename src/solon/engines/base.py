@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from solon.records import Chat
 
@@ -41,13 +41,32 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a score request asks, as a typed question (System One), for engines that answer those and no chats.
+
+    choice: which option; score: which level, lowest first; noul: yes or no. criteria: what each continuation of the
+    request stands for, one each, in their order; for noul they are those of yes and no and may be empty.
+    """
+
+    kind: Literal["choice", "score", "noul"]
+    state: Any  # JSON: what is judged, told apart from what is asked
+    instructions: str
+    criteria: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ScoreRequest:
-    """`chat` up to the assistant's turn, whose first words are `prefix`; then one of `continuations`."""
+    """`chat` up to the assistant's turn, whose first words are `prefix`; then one of `continuations` and `suffix`.
+
+    suffix closes the answer: with it, "1" is not the beginning of "10".
+    """
 
     id: str
     chat: Chat
     continuations: tuple[str, ...]
     prefix: str = ""
+    suffix: str = ""
+    question: Question | None = None
 
 
 @dataclass(frozen=True)

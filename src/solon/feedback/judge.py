@@ -152,6 +152,8 @@ def to_comparison(pair: Pair, judgements: Sequence[Judgement], meta: dict[str, A
         judgements=tuple(judgements),
         labeler="ai",
         source=pair.source,
+        authors=pair.authors if pair.authors is None or not swap else (pair.authors[1], pair.authors[0]),
+        human=pair.human if pair.human is None or not swap else 1 - pair.human,
         principle=judgements[0].principle if len(judgements) == 1 else None,
         meta={**pair.meta, **meta},
     )

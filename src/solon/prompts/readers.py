@@ -153,9 +153,13 @@ def read_comparisons(name: str) -> list[Comparison]:
 
 
 def read_pairs(name: str) -> list[Pair]:
-    """Pairs to compare: `{"prompt", "responses": [a, b]}`, TRL preference, or HH transcripts."""
+    """Pairs to compare: `{"prompt", "responses": [a, b]}`, TRL preference, or HH transcripts.
+
+    What a person chose stays known as `human`, to measure a judge against; no judge sees it.
+    """
 
     def one(value: dict[str, Any]) -> Pair:
+        human = value.get("human")
         if "responses" in value:
             prompt = _prompt(value.get("prompt", ""))
             responses = value["responses"]
@@ -167,12 +171,15 @@ def read_pairs(name: str) -> list[Pair]:
                 raise ValueError('no "responses"; expected {"prompt": […], "responses": [text, text]}')
             prompt, chosen, rejected = _sides(value)
             responses = [chosen[-1].content, rejected[-1].content]
+            if value.get("labeler", "human") == "human" and not value.get("abstained"):
+                human = value.get("label", 1.0)
         return Pair.model_validate(
             {
                 **value,
                 "id": value.get("id") or _id([prompt, responses]),
                 "prompt": prompt,
                 "responses": responses,
+                "human": human,
             }
         )
 

@@ -219,7 +219,8 @@ def label(
     """
     from solon.constitution import load_constitution
     from solon.engines import LazyEngine
-    from solon.feedback.judge import TEMPLATE_FINGERPRINT, compare
+    from solon.feedback.judge import Judging, compare
+    from solon.feedback.questions import TEMPLATE_FINGERPRINT
     from solon.prompts import read_pairs
     from solon.records import Comparison
     from solon.runs.files import to_file
@@ -230,7 +231,7 @@ def label(
 
         def make(batch: Any) -> Any:
             meta = _meta(rules, engine, seed, template=TEMPLATE_FINGERPRINT)
-            return compare(batch, engine, rules, principles_per_pair=principles, seed=seed or 0, meta=meta)
+            return compare(batch, engine, rules, Judging(principles=principles), seed=seed or 0, meta=meta)
 
         made = to_file(out, items, make, Comparison, quiet=quiet, what="comparisons")
     _last_line(json_, {"out": str(out), "records": len(made), "abstained": sum(c.abstained for c in made)})

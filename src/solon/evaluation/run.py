@@ -23,7 +23,7 @@ from solon.evaluation.metrics import (
     repetition,
     words,
 )
-from solon.feedback.judge import compare
+from solon.feedback.judge import Judging, compare
 from solon.records import Chat, Comparison, Pair, Prompt, Record, Source, assistant, text_of
 from solon.reinforcement.reward_model import RewardModel
 from solon.runs.run import Run
@@ -84,7 +84,7 @@ def win_rates(run: Run, name: str, answers: dict[str, list[Answer]], judge: str)
         with LazyEngine(judge, system=run.recipe.system, dtype=run.recipe.dtype) as engine:
 
             def make(batch: Sequence[Pair], engine: LazyEngine = engine, c: Constitution = constitution) -> Any:
-                return compare(batch, engine, c, principles_per_pair=1, seed=run.recipe.seed)
+                return compare(batch, engine, c, Judging(), seed=run.recipe.seed)
 
             stage = f"judging-{name.lower()}-{source.replace('_', '-')}"
             judged = run.records(stage, pairs, make, Comparison, engines=(engine,), what="comparisons")

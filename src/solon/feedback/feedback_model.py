@@ -18,7 +18,7 @@ from torch import Tensor
 from solon.constitution import Constitution
 from solon.engines.chat import chat_ids, text_ids
 from solon.engines.weights import load_causal_lm, resolve
-from solon.feedback.judge import OPTIONS, PREFIX, comparison_chat
+from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
 from solon.records import Comparison, text_of
 from solon.training import (
     AdapterSettings,

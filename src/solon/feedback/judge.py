@@ -9,40 +9,49 @@ abstention with its reason, never a label.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
 
 from solon.constitution import Constitution, Principle
-from solon.engines.base import Engine, ScoreRequest, Scores
-from solon.records import Chat, Comparison, Judgement, Pair, assistant, fingerprint, user
+from solon.engines.base import Engine, GenerationRequest, Sampling, ScoreRequest, Scores
+from solon.evaluation.metrics import is_refusal
+from solon.feedback.questions import (
+    OPTIONS,
+    PREFIX,
+    REASON,
+    Example,
+    comparison_chat,
+    comparison_question,
+    reasoned_chat,
+    several,
+)
+from solon.records import Chat, Comparison, Judgement, Pair, assistant
 from solon.supervised.critique_revision import draw_principles
 
-OPTIONS = ("A", "B")
-PREFIX = "("  # the judge's answer starts here; the option's letter is the next token
-TEMPLATE = """\
-Here is a conversation, and two responses to it.
-
-{conversation}
-
-Response (A): {a}
-
-Response (B): {b}
-
-{question} Answer (A) or (B)."""
-TEMPLATE_FINGERPRINT = fingerprint("comparison", TEMPLATE, PREFIX, OPTIONS)
-_SPEAKER = {"user": "Human", "assistant": "Assistant", "system": "System"}
+LEAST_MASS = 1e-3  # both options together less probable than this: the judge is saying something else
+WINDOW = 64  # pairs whose requests go to the engine together
 
 
-def comparison_chat(prompt: Chat, a: str, b: str, question: str) -> Chat:
-    """What the judge is asked. a is shown first."""
-    conversation = "\n\n".join(f"{_SPEAKER[m.role]}: {m.content}" for m in prompt)
-    parts = {"conversation": conversation, "a": a, "b": b, "question": question}
-    text = TEMPLATE
-    # From the last name to the first, each found in the template alone: no value is ever searched for names.
-    for name in sorted(parts, key=lambda n: TEMPLATE.index("{" + n + "}"), reverse=True):
-        at = TEMPLATE.index("{" + name + "}")
-        text = text[:at] + parts[name] + text[at + len(name) + 2 :]
-    return (user(text),)
+@dataclass(frozen=True)
+class Judging:
+    """How a pair is judged.
+
+    principles: how many are drawn for each pair, by the seed and their weights; None: all of them.
+    together: ask about all a pair's principles in one question, not in one each.
+    labels: "soft", the probability; "hard", 1 or 0, and 0.5 where the two orders contradict each other.
+    rationales: chain of thought, so many samples an order whose probabilities are averaged (0: none, answer at once).
+    clamp: after a chain of thought the probability is held inside these: it is near 0 or 1 and badly calibrated
+        there (Bai et al. 2022, section 4.1, found 40–60 % best).
+    """
+
+    principles: int | None = 1
+    together: bool = False
+    labels: Literal["soft", "hard"] = "soft"
+    rationales: int = 0
+    clamp: tuple[float, float] = (0.4, 0.6)
+    sampling: Sampling = Sampling(max_tokens=160)
 
 
 def log_odds(probability: float) -> float:
@@ -53,24 +62,35 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def option_log_odds(scores: Scores) -> float | None:
-    """log P(A) - log P(B), or None where the engine could not tell one of them."""
+def first_option(scores: Scores) -> tuple[float | None, str]:
+    """P(A) of P(A) + P(B); or None, and why the judge gave no answer."""
+    if scores.error:
+        return None, scores.error
     a, b = scores.logprobs
-    return None if a is None or b is None else a - b
+    if a is None or b is None:
+        return None, "no probability for an option"
+    if math.exp(a) + math.exp(b) < LEAST_MASS:
+        return None, f"answered neither option (they hold {math.exp(a) + math.exp(b):.1e} of its probability)"
+    return sigmoid(a - b), ""
 
 
-def combine(judgements: Sequence[Judgement]) -> float | None:
+def combine(judgements: Sequence[Judgement], labels: Literal["soft", "hard"] = "soft") -> float | None:
     """P(first response is better) over orders and principles: the weighted mean of their log-odds.
 
     A judgement that lacks an order is an abstention and takes no part; None where none is left.
     """
-    total = weight = 0.0
+    forward = swapped = weight = 0.0
     for j in judgements:
         if j.forward is None or j.swapped is None:
             continue
-        total += j.weight * (log_odds(_inside(j.forward)) + log_odds(_inside(j.swapped))) / 2
+        forward += j.weight * log_odds(_inside(j.forward))
+        swapped += j.weight * log_odds(_inside(j.swapped))
         weight += j.weight
-    return sigmoid(total / weight) if weight else None
+    if not weight:
+        return None
+    if labels == "hard":  # a verdict that turns with the order is none
+        return 0.5 if forward * swapped <= 0 else float(forward > 0)
+    return sigmoid((forward + swapped) / 2 / weight)
 
 
 def _inside(p: float) -> float:
@@ -78,57 +98,148 @@ def _inside(p: float) -> float:
 
 
 def compare(
-    pairs: Sequence[Pair],
+    pairs: Iterable[Pair],
     engine: Engine,
     constitution: Constitution,
+    how: Judging = Judging(),  # noqa: B008
     *,
-    principles_per_pair: int | None = 1,
     asked: Mapping[str, Sequence[Principle]] | None = None,
+    examples: Sequence[Example] = (),
     seed: int = 0,
     meta: dict[str, Any] | None = None,
 ) -> Iterator[Comparison]:
-    """One comparison a pair, in the order of `pairs`.
+    """One comparison a pair, in the order of `pairs`, in memory that does not grow with their number.
 
-    principles_per_pair: drawn by the seed, or all where None; several are averaged with their weights. asked: the
-    principles of each pair by its id, where they are already decided.
+    asked: the principles of each pair by its id, where they are already decided. examples: shown before each
+    comparison, less those of the pair's own prompt.
     """
-    if asked is None:
-        asked = {
-            p.id: list(constitution.principles)
-            if principles_per_pair is None
-            else draw_principles(constitution, principles_per_pair, "compare", seed, p.id)
-            for p in pairs
-        }
-    requests = []
-    for pair in pairs:
-        first, second = pair.responses
-        for n, principle in enumerate(asked[pair.id]):
-            for order, (a, b) in (("forward", (first, second)), ("swapped", (second, first))):
-                chat = comparison_chat(pair.prompt, a, b, principle.comparison)
-                requests.append(ScoreRequest(f"{pair.id}/{n}/{order}", chat, OPTIONS, PREFIX))
-    scores = {s.id: s for s in engine.score(requests)}
-    for pair in pairs:
-        judgements = []
-        for n, principle in enumerate(asked[pair.id]):
-            forward = scores[f"{pair.id}/{n}/forward"]
-            swapped = scores[f"{pair.id}/{n}/swapped"]
-            f, s = option_log_odds(forward), option_log_odds(swapped)
-            reason = forward.error or swapped.error or "no probability for an option"
-            judgements.append(
-                Judgement(
-                    principle=principle.id,
-                    forward=None if f is None else sigmoid(f),
-                    swapped=None if s is None else sigmoid(-s),
-                    weight=principle.weight,
-                    abstained=reason if f is None or s is None else None,
-                )
-            )
-        yield to_comparison(pair, judgements, meta or {})
+    left = iter(pairs)
+    while window := list(islice(left, WINDOW)):
+        tasks = [task for pair in window for task in _tasks(pair, constitution, how, asked, seed)]
+        answers = _answers(tasks, engine, how, examples, seed)
+        judgements: dict[str, list[Judgement]] = {pair.id: [] for pair in window}
+        for task in tasks:
+            judgements[task.pair.id].append(task.judgement(answers))
+        for pair in window:
+            yield to_comparison(pair, judgements[pair.id], meta or {}, how.labels)
 
 
-def to_comparison(pair: Pair, judgements: Sequence[Judgement], meta: dict[str, Any]) -> Comparison:
+@dataclass(frozen=True)
+class _Task:
+    """A pair under one question: that of a principle, or of several together."""
+
+    pair: Pair
+    n: int
+    principles: tuple[Principle, ...]
+
+    @property
+    def question(self) -> str:
+        return several([p.comparison for p in self.principles])
+
+    def orders(self) -> Iterator[tuple[str, str, str]]:
+        """(request id, shown as (A), shown as (B)) of both orders."""
+        first, second = self.pair.responses
+        yield f"{self.pair.id}/{self.n}/forward", first, second
+        yield f"{self.pair.id}/{self.n}/swapped", second, first
+
+    def judgement(self, answers: Mapping[str, _Answer]) -> Judgement:
+        name, weight = "+".join(p.id for p in self.principles), sum(p.weight for p in self.principles)
+        forward, swapped = (answers[i] for i, _, _ in self.orders())
+        return Judgement(
+            principle=name,
+            forward=forward.p,
+            swapped=None if swapped.p is None else 1 - swapped.p,
+            weight=weight,
+            rationale=forward.rationale,
+            rationale_swapped=swapped.rationale,
+            abstained=forward.why or swapped.why or None,
+        )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    p: float | None  # P(A)
+    why: str = ""  # where p is None
+    rationale: str | None = None
+
+
+def _tasks(
+    pair: Pair,
+    constitution: Constitution,
+    how: Judging,
+    asked: Mapping[str, Sequence[Principle]] | None,
+    seed: int,
+) -> list[_Task]:
+    if asked is not None:
+        principles = list(asked[pair.id])
+    elif how.principles is None:
+        principles = list(constitution.principles)
+    else:
+        principles = draw_principles(constitution, how.principles, "compare", seed, pair.id)
+    groups = [tuple(principles)] if how.together else [(p,) for p in principles]
+    return [_Task(pair, n, group) for n, group in enumerate(groups)]
+
+
+def _answers(
+    tasks: Sequence[_Task], engine: Engine, how: Judging, examples: Sequence[Example], seed: int
+) -> dict[str, _Answer]:
+    """The answer to each request by its id."""
+    chats: dict[str, Chat] = {}
+    requests: dict[str, ScoreRequest] = {}
+    for task in tasks:
+        shown = [e for e in examples if e.prompt != task.pair.prompt]  # none that tells the answer
+        for i, a, b in task.orders():
+            if how.rationales:
+                chats[i] = comparison_chat(task.pair.prompt, a, b, task.question, shown, REASON)
+            else:
+                chat = comparison_chat(task.pair.prompt, a, b, task.question, shown)
+                typed = comparison_question(task.pair.prompt, a, b, task.question)
+                requests[i] = ScoreRequest(i, chat, OPTIONS, PREFIX, question=typed)
+    if how.rationales:
+        return _reasoned(chats, engine, how, seed)
+    return {s.id: _Answer(*first_option(s)) for s in engine.score(requests.values())}
+
+
+def _reasoned(chats: Mapping[str, Chat], engine: Engine, how: Judging, seed: int) -> dict[str, _Answer]:
+    """Chain of thought: a rationale first, then the options' probabilities, clamped; averaged over the samples."""
+    asked = [GenerationRequest(f"{i}/{n}", chat, seed) for i, chat in chats.items() for n in range(how.rationales)]
+    rationales: dict[str, dict[str, str]] = {i: {} for i in chats}
+    failed = dict.fromkeys(chats, "")
+    for made in engine.generate(asked, how.sampling):
+        i = made.id.rpartition("/")[0]
+        if made.error:
+            failed[i] = made.error
+        elif not made.text.strip():
+            failed[i] = "gave no reasoning"
+        elif is_refusal(made.text):
+            failed[i] = f"refused: {made.text[:80]}"
+        else:
+            rationales[i][made.id] = made.text
+    requests = [
+        ScoreRequest(name, reasoned_chat(chats[i], text), OPTIONS, PREFIX)
+        for i, texts in rationales.items()
+        for name, text in texts.items()
+    ]
+    found: dict[str, list[float]] = {i: [] for i in chats}
+    for scores in engine.score(requests):
+        i = scores.id.rpartition("/")[0]
+        p, why = first_option(scores)
+        if p is None:
+            failed[i] = why
+        else:
+            found[i].append(min(max(p, how.clamp[0]), how.clamp[1]))
+    answers = {}
+    for i, ps in found.items():
+        said = "\n---\n".join(text for _, text in sorted(rationales[i].items())) or None
+        answers[i] = _Answer(sum(ps) / len(ps), "", said) if ps else _Answer(None, failed[i], said)
+    return answers
+
+
+def to_comparison(
+    pair: Pair, judgements: Sequence[Judgement], meta: dict[str, Any], labels: Literal["soft", "hard"] = "soft"
+) -> Comparison:
     """The favoured response becomes `chosen`; on an exact tie or an abstention the first one stands there."""
-    label = combine(judgements)
+    label = combine(judgements, labels)
     first, second = pair.responses
     swap = label is not None and label < 0.5
     chosen, rejected = (second, first) if swap else (first, second)

@@ -24,7 +24,8 @@ from solon.errors import InputError
 from solon.evaluation.metrics import bootstrap
 from solon.evaluation.run import evaluate
 from solon.feedback.feedback_model import train_feedback_model
-from solon.feedback.judge import TEMPLATE_FINGERPRINT, compare
+from solon.feedback.judge import compare
+from solon.feedback.questions import TEMPLATE_FINGERPRINT, Example, examples_from
 from solon.human.validation import draw_validation_sample
 from solon.prompts import (
     read_comparisons,
@@ -85,7 +86,7 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         if judge:
             judged = check_judge(run, data, judge)
             pairs = sample_pairs(run, data, model)
-            comparisons = label(run, pairs, judge)
+            comparisons = label(run, data, pairs, judge)
         rewards = reward_model(run, data, comparisons, pairs, model)
         models[reinforced_name(recipe)] = reinforce(run, data, model, rewards)
         evaluation = evaluate(run, data.heldout, models, rewards, judge)
@@ -199,14 +200,16 @@ def revisions(run: Run, data: Data, model: str) -> list[RevisionChain]:
         return run.records("revisions", data.prompts, make, RevisionChain, engines=(engine, start), what="chains")
 
 
-def choose(run: Run, chains: Sequence[RevisionChain], judge: str) -> list[Comparison]:
+def choose(run: Run, data: Data, chains: Sequence[RevisionChain], judge: str) -> list[Comparison]:
     """The judge compares each chain's last revision with its response, under the principle it was revised by."""
     known = {p.id: p for p in run.constitution.principles}
     asked = {c.id: [known[c.steps[-1].principle]] for c in chains}
     with open_lazily(run, judge) as engine:
 
         def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
-            return compare(batch, engine, run.constitution, asked=asked, meta=provenance(run, engine))
+            how, shown = run.recipe.feedback.judging(), judge_examples(run, data)
+            meta = provenance(run, engine, template=TEMPLATE_FINGERPRINT)
+            return compare(batch, engine, run.constitution, how, asked=asked, examples=shown, meta=meta)
 
         return run.records("choices", contests(chains), make, Comparison, engines=(engine,), what="choices")
 
@@ -217,7 +220,7 @@ def sl_cai(run: Run, data: Data, chains: Sequence[RevisionChain], model: str, ju
     assert part is not None
     if part.sft_on == "best":
         assert judge is not None
-        learned, left_out = from_choices(chains, choose(run, chains, judge))
+        learned, left_out = from_choices(chains, choose(run, data, chains, judge))
     else:
         learned, left_out = from_chains(chains, part.sft_on)
     if not learned:
@@ -271,7 +274,9 @@ def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
     with open_lazily(run, judge) as engine:
 
         def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
-            return compare(batch, engine, run.constitution, asked=asked, meta=provenance(run, engine))
+            how, shown = run.recipe.feedback.judging(), judge_examples(run, data)
+            meta = provenance(run, engine, template=TEMPLATE_FINGERPRINT)
+            return compare(batch, engine, run.constitution, how, asked=asked, examples=shown, meta=meta)
 
         return run.records("judge-heldout", pairs, make, Comparison, engines=(engine,), what="comparisons")
 
@@ -300,6 +305,13 @@ def judge_trust(judged: Sequence[Comparison], human: Sequence[Comparison]) -> di
     }
 
 
+def judge_examples(run: Run, data: Data) -> list[Example]:
+    """The human comparisons that the judge is shown before each question, where the recipe wants some."""
+    part = run.recipe.feedback
+    questions = {p.id: p.comparison for p in run.constitution.principles}
+    return examples_from(data.comparisons[: part.few_shot], questions, part.question or HHH)
+
+
 def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
     """Two responses a prompt, from the supervised model."""
     part = run.recipe.feedback
@@ -326,7 +338,7 @@ def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
         return run.records("pairs", prompts, make, Pair, engines=(engine,), what="pairs")
 
 
-def label(run: Run, pairs: Sequence[Pair], judge: str) -> list[Comparison]:
+def label(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> list[Comparison]:
     """The judge compares each pair under principles, in both orders."""
     part = run.recipe.feedback
     differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
@@ -338,7 +350,8 @@ def label(run: Run, pairs: Sequence[Pair], judge: str) -> list[Comparison]:
                 batch,
                 engine,
                 constitution,
-                principles_per_pair=part.principles_per_pair,
+                part.judging(),
+                examples=judge_examples(run, data),
                 seed=run.recipe.seed,
                 meta=provenance(run, engine, template=TEMPLATE_FINGERPRINT),
             )

@@ -19,6 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from solon.engines.base import Sampling
 from solon.engines.local import DEFAULT_SYSTEM
 from solon.errors import InputError, nearest
+from solon.feedback.judge import Judging
 from solon.reinforcement.trainer import PPOSettings
 from solon.training import AdapterSettings, TrainSettings
 
@@ -88,8 +89,31 @@ class Feedback(Part):
     )
     question: str | None = None  # one question instead of the constitution's comparisons
     principles_per_pair: int | None = Field(1, ge=1)  # null: all
+    together: bool = False  # ask about a pair's principles in one question, not in one each
+    soft_labels: bool = True  # false: 1 or 0, and 0.5 where the two orders contradict each other
+    rationales: int = Field(0, ge=0)  # chain of thought: so many an order, averaged; 0 answers at once
+    clamp: tuple[float, float] = (0.4, 0.6)  # where the probability is held after a chain of thought
+    rationale_sampling: SamplingSettings = SamplingSettings(max_tokens=160)
+    few_shot: int = Field(0, ge=0)  # human comparisons shown to the judge before each question
     n_prompts: int | None = Field(None, ge=1)
     sampling: SamplingSettings = SamplingSettings(temperature=1.0)
+
+    def judging(self) -> Judging:
+        return Judging(
+            principles=self.principles_per_pair,
+            together=self.together,
+            labels="soft" if self.soft_labels else "hard",
+            rationales=self.rationales,
+            clamp=self.clamp,
+            sampling=self.rationale_sampling.sampling(),
+        )
+
+    @model_validator(mode="after")
+    def _clamped(self) -> Feedback:
+        low, high = self.clamp
+        if not 0 <= low <= 0.5 <= high <= 1:
+            raise ValueError(f"clamp: {low:g} to {high:g} must hold 0.5 between 0 and 1, as [0.4, 0.6] does")
+        return self
 
 
 class RewardModelPart(Part):
@@ -129,8 +153,10 @@ class Recipe(Part):
             raise ValueError(f"feedback.labels: {self.feedback.labels} needs human.comparisons")
         if self.feedback.warmup and not self.human.comparisons:
             raise ValueError("feedback.warmup needs human.comparisons to learn from")
-        if self.feedback.warmup and self.feedback.judge.startswith("server:"):
-            raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server judge")
+        if self.feedback.warmup and self.feedback.judge.startswith(("server:", "systemone:", "decision:")):
+            raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server or decision judge")
+        if self.feedback.few_shot and not self.human.comparisons:
+            raise ValueError("feedback.few_shot needs human.comparisons to take its examples from")
         if self.supervised and self.supervised.sft_on == "best" and self.feedback.labels == "human":
             raise ValueError("supervised.sft_on: best needs a judge, and feedback.labels: human has none")
         if self.ppo and self.adapter is None:

@@ -16,6 +16,8 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+from solon.engines import tree
+
 ATTENTION = "solon_grouped"
 
 
@@ -28,6 +30,8 @@ def grouped_attention(
     Returns (batch, q, heads, d), None.
     """
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if tree.active():
+        return tree.tree_attention(query, key, value, scaling), None
     batch, heads, q_len, d = query.shape
     kv_heads = key.shape[1]
     if attention_mask is not None:
@@ -76,8 +80,13 @@ def _plain_attention(
     return torch.matmul(weights, value).view(batch, heads, length, d).transpose(1, 2).contiguous()
 
 
+def grouped_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' mask; a tree of rows knows its own."""
+    return None if tree.active() else sdpa_mask(*args, **kwargs)
+
+
 AttentionInterface.register(ATTENTION, grouped_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_mask)
 
 
 class _Layer(DynamicLayer):
@@ -106,11 +115,25 @@ class _Layer(DynamicLayer):
         self.keys, self.values = self.room[0][:, :, : self.used], self.room[1][:, :, : self.used]
 
 
+def full_attention(config: Any) -> bool:
+    return set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+
+
+def plain_causal(model: Any) -> bool:
+    """Every token sees all before it, through `grouped_attention` and nothing else: a tree of rows can be laid out."""
+    config = model.config.get_text_config()
+    special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
+    return (
+        config._attn_implementation == ATTENTION
+        and full_attention(config)
+        and not any(getattr(config, name, None) for name in special)
+    )
+
+
 def reserve_cache(model: Any, capacity: int) -> DynamicCache | None:
     """A cache with room for `capacity` tokens, or None where the model's layers are not plain attention."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    if not full_attention(config):
         return None
     cache = DynamicCache()
     cache.layer_class_to_replicate = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from solon.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest, Scores, Usage
 from solon.engines.chat import chat_ids, end_ids, template_fingerprint, text_ids
-from solon.engines.decoding import decode, left_pad
+from solon.engines.decoding import decode, left_pad, plain_causal
+from solon.engines.tree import Row, TreeScorer
 from solon.engines.weights import load_causal_lm, model_fingerprint
 from solon.records import fingerprint
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
+REQUESTS = 4096  # score requests looked at together
 
 
 class LocalEngine:
@@ -28,13 +31,18 @@ class LocalEngine:
         weights: str,
         system: str | None = DEFAULT_SYSTEM,
         batch_size: int = 64,
-        score_tokens: int = 8192,
+        score_tokens: int = 4096,
+        share: bool = True,
     ) -> None:
-        """weights: fingerprint of the weights. score_tokens: padded tokens a scoring batch may hold."""
+        """weights: fingerprint of the weights. score_tokens: tokens a scoring batch may hold, padding included.
+
+        share: compute what score requests begin alike with once, where the model's attention allows it.
+        """
         self.model, self.tokenizer, self.system = model.eval(), tokenizer, system
         self.name, self.batch_size, self.score_tokens = name, batch_size, score_tokens
         self.fingerprint = fingerprint("local", weights, template_fingerprint(tokenizer, system), str(model.dtype))
         self.usage = Usage()
+        self._tree = TreeScorer(self.model, tokens=score_tokens) if share and plain_causal(model) else None
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     @classmethod
@@ -69,35 +77,44 @@ class LocalEngine:
                 self.usage.add(1, len(ids), tokens)
                 yield Completion(request.id, text, out.ended, len(ids), tokens)
 
-    @torch.no_grad()
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
-        rows: list[tuple[int, int, list[int], int]] = []  # request, continuation, ids, continuation length
-        asked = list(requests)
+        """Requests that begin alike share that work, whether or not they come one after another."""
+        left = iter(requests)
+        while asked := list(islice(left, REQUESTS)):
+            yield from self._score(asked)
+
+    def _score(self, asked: Sequence[ScoreRequest]) -> Iterator[Scores]:
+        rows: list[Row] = []
+        wanted: list[tuple[int, int, list[int]]] = []  # of each row: request, continuation, its tokens
         for i, request in enumerate(asked):
             context = self.ids(request.chat, request.prefix)
-            tails = [text_ids(self.tokenizer, c) for c in request.continuations]
-            if all(len(t) == 1 for t in tails):
-                rows.append((i, -1, context, 1))  # one pass serves every option
-            else:
-                rows += [(i, j, context + t, len(t)) for j, t in enumerate(tails)]
+            for j, continuation in enumerate(request.continuations):
+                tail = text_ids(self.tokenizer, continuation + request.suffix)
+                rows.append(Row(context + tail[:-1], len(context) - 1))
+                wanted.append((i, j, tail))
             self.usage.add(1, len(context), 0)
-        rows.sort(key=lambda row: len(row[2]))
-        found: dict[int, dict[int, float]] = {i: {} for i in range(len(asked))}
-        for batch in _by_tokens(rows, self.score_tokens):
-            keep = max(length for *_, length in batch) + 1
-            logits = self._last_logits([ids for _, _, ids, _ in batch], keep)
-            for (i, j, ids, length), row in zip(batch, logits, strict=True):
-                if j < 0:
-                    logprobs = row[-1].float().log_softmax(-1)
-                    for k, continuation in enumerate(asked[i].continuations):
-                        found[i][k] = logprobs[text_ids(self.tokenizer, continuation)[0]].item()
-                else:
-                    logprobs = row[-length - 1 : -1].float().log_softmax(-1)
-                    target = torch.tensor(ids[-length:], device=row.device).unsqueeze(-1)
-                    found[i][j] = logprobs.gather(-1, target).sum().item()
-        for i, request in enumerate(asked):
-            yield Scores(request.id, tuple(found[i][k] for k in range(len(request.continuations))))
+        found: list[list[float | None]] = [[None] * len(r.continuations) for r in asked]
+        for picked, logits in self._logits(rows):
+            lengths = [len(wanted[r][2]) for r in picked]
+            targets = torch.tensor([t for r in picked for t in wanted[r][2]], device=logits.device)
+            logits = logits.float()
+            logprobs = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+            for r, each in zip(picked, logprobs.cpu().split(lengths), strict=True):
+                found[wanted[r][0]][wanted[r][1]] = each.sum().item()
+        for request, logs in zip(asked, found, strict=True):
+            yield Scores(request.id, tuple(logs))
 
+    def _logits(self, rows: list[Row]) -> Iterator[tuple[list[int], Tensor]]:
+        if self._tree is not None:
+            yield from self._tree(rows)
+            return
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))  # alike lengths together: little padding
+        for picked in _by_tokens(order, rows, self.score_tokens):
+            keep = [len(rows[r].ids) - rows[r].first for r in picked]
+            logits = self._last_logits([rows[r].ids for r in picked], max(keep))
+            yield picked, torch.cat([line[-n:] for line, n in zip(logits, keep, strict=True)])
+
+    @torch.no_grad()
     def _last_logits(self, rows: list[list[int]], keep: int) -> Tensor:
         ids, mask = left_pad(rows, self._pad, self.model.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -107,7 +124,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """Give the memory back."""
-        self.model = None
+        self.model = self._tree = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -118,13 +135,13 @@ def _uniforms(request: GenerationRequest, n: int) -> Tensor:
     return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _by_tokens(rows: list[Any], limit: int) -> Iterator[list[Any]]:
+def _by_tokens(order: list[int], rows: list[Row], limit: int) -> Iterator[list[int]]:
     """Batches of rows sorted by length whose padded size stays under `limit` tokens."""
-    batch: list[Any] = []
-    for row in rows:
-        if batch and len(row[2]) * (len(batch) + 1) > limit:
+    batch: list[int] = []
+    for r in order:
+        if batch and len(rows[r].ids) * (len(batch) + 1) > limit:
             yield batch
             batch = []
-        batch.append(row)
+        batch.append(r)
     if batch:
         yield batch

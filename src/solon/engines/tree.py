@@ -1,0 +1,325 @@
+"""Shared beginnings computed once: many rows of tokens as one tree, in one forward pass.
+
+The questions put to a judge share almost all of their text: K principles in two orders are 2K rows that differ in
+their last few tokens. Here rows are sorted, common beginnings found (nobody has to declare them), and the tree's
+branches laid one after another into a single sequence without padding. Attention then lets each branch see its
+own ancestors and itself: every distinct token is computed once, and the logits are those of the separate rows.
+
+Any transformers model with plain causal attention works so, for the tree lives in the attention function alone
+(`decoding.grouped_attention`) and in the position ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+SCORES = 1 << 24  # attention weights at once (64 MB in float32): a family with more is done branch by branch
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids, of which those from `first` on are asked for what comes after them. 0 <= first < len(ids)."""
+
+    ids: list[int]
+    first: int
+
+
+@dataclass
+class Branch:
+    """Tokens `depth` to `end` of the rows that pass through it, at `start` of the packed sequence."""
+
+    start: int
+    depth: int
+    end: int
+    parent: Branch | None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.end - self.depth
+
+    def path(self) -> list[tuple[int, int]]:
+        """The packed spans from the tree's root down to this branch."""
+        above = self.parent.path() if self.parent else []
+        return [*above, (self.start, self.stop)] if self.stop > self.start else above
+
+
+@dataclass
+class Family:
+    """Branches with the same parent, side by side in the packed sequence."""
+
+    past: list[tuple[int, int]]  # packed spans of their ancestors
+    start: int
+    lengths: list[int]
+    slots: Tensor | None = None  # (branches, longest): packed index of each token, padding repeats the last
+    back: Tensor | None = None  # (tokens,): where each token stands in the flattened slots
+
+
+@dataclass
+class Tree:
+    """Rows with the first `skip` tokens left out, which all of them share."""
+
+    skip: int
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    families: list[Family] = field(default_factory=list)
+    ends: list[Branch] = field(default_factory=list)  # the branch each row ends in, in the order of the rows
+
+    def at(self, row: int, index: int) -> int:
+        """Where token `index` of a row stands in the packed sequence."""
+        branch: Branch | None = self.ends[row]
+        while branch is not None and branch.depth > index:
+            branch = branch.parent
+        assert branch is not None
+        return branch.start + index - branch.depth
+
+
+def common(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the common beginning."""
+    n = min(len(a), len(b))
+    differs = np.nonzero(a[:n] != b[:n])[0]
+    return int(differs[0]) if len(differs) else n
+
+
+def grow(rows: Sequence[list[int]], shared: Sequence[int], skip: int) -> Tree:
+    """The tree of sorted rows. shared[i]: length of the common beginning of rows i - 1 and i, at least `skip`."""
+    tree = Tree(skip, ends=[None] * len(rows))  # type: ignore[list-item]
+    waiting: list[tuple[Branch | None, int, int, int]] = [(None, 0, len(rows), skip)]
+    for parent, low, high, depth in waiting:  # grows while it is walked: breadth first, so families stay together
+        family = Family(parent.path() if parent else [], len(tree.ids), [])
+        cuts = [low, *(i for i in range(low + 1, high) if shared[i] == depth), high]
+        for a, b in zip(cuts, cuts[1:], strict=False):
+            if len(rows[a]) == depth:  # this row ends where its parent does
+                assert parent is not None
+                tree.ends[a] = parent
+                if b - a == 1:
+                    continue
+                raise AssertionError("rows must be sorted and distinct")
+            end = min(shared[a + 1 : b], default=len(rows[a]))
+            branch = Branch(len(tree.ids), depth, end, parent)
+            tree.ids += rows[a][depth:end]
+            tree.positions += range(depth, end)
+            family.lengths.append(end - depth)
+            if b - a == 1:
+                tree.ends[a] = branch
+            else:
+                waiting.append((branch, a, b, end))
+        if family.lengths:
+            tree.families.append(family)
+    return tree
+
+
+def packs(
+    rows: Sequence[Row], order: Sequence[int], shared: Sequence[int], skip: int, tokens: int, reads: int
+) -> Iterator[slice]:
+    """Stretches of sorted rows of at most so many new tokens and asked positions, cut where least is shared."""
+    low = 0
+    while low < len(order):
+        new = asked = 0
+        done = [0]  # new tokens before each row of the stretch
+        high = low
+        while high < len(order):
+            row = rows[order[high]]
+            new += len(row.ids) - (shared[high] if high > low else skip)
+            asked += len(row.ids) - row.first
+            if high > low and (new > tokens or asked > reads):
+                break
+            done.append(new)
+            high += 1
+        if high < len(order):
+            # Cut where the next stretch repeats least for what this one gets done; the latest of equals.
+            high = min(range(high, low, -1), key=lambda i: (shared[i] - skip) / done[i - low])
+        yield slice(low, high)
+        low = high
+
+
+# --- attention -----------------------------------------------------------------------------------------------
+
+_TREE: ContextVar[tuple[Tree, int] | None] = ContextVar("tree", default=None)
+
+
+def active() -> bool:
+    return _TREE.get() is not None
+
+
+@contextmanager
+def _laid_out(tree: Tree, past: int, device: Any) -> Iterator[None]:
+    for family in tree.families:
+        lengths = torch.tensor(family.lengths)
+        longest, total = max(family.lengths), sum(family.lengths)
+        offsets = lengths.cumsum(0) - lengths
+        inside = torch.arange(longest).expand(len(lengths), -1)
+        slots = offsets[:, None] + torch.minimum(inside, lengths[:, None] - 1)
+        family.slots = (slots + family.start).to(device)
+        back = torch.empty(total, dtype=torch.long)
+        real = inside < lengths[:, None]
+        back[slots[real]] = real.flatten().nonzero().squeeze(-1)
+        family.back = back.to(device)
+    token = _TREE.set((tree, past))
+    try:
+        yield
+    finally:
+        _TREE.reset(token)
+
+
+def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Each branch attends to the shared beginning, its ancestors and itself.
+
+    query: (1, heads, n, d); key, value: (1, kv_heads, past + n, d). Returns (1, n, heads, d).
+    """
+    found = _TREE.get()
+    assert found is not None
+    tree, past = found
+    q, k, v = query[0], key[0], value[0]
+    heads, n, d = q.shape
+    kv_heads = k.shape[0]
+    out = q.new_empty(heads, n, v.shape[-1])
+    q = q * scaling
+    for family in tree.families:
+        assert family.slots is not None and family.back is not None
+        spans = [(0, past)] * (past > 0) + [(a + past, b + past) for a, b in family.past]
+        seen_k = torch.cat([k[:, a:b] for a, b in spans], 1) if spans else k[:, :0]
+        seen_v = torch.cat([v[:, a:b] for a, b in spans], 1) if spans else v[:, :0]
+        if heads * family.slots.numel() * (seen_k.shape[1] + family.slots.shape[1]) > SCORES:
+            at = family.start
+            for length in family.lengths:
+                here = slice(at + past, at + past + length)
+                keys, values = torch.cat([seen_k, k[:, here]], 1), torch.cat([seen_v, v[:, here]], 1)
+                out[:, at : at + length] = _one_branch(q[:, at : at + length], keys, values)
+                at += length
+        else:
+            got = _branches(q[:, family.slots], k[:, family.slots + past], v[:, family.slots + past], seen_k, seen_v)
+            out[:, family.start : family.start + sum(family.lengths)] = got.flatten(1, 2)[:, family.back]
+    return out.transpose(0, 1).unsqueeze(0)
+
+
+def _branches(query: Tensor, key: Tensor, value: Tensor, seen_key: Tensor, seen_value: Tensor) -> Tensor:
+    """Attention of branches that share their past, which is multiplied once for all of them.
+
+    query: (heads, branches, length, d), scaled; key, value: (kv_heads, branches, length, d); seen_key, seen_value:
+    (kv_heads, past, d). Returns (heads, branches, length, d).
+    """
+    heads, branches, length, d = query.shape
+    kv_heads, past = seen_key.shape[:2]
+    rows = heads // kv_heads * branches * length
+    weights = query.new_empty(kv_heads, rows, past + length)
+    # Query heads of the same kv head lie next to each other: they meet its keys in one product.
+    _products(query.reshape(kv_heads, rows, d), seen_key.transpose(1, 2), weights[..., :past])
+    within = torch.matmul(query.view(kv_heads, -1, branches, length, d), key.unsqueeze(1).transpose(-1, -2))
+    within = within.masked_fill(torch.ones_like(within[0, 0, 0], dtype=torch.bool).triu(1), float("-inf"))
+    weights[..., past:] = within.view(kv_heads, rows, length)
+    weights = weights.softmax(-1, dtype=torch.float32).to(value.dtype)
+    got = query.new_empty(kv_heads, rows, value.shape[-1])
+    _products(weights[..., :past], seen_value, got)
+    within = weights[..., past:].view(kv_heads, -1, branches, length, length)
+    got.view(kv_heads, -1, branches, length, got.shape[-1]).add_(torch.matmul(within, value.unsqueeze(1)))
+    return got.view(heads, branches, length, -1)
+
+
+def _products(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """a @ b of each kv head. On a CPU one after another: a batch of three takes two threads two rounds."""
+    if a.device.type == "cpu" and a.shape[0] < 16:
+        for each in zip(a, b, out, strict=True):
+            torch.mm(each[0], each[1], out=each[2])
+    else:
+        out.copy_(torch.bmm(a, b))
+
+
+def _one_branch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """query: (heads, q, d), scaled, of the last of the keys' (kv_heads, k, d) tokens. Returns (heads, q, d)."""
+    length, total = query.shape[1], key.shape[1]
+    mask = None
+    if total > length:
+        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
+    return F.scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=mask,
+        is_causal=mask is None and length > 1,
+        scale=1.0,
+        enable_gqa=query.shape[0] != key.shape[0],
+    )[0]
+
+
+# --- scoring -------------------------------------------------------------------------------------------------
+
+
+class _Fixed(DynamicLayer):
+    """Keys and values of the shared beginning, which every forward pass sees and none changes."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+
+def _beginning(model: Any, ids: Sequence[int]) -> DynamicCache:
+    """Keys and values of the shared beginning, computed once for all packs."""
+    tokens = torch.tensor([list(ids)], device=model.device)
+    made = model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
+    for n, layer in enumerate(made.layers):
+        fixed = _Fixed()
+        fixed.keys, fixed.values, fixed.is_initialized = layer.keys, layer.values, True
+        fixed.dtype, fixed.device = layer.keys.dtype, layer.keys.device
+        made.layers[n] = fixed
+    return made
+
+
+class TreeScorer:
+    """Log-probabilities after the asked positions of many rows, each distinct token computed once."""
+
+    def __init__(self, model: Any, *, tokens: int = 4096, reads: int = 512) -> None:
+        """tokens, reads: new tokens and asked positions a forward pass may hold (a single row may be longer)."""
+        self.model, self.tokens, self.reads = model, tokens, reads
+        self.computed = 0  # tokens that went through the model so far
+        self._kept: tuple[list[int], DynamicCache] | None = None
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
+        """(indices into rows, their logits at the asked positions one after another, (positions, vocabulary)).
+
+        Rows come in an order that suits the tree. Rows with the same tokens are computed once.
+        """
+        order = sorted(range(len(rows)), key=lambda i: rows[i].ids)
+        arrays = [np.asarray(rows[i].ids) for i in order]
+        shared = [0, *(common(a, b) for a, b in zip(arrays, arrays[1:], strict=False))]
+        skip = min([*shared[1:], *(r.first for r in rows)], default=0) if len(rows) > 1 else 0
+        cache = self._shared(rows[order[0]].ids[:skip]) if skip else None
+        for part in packs(rows, order, shared, skip, self.tokens, self.reads):
+            picked, lcp = order[part], shared[part]
+            distinct: list[int] = []  # rows of the pack that are not the one before them again
+            number: list[int] = []  # of each row of the pack, the distinct one it is
+            for i, r in enumerate(picked):
+                if i == 0 or not len(rows[r].ids) == len(rows[picked[i - 1]].ids) == lcp[i]:
+                    distinct.append(i)
+                number.append(len(distinct) - 1)
+            tree = grow([rows[picked[i]].ids for i in distinct], [skip, *(lcp[i] for i in distinct[1:])], skip)
+            asked = [
+                (n, at) for n, r in zip(number, picked, strict=True) for at in range(rows[r].first, len(rows[r].ids))
+            ]
+            reads = [tree.at(n, at) for n, at in asked]
+            self.computed += len(tree.ids)
+            device = self.model.device
+            with _laid_out(tree, skip, device):
+                logits = self.model(
+                    input_ids=torch.tensor([tree.ids], device=device),
+                    position_ids=torch.tensor([tree.positions], device=device),
+                    past_key_values=cache,
+                    use_cache=False,
+                    logits_to_keep=torch.tensor(reads, device=device),
+                ).logits[0]
+            yield picked, logits
+
+    def _shared(self, ids: list[int]) -> DynamicCache:
+        if self._kept is None or self._kept[0] != ids:
+            self._kept = ids, _beginning(self.model, ids)
+            self.computed += len(ids)
+        return self._kept[1]

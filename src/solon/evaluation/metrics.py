@@ -413,6 +413,71 @@ def bootstrap_distinct(
     return Estimate(value, max(0.0, value + float(low)), min(1.0, value + float(high)), len(grams))
 
 
+Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
+
+
+def wilson(successes: float, n: int, effective: float | None = None) -> Estimate:
+    """A proportion with its 95 % score interval (Wilson 1927): 0 of n is not [0, 0], as a bootstrap would have it.
+
+    successes: 0..n; a tie may count half. effective: the size of an independent sample that would say as much,
+    where the n are not independent (Rao and Scott 1992); n where None.
+    """
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    p, m = successes / n, effective or n
+    centre = (p + Z**2 / (2 * m)) / (1 + Z**2 / m)
+    half = Z * math.sqrt(p * (1 - p) / m + Z**2 / (4 * m**2)) / (1 + Z**2 / m)
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def difference_of_shares(a: Estimate, b: Estimate) -> Estimate:
+    """a - b of two independent proportions, from their Wilson intervals (Newcombe 1998, method 10); n: the smaller."""
+    n = min(a.n, b.n)
+    if a.value is None or b.value is None or a.low is None or a.high is None or b.low is None or b.high is None:
+        return Estimate(None, None, None, n)
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.low, b.high - b.value)
+    high = value + math.hypot(a.high - a.value, b.value - b.low)
+    return Estimate(value, low, high, n)
+
+
+def paired_difference_of_shares(only_a: int, only_b: int, n: int) -> Estimate:
+    """Share of a less share of b among the same n: only_a of them have a alone, only_b have b alone.
+
+    The interval is that of Bonett and Price 2012, which is not [0, 0] where all n agree.
+    """
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    a, b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    half = Z * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
+    return Estimate((only_a - only_b) / n, max(-1.0, a - b - half), min(1.0, a - b + half), n)
+
+
+def kappa(table: Sequence[Sequence[int]], n_resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Cohen's kappa (1960) of two raters, -1..1, with its 95 % percentile interval.
+
+    table: (k, k) counts, a row an answer of one rater, a column an answer of the other. To draw the n rated things
+    again, with return, is to draw the cells from a multinomial. Both raters always give one and the same answer:
+    value None, as chance alone would agree too.
+    """
+    counts = np.asarray(table, dtype=np.float64)
+    n = int(counts.sum())
+    value = float(_kappas(counts)) if n else math.nan
+    if math.isnan(value):
+        return Estimate(None, None, None, n)
+    drawn = np.random.default_rng(seed).multinomial(n, counts.ravel() / n, n_resamples)
+    low, high = np.nanpercentile(_kappas(drawn.reshape(-1, *counts.shape)), _tails(0.95))
+    return Estimate(value, float(low), float(high), n)
+
+
+def _kappas(tables: NDArray[Any]) -> NDArray[np.float64]:
+    """Kappa of each table. tables: (..., k, k), none of them empty; returns (...)."""
+    p = tables / tables.sum(axis=(-2, -1), keepdims=True)
+    agreed = np.trace(p, axis1=-2, axis2=-1)
+    by_chance = (p.sum(axis=-1) * p.sum(axis=-2)).sum(axis=-1)
+    return (agreed - by_chance) / np.where(by_chance < 1, 1 - by_chance, np.nan)
+
+
 def _tails(confidence: float) -> tuple[float, float]:
     """The percentiles that leave (1 - confidence) / 2 on either side."""
     if not 0 < confidence < 1:

@@ -1,0 +1,218 @@
+"""Laws of calibration: numbers worked by hand, intervals that hold the truth, a temperature that is found again."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from solon.evaluation.metrics import difference_of_shares, kappa, paired_difference_of_shares, wilson
+from solon.feedback.calibration import (
+    Calibration,
+    at_temperature,
+    bins,
+    calibration_error,
+    error_by_chance,
+    fit_temperature,
+    flipped,
+    recalibration,
+    scores,
+)
+
+
+def sample(n: int, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """A judge whose log-odds are `temperature` times the true ones, and people's choices."""
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 1.5, n)
+    human = rng.random(n) < 1 / (1 + np.exp(-odds))
+    return 1 / (1 + np.exp(-odds * temperature)), human
+
+
+# --- intervals -----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_that_of_scipy(case: tuple[int, int]) -> None:
+    k, n = case
+    ours, theirs = wilson(k, n), binomtest(k, n).proportion_ci(method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    assert ours.value == k / n and ours.n == n
+
+
+def test_wilson_at_the_ends_is_no_point() -> None:
+    none, all_ = wilson(0, 20), wilson(20, 20)
+    assert none.low == 0 and none.high == pytest.approx(0.161, abs=1e-3)  # worked by hand: z² / (n + z²)
+    assert all_.high == pytest.approx(1) and all_.low == pytest.approx(1 - none.high)
+    assert wilson(0, 0).value is None and wilson(0, 0).n == 0
+    assert wilson(30, 100, 10).low == pytest.approx(wilson(3, 10).low) and wilson(30, 100, 10).n == 100
+
+
+def test_differences_of_shares_are_those_of_the_papers() -> None:
+    # Newcombe 1998, table II, contrast (a): 56/70 - 48/80, method 10
+    found = difference_of_shares(wilson(56, 70), wilson(48, 80))
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    paired = paired_difference_of_shares(0, 0, 50)
+    assert paired.value == 0 and paired.low == pytest.approx(-paired.high) and 0.02 < paired.high < 0.1
+    mirrored = paired_difference_of_shares(3, 12, 50), paired_difference_of_shares(12, 3, 50)
+    assert mirrored[0].low == pytest.approx(-mirrored[1].high)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3])
+def test_paired_intervals_hold_the_truth_in_about_19_of_20(p: float) -> None:
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(1000):
+        a, b, _rest = rng.multinomial(60, [p, 0.1, 0.9 - p])
+        found = paired_difference_of_shares(int(a), int(b), 60)
+        hits += found.low <= p - 0.1 <= found.high
+    assert 930 <= hits <= 990  # three standard errors around 950 are 930 to 970; the adjusted interval is wider
+
+
+def test_kappa_is_that_of_a_worked_table() -> None:
+    found = kappa([[20, 5], [10, 15]])  # agreed 0.7, by chance 0.5
+    assert found.value == pytest.approx(0.4) and found.n == 50
+    # asymptotic standard error of kappa here is 0.13 (Fleiss, Cohen and Everitt 1969)
+    assert found.low == pytest.approx(0.4 - 1.96 * 0.13, abs=0.04) and found.high == pytest.approx(0.4 + 0.25, abs=0.04)
+    assert kappa([[7, 0], [0, 9]]).value == 1 and kappa([[0, 7], [7, 0]]).value == -1
+    assert kappa([[9, 0], [0, 0]]).value is None  # agreement is certain by chance
+    assert kappa([[0, 0], [0, 0]]).n == 0
+
+
+# --- scores --------------------------------------------------------------------------------------------------
+
+
+def test_scores_worked_by_hand() -> None:
+    p, human = np.array([0.9, 0.6, 0.3, 0.5]), np.array([True, False, False, True])
+    found = scores(p, human)
+    assert found["brier"].value == pytest.approx((0.01 + 0.36 + 0.09 + 0.25) / 4)
+    assert found["log_loss"].value == pytest.approx(
+        -(math.log(0.9) + math.log(0.4) + math.log(0.7) + math.log(0.5)) / 4
+    )
+    # bins: 0.5 (half right: gap 0), 0.6 (wrong: 0.6), 0.7 (right: 0.3), 0.9 (right: 0.1)
+    assert found["calibration_error"].value == pytest.approx((0 + 0.6 + 0.3 + 0.1) / 4)
+
+
+@settings(max_examples=40)  # each runs six bootstraps
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30))
+def test_turning_every_pair_round_changes_no_score(pairs: list[tuple[float, bool]]) -> None:
+    p, human = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
+    one, other = scores(p, human), scores(1 - p, ~human)
+    assert one["brier"].value == pytest.approx(other["brier"].value)
+    # up to what 1 - p loses, a confidence stays in its bin; at a bin's edge it may not
+    assert one["log_loss"].value == pytest.approx(other["log_loss"].value, abs=1e-6)
+
+
+def test_bins_tile_the_confidences() -> None:
+    confidence = np.array([0.5, 0.5499, 0.55, 0.6, 0.65, 0.95, 0.999, 1.0])
+    right = np.array([0.5, 1, 0, 1, 1, 1, 1, 1.0])
+    found = bins(confidence, right)
+    assert [(round(b["low"], 3), b["right"]["n"]) for b in found] == [
+        (0.5, 2),
+        (0.55, 1),
+        (0.6, 1),
+        (0.65, 1),
+        (0.95, 3),
+    ]
+    assert sum(b["right"]["n"] for b in found) == len(confidence)
+    assert found[0]["right"]["value"] == 0.75 and found[-1]["confidence"] == pytest.approx((0.95 + 0.999 + 1) / 3)
+    for b in found:
+        assert b["low"] - 1e-9 <= b["confidence"] <= b["high"] + 1e-9
+
+
+def test_a_calibrated_judge_has_no_more_error_than_chance_gives_it() -> None:
+    p, human = sample(2000)
+    confidence, right = np.maximum(p, 1 - p), ((p > 0.5) == human).astype(float)
+    error = calibration_error(confidence, right)
+    assert error.low <= error.value <= error.high and error.value < error_by_chance(confidence) < 0.05
+    sure = at_temperature(p, 1 / 3)
+    confidence = np.maximum(sure, 1 - sure)
+    assert calibration_error(confidence, right).low > error_by_chance(confidence)
+    assert error_by_chance(confidence[:50]) > error_by_chance(confidence)  # fewer pairs, more error by chance
+
+
+# --- temperature ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_temperature_is_found_again(temperature: float) -> None:
+    p, human = sample(6000, temperature)
+    assert fit_temperature(p, human) == pytest.approx(temperature, rel=0.1)
+    assert at_temperature(at_temperature(p, 2.0), 0.5) == pytest.approx(p, abs=1e-6)
+
+
+def test_a_temperature_repairs_the_half_that_it_was_not_fitted_on() -> None:
+    p, human = sample(2000, 4.0)
+    fit = np.arange(len(p)) % 2 == 0
+    found = recalibration(p, human, fit)
+    assert found is not None and found["n_fit"] == found["n"] == 1000 and not found["at_bound"]
+    for name in ("brier", "calibration_error", "log_loss"):
+        assert found["after"][name]["value"] < found["before"][name]["value"], name
+    assert found["log_loss_saved"]["low"] > 0
+    # what is measured never saw the fit: other labels there, the same temperature
+    other = recalibration(p, np.where(fit, human, ~human), fit)
+    assert other is not None and other["value"] == found["value"] and other["before"] != found["before"]
+    assert recalibration(p[:30], human[:30], fit[:30]) is None  # too few to fit on
+
+
+def test_a_judge_that_knows_nothing_is_cooled_to_the_bound() -> None:
+    rng = np.random.default_rng(0)
+    p = np.where(rng.random(400) < 0.5, 0.99, 0.01)
+    found = recalibration(p, rng.random(400) < 0.5, np.arange(400) % 2 == 0)
+    assert found is not None and found["value"] > 5
+    assert found["after"]["log_loss"]["value"] < 0.75 < found["before"]["log_loss"]["value"]  # a coin: 0.693 nats
+
+
+# --- pair by pair --------------------------------------------------------------------------------------------
+
+
+def filled(n: int, p: float, share_right: float) -> Calibration:
+    """A judge that gives p to what it favours and is right in a share of pairs."""
+    found = Calibration()
+    for i in range(n):
+        found.add(f"pair-{i}", p, float(i < share_right * n))
+    return found
+
+
+def test_summary_of_a_judge_that_is_too_sure() -> None:
+    found = filled(1000, 0.9, 0.7).summary()
+    assert found["n"] == 1000 and found["accuracy"]["value"] == 0.7
+    assert found["kappa"]["value"] == pytest.approx(0.4, abs=0.02)  # 2 x 0.7 - 1: sides are thrown by the ids
+    assert found["calibration_error"]["value"] == pytest.approx(0.2) == found["overconfidence"]["value"]
+    assert found["calibration_error"]["low"] > found["error_by_chance"]
+    assert found["brier"]["value"] == pytest.approx(0.7 * 0.01 + 0.3 * 0.81)
+    assert [b["right"]["value"] for b in found["bins"]] == [0.7]
+    assert found["temperature"]["value"] == pytest.approx(math.log(9) / math.log(7 / 3), rel=0.2)  # 0.9 → 0.7
+    assert found["temperature"]["after"]["calibration_error"]["value"] < 0.1
+
+
+def test_ties_count_half_and_peoples_ties_not_at_all() -> None:
+    found = Calibration()
+    for i in range(10):
+        found.add(f"a{i}", 0.8, 1.0)
+        found.add(f"b{i}", 0.5, 1.0)
+        found.add(f"c{i}", 0.9, 0.5)
+    summary = found.summary()
+    assert (summary["n"], summary["judge_tied"], summary["people_tied"]) == (20, 10, 10)
+    assert summary["accuracy"]["value"] == 0.75
+    assert summary["kappa"]["value"] == 1 and summary["kappa"]["n"] == 10
+    assert summary["temperature"] is None
+
+
+def test_sides_and_halves_are_thrown_by_the_id_alone() -> None:
+    ids = [f"pair-{i}" for i in range(2000)]
+    sides = [flipped(i) for i in ids]
+    assert sides == [flipped(i) for i in ids] and 0.45 < sum(sides) / 2000 < 0.55
+    calibration = filled(2000, 0.8, 0.8)
+    fit = np.array(calibration._fit, dtype=bool)
+    assert 0.45 < fit.mean() < 0.55 and abs(np.corrcoef(fit, sides)[0, 1]) < 0.1  # four standard errors: 0.09
+
+
+def test_nothing_labelled_is_nothing_measured() -> None:
+    found = Calibration().summary()
+    assert found["n"] == 0 and found["bins"] == [] and found["temperature"] is None and found["error_by_chance"] is None
+    assert found["accuracy"]["value"] is None and found["kappa"]["value"] is None
+    one = filled(1, 0.9, 1.0).summary()
+    assert one["accuracy"]["value"] == 1 and one["accuracy"]["low"] < 0.3 and one["brier"]["low"] is None

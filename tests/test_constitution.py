@@ -1,5 +1,6 @@
 """The laws of a constitution: it reads back as written, is known by what models see, names wrong lines."""
 
+import re
 from importlib import resources
 from typing import Any
 
@@ -18,6 +19,7 @@ from solon.constitution import (
     render_diff,
     to_yaml,
 )
+from solon.constitution.check import Entry, Length, Pattern, Readability, Repetition
 from solon.constitution.files import LIMIT, parse_constitution
 from solon.errors import InputError
 
@@ -73,6 +75,13 @@ text = st.one_of(
 ).filter(str.strip)
 no_braces = text.filter(lambda t: "{" not in t)
 examples = st.builds(Example, prompt=text, response=text, critique=text, revision=text)
+checks = st.one_of(
+    st.builds(Length, max_words=st.integers(1, 1_000_000)),
+    st.builds(Pattern, pattern=text.map(re.escape).filter(lambda t: len(t) <= 1000), forbid=st.booleans()),
+    st.builds(Repetition, max=st.floats(0, 1, exclude_max=True), ngram=st.integers(1, 1_000_000)),
+    st.builds(Readability, formula=st.just("flesch-reading-ease"), min=st.just(-1e9), max=st.floats(0, 1e300)),
+    st.builds(Entry, function=st.sampled_from(["a.b:c", "no", "a-b"])),
+)
 principles = st.builds(
     Principle,
     id=st.from_regex(r"null|1e5|12|[a-z0-9]{1,4}(-[a-z0-9]{1,3}){0,2}", fullmatch=True),
@@ -83,6 +92,7 @@ principles = st.builds(
     weight=st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False),
     tags=st.lists(text, max_size=2).map(tuple),
     examples=st.lists(examples, max_size=2).map(tuple),
+    check=st.none() | checks,
 )
 constitutions = st.builds(
     Constitution,

@@ -519,7 +519,7 @@ def recipes_validate(recipe: str, seed: Seed = None, quiet: Quiet = False, json_
 @guarded
 def constitution_show(name: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
     """Every principle with its three texts. Example: `solon constitution show solon`"""
-    from solon.constitution import load_constitution
+    from solon.constitution import inline_check, load_constitution
 
     c = load_constitution(name)
     print(f"{c.name} {c.version}   fingerprint {c.fingerprint}   {len(c.principles)} principles\n{c.description}\n")
@@ -527,6 +527,8 @@ def constitution_show(name: str, seed: Seed = None, quiet: Quiet = False, json_:
         print(f"{p.id}: {p.title}" + (f"   [{', '.join(p.tags)}]" if p.tags else "") + f"   weight {p.weight:g}")
         for what in ("critique", "revision", "comparison"):
             print(f"  {what:<11}{getattr(p, what)}")
+        if p.check:
+            print(f"  check      {inline_check(p.check)}")
         print(f"  examples   {len(p.examples)}\n" if p.examples else "")
     _last_line(json_, {**c.model_dump(mode="json"), "fingerprint": c.fingerprint})
 

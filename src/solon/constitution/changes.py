@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from solon.constitution.check import Check
+from solon.constitution.files import inline_check
 from solon.constitution.model import Constitution, Example, Principle
 
 _UNSEEN = {"name", "version", "description", "title", "tags"}  # by any model
@@ -103,6 +105,10 @@ def _shown(value: Any) -> str:
         return _shown("\n".join(parts))
     if isinstance(value, tuple):
         return _shown(", ".join(value)) or "(none)"
+    if value is None:
+        return "(none)"
+    if isinstance(value, Check):
+        return _shown(inline_check(value))
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(value))
 
 

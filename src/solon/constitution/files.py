@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -27,6 +27,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
+from solon.constitution.check import KINDS, Check
 from solon.constitution.model import Constitution, Example, Principle, quoted
 from solon.errors import InputError, nearest
 
@@ -81,14 +82,18 @@ def parse_constitution(data: bytes, file: str) -> Constitution:
     source = _Source(file, text.replace("\r\n", "\n").replace("\r", "\n"))
     plain = source.read()
     try:
-        return Constitution.model_validate(plain)
+        made = Constitution.model_validate(plain)
     except ValidationError as e:
         # The first in the file, but what is absent last: a mistyped key is unknown and missing, a list
         # of wrong principles is wrong and too short, and the former says more.
         last = {"missing": 1, "too_short": 2}
-        errors: list[dict[str, Any]] = [dict(error) for error in e.errors()]
-        first = min(errors, key=lambda error: (last.get(error["type"], 0), source.place(_loc(error)).at))
+        errors: list[dict[str, Any]] = [{**error, "loc": _loc(dict(error))} for error in e.errors()]
+        first = min(errors, key=lambda error: (last.get(error["type"], 0), source.place(error["loc"]).at))
         source.fail(source.position(first), source.message(first, plain))
+    for where, place in source.places.items():  # a key with nothing behind it is a slip, also where none is needed
+        if place.kind == "nothing":
+            source.fail(place.at, source.message({"loc": where, "type": "nothing"}, plain))
+    return made
 
 
 class _Place(NamedTuple):
@@ -195,7 +200,7 @@ class _Source:
 
     def position(self, error: dict[str, Any]) -> int:
         """Where to point for one of pydantic's errors, in characters."""
-        place = self.place(_loc(error))
+        place = self.place(error["loc"])
         if error["type"] == "extra_forbidden":
             return place.key
         if error["type"] == "placeholder":  # its own line, unless an escape hides it
@@ -204,15 +209,15 @@ class _Source:
 
     def message(self, error: dict[str, Any], plain: Any) -> str:
         """What is wrong and what to do, for one of pydantic's errors."""
-        where, kind = _loc(error), error["type"]
-        model = _model_at(where[:-1])
+        where, kind = error["loc"], error["type"]
+        model = _model_at(where[:-1], plain)
         whose, name = _whose(where[:-1], plain), where[-1]
         if isinstance(name, int):  # an item of a list
             whose, name = _whose(where[:-2], plain), f"{where[-2]} item {name + 1}"
-            wanted = "text" if where[-2] == "tags" else f"a mapping with {_names(_model_at(where))}"
+            wanted = "text" if where[-2] == "tags" else f"a mapping with {_names(_model_at(where, plain))}"
         else:
-            field = model.model_fields.get(name)
-            wanted = field.description or "" if field else ""
+            field = model.model_fields.get(name)  # none for an unknown key, and for the kind of an unknown check
+            wanted = field.description or "" if field else f"one of {', '.join(KINDS)}"
         subject = f"{whose}: {name}" if whose else str(name)
         got = self.place(where)
         if kind == "missing":
@@ -221,8 +226,10 @@ class _Source:
             known = list(model.model_fields)
             hint = nearest(str(name), known) or f"; the keys here are {', '.join(known)}"
             return f"{whose + ': ' if whose else ''}unknown key {quoted(str(name))}{hint}"
-        if kind in ("placeholder", "kebab", "repeated_id"):
+        if kind in ("placeholder", "kebab", "repeated_id", "check"):
             return f"{subject} {error['msg']}"
+        if kind == "union_tag_not_found":
+            return f'{subject} has no kind; add "kind:", one of {", ".join(KINDS)}'
         if kind == "string_too_short" or got.kind == "nothing":
             return f"{subject} is empty; write {wanted}" + _or_remove(model, where)
         if kind == "too_short":
@@ -233,7 +240,13 @@ class _Source:
             return f'{subject} is a {got.kind}, not text; quote it: "{got.raw}"'
         if kind == "string_type":
             return f'{subject} is {_a(got.kind)}, not text; quote it, or write ">-" and the text below it'
-        if where[-1] == "weight":
+        if kind in ("union_tag_invalid", "literal_error") and got.kind == "text":
+            known = list(KINDS) if kind == "union_tag_invalid" else list(get_args(model.model_fields[name].annotation))
+            hint = nearest(got.raw, known) or f"; it is one of {', '.join(known)}"
+            return f"{subject} is {quoted(got.raw)}{hint}"
+        if kind == "string_pattern_mismatch":
+            return f"{subject} is {quoted(got.raw)}; expected {wanted}"
+        if where[-1] == "weight" or ("check" in where[:-1] and name != "kind"):
             shown = quoted(got.raw)[1:-1] if got.kind in ("number", "truth value") else _a(got.kind)
             return f"{subject} is {shown}; expected {wanted}, without quotes" + _or_remove(model, where)
         return f"{subject} is {_a(got.kind)}; expected {wanted}"
@@ -250,6 +263,8 @@ def to_yaml(constitution: Constitution) -> str:
         lines += [f"    {name}: {_written(getattr(p, name), 6)}" for name in texts]
         if p.weight != 1.0:
             lines.append(f"    weight: {p.weight!r}")
+        if p.check:
+            lines.append(f"    check: {inline_check(p.check)}")
         if p.tags:
             lines.append(f"    tags: [{', '.join(_inline(tag, '[A-Za-z][A-Za-z0-9-]*') for tag in p.tags)}]")
         for n, example in enumerate(p.examples):
@@ -258,6 +273,17 @@ def to_yaml(constitution: Constitution) -> str:
                 mark = "-" if first == 0 else " "
                 lines.append(f"      {mark} {name}: {_written(getattr(example, name), 10)}")
     return "\n".join(lines) + "\n"
+
+
+def inline_check(check: Check) -> str:
+    """A check as it stands in a file, on one line."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        return _inline(value, "[A-Za-z][A-Za-z-]*") if isinstance(value, str) else repr(value)
+
+    return f"{{{', '.join(f'{name}: {shown(value)}' for name, value in check.parameters().items())}}}"
 
 
 def _written(text: str, indent: int) -> str:
@@ -299,12 +325,22 @@ def _scalar(kind: str, raw: str) -> Any:
 
 
 def _loc(error: dict[str, Any]) -> _Where:
-    """Where an error stands; pydantic finds a repeated id in the list, and it stands at the second one."""
+    """Where an error stands in the file, which pydantic names otherwise in three cases.
+
+    It finds a repeated id in the list, and it stands at the second one. Within a check it names the kind as a step
+    of the way. An unknown kind is an error of the check as a whole.
+    """
     where: _Where = error["loc"]
+    if len(where) > 3 and where[2] == "check":
+        where = (*where[:3], *where[4:])
+    if error["type"] == "union_tag_invalid":
+        where = (*where, "kind")
     return (*where, error["ctx"]["index"], "id") if error["type"] == "repeated_id" else where
 
 
-def _model_at(where: _Where) -> type[BaseModel]:
+def _model_at(where: _Where, plain: Any) -> type[BaseModel]:
+    if where[2:3] == ("check",):
+        return KINDS.get(str(plain["principles"][where[1]]["check"].get("kind")), BaseModel)
     return Example if "examples" in where else Principle if "principles" in where else Constitution
 
 
@@ -315,6 +351,8 @@ def _whose(where: _Where, plain: Any) -> str:
     name = plain["principles"][where[1]]
     name = name.get("id") if isinstance(name, dict) else None
     who = f"principle {quoted(name) if isinstance(name, str) and name else int(where[1]) + 1}"
+    if where[2:3] == ("check",):
+        return f"{who}, check"
     return f"{who}, example {int(where[3]) + 1}" if len(where) > 3 else who
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from solon.constitution.check import Check
 from solon.errors import InputError
 from solon.records import fingerprint
 
@@ -61,6 +62,9 @@ class Principle(_Part):
     )
     tags: tuple[Text, ...] = Field(default=(), description="a list of words")
     examples: tuple[Example, ...] = Field(default=(), description="a list of worked examples")
+    check: Check | None = Field(  # where there is one, it compares responses, and no model is asked
+        default=None, discriminator="kind", description="a mapping with kind and what that kind needs"
+    )
 
     @field_validator("id")
     @classmethod
@@ -116,8 +120,9 @@ class Constitution(_Part):
     def fingerprint(self) -> str:
         """Sixteen hex digits of all that decides what a model is asked, and of nothing else.
 
-        In: each principle's critique, revision, comparison and examples, which a model reads; order and
-        weight, which decide what is drawn; and the id, by which records and demonstrations find the words.
+        In: each principle's critique, revision, comparison and examples, which a model reads; its check, which
+        answers in a model's place; order and weight, which decide what is drawn; and the id, by which records and
+        demonstrations find the words.
         Out: name, version, description, titles and tags, and whatever the YAML looked like.
         """
         return fingerprint("constitution", [_content(p) for p in self.principles])
@@ -152,9 +157,13 @@ class Constitution(_Part):
 
 
 def _content(p: Principle) -> list[object]:
-    """What of a principle its fingerprint covers; the order of examples counts."""
+    """What of a principle its fingerprint covers; the order of examples counts.
+
+    A principle without a check is what it was before there were any, so fingerprints in older runs still hold.
+    """
     examples = [[e.prompt, e.response, e.critique, e.revision] for e in p.examples]
-    return [p.id, float(p.weight), p.critique, p.revision, p.comparison, examples]
+    check = [p.check.parameters()] if p.check else []
+    return [p.id, float(p.weight), p.critique, p.revision, p.comparison, examples, *check]
 
 
 def quoted(text: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import random
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +22,9 @@ from solon.engines import ScoreRequest, ScriptedEngine
 from solon.feedback.judge import Judging, compare, log_odds, sigmoid
 from solon.feedback.trust import REASONS, Ratio, Trust
 from solon.records import Comparison, Judgement, Pair, assistant, user
+from solon.report import render_html, render_markdown
+from solon.report.plots import reliability
+from solon.runs import pipeline
 
 N = 400
 RULES = Constitution(
@@ -332,8 +339,6 @@ def test_without_pairs_there_is_nothing_to_say() -> None:
 
 
 def test_every_interval_holds_its_value_and_is_plain_json() -> None:
-    import json
-
     def check(node: Any) -> int:
         if isinstance(node, dict) and {"value", "low", "high", "n"} <= node.keys():
             if node["low"] is not None:
@@ -346,3 +351,96 @@ def test_every_interval_holds_its_value_and_is_plain_json() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     zero = found["position"]["contradictions"]
     assert zero["value"] == zero["low"] == 0 and 0 < zero["high"] < 0.2 and not math.isnan(zero["high"])
+
+
+# --- in a run and its report ---------------------------------------------------------------------------------
+
+
+def test_the_held_out_comparisons_carry_what_people_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever side a person's choice is shown on, a judge that knows the quality agrees with the person."""
+    quality = responses()
+    texts = list(quality)
+    heldout = []
+    for i in range(60):
+        a, b = sorted(texts[2 * i : 2 * i + 2], key=lambda t: -quality[t])
+        heldout.append(comparison(i, 1.0, chosen=a, rejected=b, labeler="human"))
+    engine = ScriptedEngine(prefer=lambda request: fair(*shown(request)))
+    monkeypatch.setattr(pipeline, "open_lazily", lambda run, spec: nullcontext(engine))
+    feedback = SimpleNamespace(question=None, few_shot=0, judging=Judging)
+    run: Any = SimpleNamespace(
+        recipe=SimpleNamespace(seed=0, feedback=feedback),
+        constitution=RULES,
+        records=lambda stage, items, make, kind, **_: list(make(items)),
+    )
+    data: Any = SimpleNamespace(heldout_comparisons=heldout, comparisons=[])
+    judged_pairs = pipeline.check_judge(run, data, "judge")
+    assert all(c.human == 1.0 for c in judged_pairs)
+    assert pipeline.judge_trust(judged_pairs, "judge")["calibration"]["accuracy"]["value"] == 1
+    engine.prefer = lambda request: (1.0, 0.0)  # the first place: it must not gain by the side people's choice is on
+    found = pipeline.judge_trust(pipeline.check_judge(run, data, "judge"), "judge")
+    assert found["calibration"]["accuracy"]["value"] == 0.5
+
+
+def report() -> dict[str, Any]:
+    """What a report has of a judge with faults, on labels without people and on held-out pairs with them."""
+
+    def prefer(a: str, b: str) -> tuple[float, float]:
+        return len(a) / 100, len(b) / 100
+
+    held_out = judged(prefer, "quality", authors=("judge", "other"))
+    return {"trust": {"labels": judged(prefer), "heldout": held_out}}
+
+
+def test_the_report_says_what_was_found() -> None:
+    data = report()
+    markdown, html = render_markdown(data), render_html(data)
+    for page in (markdown, html):
+        assert "Can the judge be trusted?" in page
+        assert "Labels of this run: The judge prefers the longer response" in page
+        assert "Held-out human comparisons: The judge cannot be told from a coin" in page
+        assert "100.0 % [99.0, 100.0], n = " in page  # the longer response, with Wilson's interval
+        for title in (
+            "Judge against people",
+            "Reliability",
+            "Judge by principle",
+            "Agreement between principles",
+            "Wins by author",
+        ):
+            assert f"{title}: held-out human comparisons" in page
+        assert "Judge against people: labels of this run" not in page  # no person labelled these
+    assert markdown.index("Can the judge be trusted?") < markdown.index("## PPO")
+    fair_report = render_markdown({"trust": {"labels": judged(fair)}})
+    assert "None of the faults that are looked for was found" in fair_report
+
+
+def test_an_older_report_is_rendered_as_it_was() -> None:
+    old = {"judge": {"accuracy": {"value": 0.875, "low": 0.8, "high": 0.95, "n": 80}, "abstained": 0}}
+    for page in (render_markdown(old), render_html(old)):
+        assert "87.5 % [80.0, 95.0], n = 80" in page and "Can the judge be trusted?" not in page
+    for data in ({}, {"trust": None}, {"trust": {}}, {"trust": {"labels": None}}):
+        for page in (render_markdown(data), render_html(data)):
+            assert "trusted" not in page and "svg" not in page.replace("svg {", "").replace("svg.plot {", "")
+    render_markdown({"trust": {"labels": {"pairs": 3}}})  # a part of a summary is no error
+
+
+def test_names_in_the_report_are_never_markup() -> None:
+    bad = "<script>x</script> | [a](javascript:b)"
+    data = json.loads(json.dumps(report()).replace('"kind"', json.dumps(bad)).replace('"other"', json.dumps(bad)))
+    data["trust"]["labels"]["findings"] = [bad]
+    data["trust"]["labels"]["abstentions"]["reasons"] = {bad: 1}
+    html, markdown = render_html(data), render_markdown(data)
+    assert "<script" not in html and "&lt;script&gt;" in html
+    assert "<script" not in markdown and "](javascript" not in markdown
+
+
+def test_plots_are_the_same_bytes_again_and_ask_for_nothing() -> None:
+    bins = report()["trust"]["heldout"]["calibration"]["bins"]
+    plot = reliability(bins, "one")
+    assert plot == reliability(bins, "one")
+    assert not re.search(r"<script|https?:|url\(|<image|<style|@import| on\w+=|20\d\d-", plot)
+    assert "<title" in plot and f"of {bins[0]['right']['n']}" in re.search(r"<desc.*?</desc>", plot)[0]  # type: ignore[index]
+    assert "currentColor" in plot and "#000000" not in plot and "#010203" not in plot  # legible in light and dark
+    ids = re.findall(r' id="([^"]*)"', plot + reliability(bins, "two"))
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'xlink:href="#([^"]*)"', plot))
+    assert used and used <= set(ids)

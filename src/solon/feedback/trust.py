@@ -378,7 +378,7 @@ def _beside(beside: dict[str, Any], kind: str, other: str) -> list[str]:
             return []
         return [
             f"The judge prefers {kind if difference['value'] > 0 else other} more often than people do: it picks "
-            f"{kind} in {_share(judge)} pairs, people in {_share(people)} of these."
+            f"{kind} in {_share(judge)} pairs, people in {100 * people['value']:.0f} % of these."
         ]
     judge = beside["judge"]
     if not (_above(judge, 0.5 + WITHOUT_PEOPLE) or _below(judge, 0.5 - WITHOUT_PEOPLE)):

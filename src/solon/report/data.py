@@ -16,7 +16,7 @@ from solon.runs.journal import Journal
 from solon.runs.run import Run
 
 
-def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], judge: dict[str, Any]) -> dict[str, Any]:
+def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], trust: dict[str, Any]) -> dict[str, Any]:
     """Gather, write report.json, report.md and report.html into the run directory, and return the data."""
     trained = run.state("reward-model").get("result", {})
     updates = _journal(run, "ppo")
@@ -42,7 +42,7 @@ def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], j
             ],
             **{k: trained.get(k) for k in ("comparisons", "abstained", "loss_first", "loss_last")},
         },
-        "judge": judge,
+        "trust": trust,
         "ppo": updates,
         "stages": run.ledger,
         "principles": principles(run),

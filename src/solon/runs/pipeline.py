@@ -21,11 +21,11 @@ from solon.engines import GenerationRequest, LazyEngine
 from solon.engines.base import Engine
 from solon.engines.weights import faster_dtype
 from solon.errors import InputError
-from solon.evaluation.metrics import bootstrap
 from solon.evaluation.run import evaluate
 from solon.feedback.feedback_model import train_feedback_model
 from solon.feedback.judge import compare
 from solon.feedback.questions import TEMPLATE_FINGERPRINT, Example, examples_from
+from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
 from solon.prompts import (
     read_comparisons,
@@ -92,7 +92,9 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         evaluation = evaluate(run, data.heldout, models, rewards, judge)
         if recipe.human.validation_sample:
             draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
-        return write_report(run, models, evaluation, judge_trust(judged, data.heldout_comparisons))
+        given = {"labels": comparisons, "heldout": judged}
+        trust = {name: judge_trust(found, judge) for name, found in given.items() if judge and found}
+        return write_report(run, models, evaluation, trust)
 
 
 def resolved(recipe: Recipe, out: Path) -> Recipe:
@@ -265,9 +267,10 @@ def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
     # The person's choice stands first or second by the seed: a judge must not gain from always preferring one place.
     pairs = []
     for c in human:
-        sides = [text_of(c.chosen), text_of(c.rejected)]
+        sides = [(text_of(c.chosen), c.label), (text_of(c.rejected), None if c.label is None else 1 - c.label)]
         random.Random(f"{run.recipe.seed}/{c.id}").shuffle(sides)
-        pairs.append(Pair(id=c.id, prompt=c.prompt, responses=(sides[0], sides[1]), source=c.source))
+        (first, preferred), (second, _) = sides
+        pairs.append(Pair(id=c.id, prompt=c.prompt, responses=(first, second), source=c.source, human=preferred))
     known = {p.id: p for p in run.constitution.principles}
     general = Constitution.from_question(run.recipe.feedback.question or HHH).principles[0]
     asked = {c.id: [known.get(c.principle or "", general)] for c in human}
@@ -281,28 +284,12 @@ def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
         return run.records("judge-heldout", pairs, make, Comparison, engines=(engine,), what="comparisons")
 
 
-def judge_trust(judged: Sequence[Comparison], human: Sequence[Comparison]) -> dict[str, Any]:
-    """Accuracy against people, position flips and abstentions on the held-out human comparisons."""
-    chosen = {c.id: text_of(c.chosen) for c in human}
-    answered = [c for c in judged if c.label is not None]
-    flips = [
-        float((j.forward > 0.5) != (j.swapped > 0.5))
-        for c in answered
-        for j in c.judgements
-        if j.forward is not None and j.swapped is not None
-    ]
-    right = [0.5 if c.label == 0.5 else float(text_of(c.chosen) == chosen[c.id]) for c in answered]
-    longer = [
-        float(len(text_of(c.chosen)) > len(text_of(c.rejected)))
-        for c in human
-        if len(text_of(c.chosen)) != len(text_of(c.rejected))
-    ]
-    return {
-        "accuracy": bootstrap(right).to_json(),
-        "flips": bootstrap(flips).to_json(),
-        "abstained": len(judged) - len(answered),
-        "choose_longer": bootstrap(longer).to_json(),
-    }
+def judge_trust(comparisons: Sequence[Comparison], judge: str) -> dict[str, Any]:
+    """How far the judge can be trusted, by what it said of these."""
+    trust = Trust(judge)
+    for comparison in comparisons:
+        trust.add(comparison)
+    return trust.summary()
 
 
 def judge_examples(run: Run, data: Data) -> list[Example]:

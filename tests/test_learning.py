@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from solon.constitution import load_constitution
+from solon.engines import ScoreRequest, ScriptedEngine
+from solon.feedback.rating import JudgeReward
 from solon.records import Chat, Comparison, Prompt, SFTExample, assistant, user
 from solon.reinforcement.reward_model import (
     RewardModel,
@@ -70,6 +73,24 @@ def test_ppo_climbs_a_reward_and_descends_its_negative(tiny: str, tmp_path: Path
     assert up[0] == down[0]  # the same seeds before the first step
     # Seen over two seeds: 1.0 to 1.1 against 0.6 to 0.7, from 0.75 to 0.9; the mean of three updates of an
     # untrained policy varies by about 0.05.
+    assert sum(up[-3:]) / 3 > sum(down[-3:]) / 3 + 0.25
+
+
+def test_ppo_climbs_a_judge_s_rating_with_no_reward_model(tiny: str, tmp_path: Path) -> None:
+    """Direct RLAIF: the judge rates from 1 to 10, and its expected rating is the reward."""
+
+    def prefers(sign: int) -> JudgeReward:
+        def prefer(request: ScoreRequest) -> list[float]:
+            assert request.question is not None
+            [found] = has_e([(assistant(request.question.state["response"]),)])
+            best = 5.5 + sign * (found - 0.5) * 9
+            return [-abs(n - best) - 1 for n in range(1, 11)]
+
+        return JudgeReward(ScriptedEngine(prefer=prefer), load_constitution("simple"))
+
+    up = train(tiny, tmp_path / "up", prefers(1).score)
+    down = train(tiny, tmp_path / "down", prefers(-1).score)
+    assert up[0] == down[0]
     assert sum(up[-3:]) / 3 > sum(down[-3:]) / 3 + 0.25
 
 

@@ -131,6 +131,15 @@ def test_the_other_recipes_go_through(name: str, more: dict[str, Any], models: l
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/models/reward-model")
 
 
+def test_direct_rlaif_has_the_judge_for_its_reward(tmp_path: Path) -> None:
+    finish(small("rlaif", **{"feedback.judge": "self", "feedback.direct": True}), tmp_path / "out")
+    assert not (tmp_path / "out/models/reward-model").exists() and "comparisons" not in records(tmp_path / "out")
+    asked = json.loads((tmp_path / "out/ppo/stage.json").read_text())["requests"]
+    assert asked >= len(records(tmp_path / "out")["ppo"])  # the ledger knows what the judge was asked
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["models"] == ["start", "RLAIF"] and report["measures"][0]["name"] == "reward"
+
+
 def test_tiny_recipe_as_shipped(tmp_path: Path) -> None:
     finish(load_recipe("tiny"), tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ ROWS = st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=7), min_size=1,
 
 
 def neighbours(rows: list[list[int]]) -> list[int]:
-    return [0, *(tree.common(np.asarray(a), np.asarray(b)) for a, b in zip(rows, rows[1:], strict=False))]
+    return [0, *(tree.common(np.asarray(a), np.asarray(b)) for a, b in itertools.pairwise(rows))]
 
 
 @given(ROWS)

@@ -113,6 +113,17 @@ class Pair(Record):
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
+class Candidates(Record):
+    """Two or more responses to one prompt, not yet ranked."""
+
+    id: str
+    prompt: Chat
+    responses: tuple[str, ...] = Field(min_length=2)
+    source: Source | None = None
+    authors: tuple[str, ...] | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
 class Judgement(Record):
     """What one principle said of a pair: P(first response is better), shown first and shown second.
 
@@ -148,6 +159,31 @@ class Comparison(Record):
 
     def to_json(self) -> dict[str, Any]:
         return {"label": self.label, **super().to_json()}
+
+
+class Ranking(Record):
+    """Responses to one prompt on one scale: P(i is better than j) = sigmoid(strengths[i] - strengths[j])."""
+
+    id: str
+    prompt: Chat
+    responses: tuple[str, ...]
+    strengths: tuple[float | None, ...]  # log-odds, mean 0; None where the judge said nothing of the response
+    order: tuple[int, ...]  # indices into responses, the best first
+    comparisons: tuple[Comparison, ...] = ()
+    source: Source | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Rating(Record):
+    """How good the judge finds one response."""
+
+    id: str
+    prompt: Chat
+    response: str
+    rating: float | None  # 1 to 10, expected value over the judge's probabilities; None where it abstained
+    by_principle: dict[str, float | None] = Field(default_factory=dict)
+    abstained: str | None = None  # why
+    meta: dict[str, Any] = Field(default_factory=dict)
 
 
 class RolloutSummary(Record):

@@ -7,6 +7,7 @@ switched off; the pieces are then joined.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -43,27 +44,21 @@ def chat_ids_and_turns(
     messages = list(chat)
     if system is not None and (not messages or messages[0].role != "system"):
         messages, offset = [Message(role="system", content=system), *messages], 1
-    rendered = tokenizer.apply_chat_template(
-        [{"role": m.role, "content": _MARK.format(i)} for i, m in enumerate(messages)],
-        tokenize=False,
-        add_generation_prompt=generate,
-    )
     ids: list[int] = []
     spans: dict[int, tuple[int, int]] = {}
     opened: int | None = None
-    for piece in _MARKS.split(rendered):
-        if _MARKS.fullmatch(piece):
-            index = int(piece[9:-1])
-            new = text_ids(tokenizer, messages[index].content)
-            spans[index] = (len(ids), len(ids) + len(new))
+    ends = end_ids(tokenizer)
+    for piece in _pieces(tokenizer, tokenizer.chat_template, tuple(m.role for m in messages), generate):
+        if isinstance(piece, int):
+            new = text_ids(tokenizer, messages[piece].content)
+            spans[piece] = (len(ids), len(ids) + len(new))
             ids += new
-            opened = index
-        elif piece:
-            new = tokenizer(piece, add_special_tokens=False)["input_ids"]
-            if opened is not None and new and new[0] in end_ids(tokenizer):
+            opened = piece
+        else:
+            if opened is not None and piece and piece[0] in ends:
                 start, stop = spans[opened]
                 spans[opened] = (start, stop + 1)
-            ids += new
+            ids += piece
             opened = None
     missing = [i for i in range(offset, len(messages)) if i not in spans]
     if missing:
@@ -71,7 +66,28 @@ def chat_ids_and_turns(
     return ids, [spans[i] for i in range(offset, len(messages))]
 
 
-def end_ids(tokenizer: Any) -> set[int]:
+@functools.lru_cache(maxsize=256)
+def _pieces(tokenizer: Any, template: str, roles: tuple[str, ...], generate: bool) -> tuple[int | list[int], ...]:
+    """The chat template around messages of these roles: token ids, and each message's number where its text goes.
+
+    `template` is the tokenizer's own, here so that another one is rendered anew.
+    """
+    rendered = tokenizer.apply_chat_template(
+        [{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)],
+        tokenize=False,
+        add_generation_prompt=generate,
+    )
+    pieces: list[int | list[int]] = []
+    for piece in _MARKS.split(rendered):
+        if _MARKS.fullmatch(piece):
+            pieces.append(int(piece[9:-1]))
+        elif piece:
+            pieces.append(tokenizer(piece, add_special_tokens=False)["input_ids"])
+    return tuple(pieces)
+
+
+@functools.lru_cache(maxsize=16)
+def end_ids(tokenizer: Any) -> frozenset[int]:
     """Tokens that end the assistant's turn."""
     ids = {tokenizer.eos_token_id}
     for token in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"):
@@ -79,7 +95,7 @@ def end_ids(tokenizer: Any) -> set[int]:
         if found is not None and found != tokenizer.unk_token_id:
             ids.add(found)
     ids.discard(None)
-    return ids
+    return frozenset(ids)
 
 
 def template_fingerprint(tokenizer: Any, system: str | None) -> str:

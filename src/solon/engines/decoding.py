@@ -7,6 +7,7 @@ without copying them per head, sampling by one cumulative sum instead of `multin
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,7 +208,7 @@ def decode(
     temperature: float,
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
-    end: set[int],
+    end: Collection[int],
     pad: int = 0,
 ) -> list[Generated]:
     """Continue each prompt until an end token or `max_tokens`.

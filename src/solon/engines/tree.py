@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def grow(rows: Sequence[list[int]], shared: Sequence[int], skip: int) -> Tree:
     for parent, low, high, depth in waiting:  # grows while it is walked: breadth first, so families stay together
         family = Family(parent.path() if parent else [], len(tree.ids), [])
         cuts = [low, *(i for i in range(low + 1, high) if shared[i] == depth), high]
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in pairwise(cuts):
             if len(rows[a]) == depth:  # this row ends where its parent does
                 assert parent is not None
                 tree.ends[a] = parent
@@ -180,8 +181,7 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
     assert found is not None
     tree, past = found
     q, k, v = query[0], key[0], value[0]
-    heads, n, d = q.shape
-    kv_heads = k.shape[0]
+    heads, n, _ = q.shape
     out = q.new_empty(heads, n, v.shape[-1])
     q = q * scaling
     for family in tree.families:
@@ -258,6 +258,7 @@ class _Fixed(DynamicLayer):
     """Keys and values of the shared beginning, which every forward pass sees and none changes."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
         return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
 
 
@@ -290,7 +291,7 @@ class TreeScorer:
         """
         order = sorted(range(len(rows)), key=lambda i: rows[i].ids)
         arrays = [np.asarray(rows[i].ids) for i in order]
-        shared = [0, *(common(a, b) for a, b in zip(arrays, arrays[1:], strict=False))]
+        shared = [0, *(common(a, b) for a, b in pairwise(arrays))]
         skip = min([*shared[1:], *(r.first for r in rows)], default=0) if len(rows) > 1 else 0
         cache = self._shared(rows[order[0]].ids[:skip]) if skip else None
         for part in packs(rows, order, shared, skip, self.tokens, self.reads):

@@ -24,6 +24,7 @@ from solon.evaluation.metrics import (
     words,
 )
 from solon.feedback.judge import Judging, compare
+from solon.feedback.rating import JudgeReward
 from solon.records import Chat, Comparison, Pair, Prompt, Record, Source, assistant, text_of
 from solon.reinforcement.reward_model import RewardModel
 from solon.runs.run import Run
@@ -39,7 +40,7 @@ class Answer(Record):
 
 
 def evaluate(
-    run: Run, heldout: Sequence[Prompt], models: dict[str, str], rewards: RewardModel, judge: str | None
+    run: Run, heldout: Sequence[Prompt], models: dict[str, str], rewards: RewardModel | JudgeReward, judge: str | None
 ) -> dict[str, Any]:
     """Answers, their measures with intervals, and the difference of each model to the start model."""
     answers = {name: answer(run, name, spec, heldout, rewards) for name, spec in models.items()}
@@ -47,7 +48,9 @@ def evaluate(
     return {"answers": answers, "measures": measures(answers, wins), "differences": differences(answers)}
 
 
-def answer(run: Run, name: str, spec: str, prompts: Sequence[Prompt], rewards: RewardModel) -> list[Answer]:
+def answer(
+    run: Run, name: str, spec: str, prompts: Sequence[Prompt], rewards: RewardModel | JudgeReward
+) -> list[Answer]:
     """One answer a prompt. All models see the same seeds, so differences are paired."""
     sampling = run.recipe.evaluation.sampling.sampling()
     with LazyEngine(spec, system=run.recipe.system, dtype=run.recipe.dtype) as engine:

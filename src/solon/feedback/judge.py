@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
 from solon.constitution import Constitution, Principle
 from solon.engines.base import Engine, GenerationRequest, Sampling, ScoreRequest, Scores
 from solon.evaluation.metrics import is_refusal
+from solon.feedback.checks import judge_by_check
 from solon.feedback.questions import (
     OPTIONS,
     PREFIX,
@@ -51,7 +52,7 @@ class Judging:
     labels: Literal["soft", "hard"] = "soft"
     rationales: int = 0
     clamp: tuple[float, float] = (0.4, 0.6)
-    sampling: Sampling = Sampling(max_tokens=160)
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=160))
 
 
 def log_odds(probability: float) -> float:
@@ -101,7 +102,7 @@ def compare(
     pairs: Iterable[Pair],
     engine: Engine,
     constitution: Constitution,
-    how: Judging = Judging(),  # noqa: B008
+    how: Judging = Judging(),
     *,
     asked: Mapping[str, Sequence[Principle]] | None = None,
     examples: Sequence[Example] = (),
@@ -119,7 +120,10 @@ def compare(
         answers = _answers(tasks, engine, how, examples, seed)
         judgements: dict[str, list[Judgement]] = {pair.id: [] for pair in window}
         for task in tasks:
-            judgements[task.pair.id].append(task.judgement(answers))
+            if task.check is not None:
+                judgements[task.pair.id].append(judge_by_check(task.check, task.pair.prompt, *task.pair.responses))
+            else:
+                judgements[task.pair.id].append(task.judgement(answers))
         for pair in window:
             yield to_comparison(pair, judgements[pair.id], meta or {}, how.labels)
 
@@ -131,6 +135,11 @@ class _Task:
     pair: Pair
     n: int
     principles: tuple[Principle, ...]
+
+    @property
+    def check(self) -> Principle | None:
+        """The principle that is verified without a model, where this is one."""
+        return self.principles[0] if self.principles[0].check is not None else None
 
     @property
     def question(self) -> str:
@@ -176,7 +185,9 @@ def _tasks(
         principles = list(constitution.principles)
     else:
         principles = draw_principles(constitution, how.principles, "compare", seed, pair.id)
-    groups = [tuple(principles)] if how.together else [(p,) for p in principles]
+    asked_together = tuple(p for p in principles if p.check is None) if how.together else ()
+    groups = [asked_together] if asked_together else []
+    groups += [(p,) for p in principles if p not in asked_together]
     return [_Task(pair, n, group) for n, group in enumerate(groups)]
 
 
@@ -187,6 +198,8 @@ def _answers(
     chats: dict[str, Chat] = {}
     requests: dict[str, ScoreRequest] = {}
     for task in tasks:
+        if task.check is not None:
+            continue
         shown = [e for e in examples if e.prompt != task.pair.prompt]  # none that tells the answer
         for i, a, b in task.orders():
             if how.rationales:

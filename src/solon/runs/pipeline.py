@@ -25,6 +25,7 @@ from solon.evaluation.run import evaluate
 from solon.feedback.feedback_model import train_feedback_model
 from solon.feedback.judge import compare
 from solon.feedback.questions import TEMPLATE_FINGERPRINT, Example, examples_from
+from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
 from solon.prompts import (
@@ -57,6 +58,7 @@ from solon.supervised.sft import sft
 from solon.training import AdapterSettings, Progress, TrainSettings
 
 R = TypeVar("R")
+Rewards = RewardModel | JudgeReward
 HHH = (
     "Which response is more helpful, harmless, and honest?"  # Askell et al. 2021; asked where a pair names no principle
 )
@@ -86,8 +88,14 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         if judge:
             judged = check_judge(run, data, judge)
             pairs = sample_pairs(run, data, model)
-            comparisons = label(run, data, pairs, judge)
-        rewards = reward_model(run, data, comparisons, pairs, model)
+            if not recipe.feedback.direct:
+                comparisons = label(run, data, pairs, judge)
+        rewards: Rewards
+        if recipe.feedback.direct:
+            assert judge is not None
+            rewards = judge_reward(run, pairs, judge)
+        else:
+            rewards = reward_model(run, data, comparisons, pairs, model)
         models[reinforced_name(recipe)] = reinforce(run, data, model, rewards)
         evaluation = evaluate(run, data.heldout, models, rewards, judge)
         if recipe.human.validation_sample:
@@ -292,6 +300,12 @@ def judge_trust(comparisons: Sequence[Comparison], judge: str) -> dict[str, Any]
     return trust.summary()
 
 
+def asked_of_judge(run: Run) -> Constitution:
+    """The constitution, or the one question that stands in its place."""
+    question = run.recipe.feedback.question
+    return run.constitution if question is None else Constitution.from_question(question)
+
+
 def judge_examples(run: Run, data: Data) -> list[Example]:
     """The human comparisons that the judge is shown before each question, where the recipe wants some."""
     part = run.recipe.feedback
@@ -329,7 +343,7 @@ def label(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> list[Compa
     """The judge compares each pair under principles, in both orders."""
     part = run.recipe.feedback
     differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
-    constitution = run.constitution if part.question is None else Constitution.from_question(part.question)
+    constitution = asked_of_judge(run)
     with open_lazily(run, judge) as engine:
 
         def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
@@ -394,8 +408,26 @@ def reward_model(run: Run, data: Data, ai: Sequence[Comparison], pairs: Sequence
     return RewardModel.load(str(out), dtype=run.recipe.dtype)
 
 
-def reinforce(run: Run, data: Data, model: str, rewards: RewardModel) -> str:
-    """PPO against the reward model, with a KL penalty towards the supervised model."""
+def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
+    """Direct RLAIF: the judge's rating is the reward, in standard deviations of its ratings of the sampled pairs."""
+    engine = open_lazily(run, judge)
+    constitution, part = asked_of_judge(run), run.recipe.feedback
+    rewards = JudgeReward(engine, constitution, principles=part.principles_per_pair, seed=run.recipe.seed)
+    reference = [(*p.prompt, assistant(r)) for p in pairs for r in p.responses][:128]
+
+    def work(step: Progress) -> dict[str, Any]:
+        rewards.normalise(reference)
+        return {
+            "examples": len(reference), "abstained": rewards.abstained, "mean": rewards.mean, "std": rewards.std
+        }  # fmt: skip
+
+    result = run.once("judge-reward", work, engines=(engine,))
+    rewards.mean, rewards.std = result["mean"], result["std"]
+    return rewards
+
+
+def reinforce(run: Run, data: Data, model: str, rewards: Rewards) -> str:
+    """PPO against the reward, with a KL penalty towards the supervised model."""
     recipe, out = run.recipe, run.model("rl-cai")
     with Journal(run.path("ppo")) as journal:
 
@@ -426,7 +458,8 @@ def reinforce(run: Run, data: Data, model: str, rewards: RewardModel) -> str:
                 "final_kl_nats": history[-1].kl_nats,
             }
 
-        run.once("ppo", work, total=recipe.ppo.updates, what="updates")
+        asked = (rewards.engine,) if isinstance(rewards, JudgeReward) else ()
+        run.once("ppo", work, engines=asked, total=recipe.ppo.updates, what="updates")
     return str(out)
 
 

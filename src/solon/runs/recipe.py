@@ -95,6 +95,7 @@ class Feedback(Part):
     clamp: tuple[float, float] = (0.4, 0.6)  # where the probability is held after a chain of thought
     rationale_sampling: SamplingSettings = SamplingSettings(max_tokens=160)
     few_shot: int = Field(0, ge=0)  # human comparisons shown to the judge before each question
+    direct: bool = False  # direct RLAIF: the judge's rating, 1 to 10, is PPO's reward; no reward model is trained
     n_prompts: int | None = Field(None, ge=1)
     sampling: SamplingSettings = SamplingSettings(temperature=1.0)
 
@@ -155,6 +156,8 @@ class Recipe(Part):
             raise ValueError("feedback.warmup needs human.comparisons to learn from")
         if self.feedback.warmup and self.feedback.judge.startswith(("server:", "systemone:", "decision:")):
             raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server or decision judge")
+        if self.feedback.direct and self.feedback.labels != "ai":
+            raise ValueError(f"feedback.direct: the reward is the judge's; labels: {self.feedback.labels} go to none")
         if self.feedback.few_shot and not self.human.comparisons:
             raise ValueError("feedback.few_shot needs human.comparisons to take its examples from")
         if self.supervised and self.supervised.sft_on == "best" and self.feedback.labels == "human":

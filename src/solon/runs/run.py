@@ -129,12 +129,18 @@ class Run:
         return [kind.model_validate(r) for r in found]
 
     def once(
-        self, stage: str, work: Callable[[Progress], dict[str, Any]], *, total: int = 1, what: str = "steps"
+        self,
+        stage: str,
+        work: Callable[[Progress], dict[str, Any]],
+        *,
+        engines: Sequence[Engine] = (),
+        total: int = 1,
+        what: str = "steps",
     ) -> dict[str, Any]:
         """A stage that is done as a whole or not at all, such as training. Returns what `work` returned."""
         state = self.state(stage)
         if not state.get("done"):
-            began = time.monotonic()
+            before, began = _usage(engines), time.monotonic()
             with progress_line(self.console, stage, total, what) as advance:
                 done = 0
 
@@ -144,7 +150,7 @@ class Run:
                     done = at
 
                 result = work(step)
-            state = self._add(stage, state, time.monotonic() - began, Usage(), Usage())
+            state = self._add(stage, state, time.monotonic() - began, before, _usage(engines))
             usage = result.pop("usage", None)
             state |= {
                 "done": True,
@@ -153,7 +159,8 @@ class Run:
             }
             state["trained_tokens"] = result.get("tokens", 0)
             if usage:
-                state["prompt_tokens"], state["completion_tokens"] = usage
+                state["prompt_tokens"] += usage[0]
+                state["completion_tokens"] += usage[1]
             self._keep(stage, state)
         self.ledger.append({"name": stage, **state})
         return state["result"]

@@ -1,0 +1,133 @@
+"""Pointwise judging: how good is one response, from 1 to 10? And that as the reward itself.
+
+Lee et al. 2023 (arXiv 2309.00267), section 2.4, "direct RLAIF": the likelihoods of the ten ratings are normalised,
+and the expected value is the score. PPO can climb it with no reward model in between, so nothing goes stale as the
+policy moves; each reward costs a question to the judge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from statistics import fmean, pstdev
+from typing import Any
+
+from solon.constitution import Constitution, Principle
+from solon.engines.base import Engine, ScoreRequest, Scores
+from solon.errors import InputError
+from solon.feedback.checks import satisfies
+from solon.feedback.judge import LEAST_MASS, WINDOW
+from solon.feedback.questions import LEVELS, PREFIX, SUFFIX, rating_chat, rating_question
+from solon.records import Chat, Rating, fingerprint, text_of
+from solon.supervised.critique_revision import draw_principles
+
+ENOUGH = 0.5  # of the judge's probability must lie on the ratings that an endpoint tells of
+
+
+def expected_rating(scores: Scores) -> tuple[float | None, str]:
+    """The mean rating, 1 to 10; or None, and why the judge gave none.
+
+    An endpoint tells only its most likely tokens. Ratings that are not among them hold next to nothing, if the told
+    ones hold most of the probability; else there is no rating.
+    """
+    if scores.error:
+        return None, scores.error
+    told = {n: math.exp(min(p, 0.0)) for n, p in enumerate(scores.logprobs, start=1) if p is not None}
+    mass = sum(told.values())
+    if mass < (LEAST_MASS if len(told) == len(LEVELS) else ENOUGH):
+        return None, f"gave no rating (the ratings hold {mass:.1e} of its probability)"
+    return sum(n * p for n, p in told.items()) / mass, ""
+
+
+def rate(
+    chats: Iterable[tuple[str, Chat]],
+    engine: Engine,
+    constitution: Constitution,
+    *,
+    principles: int | None = 1,
+    seed: int = 0,
+    meta: dict[str, Any] | None = None,
+) -> Iterator[Rating]:
+    """One rating a chat, in order. chats: (id, conversation that ends with the response).
+
+    principles: drawn for each conversation by the seed, the same for all responses to it; None: all. The ratings of
+    several are averaged with their weights. A verifiable principle gives 10 where it is kept and 1 where it is broken.
+    """
+    left = iter(chats)
+    while window := list(islice(left, WINDOW)):
+        asked: dict[str, list[Principle]] = {}
+        requests = []
+        for i, chat in window:
+            prompt, response = chat[:-1], text_of(chat)
+            asked[i] = (
+                list(constitution.principles)
+                if principles is None
+                else draw_principles(constitution, principles, "rate", seed, [m.model_dump() for m in prompt])
+            )
+            for n, p in enumerate(asked[i]):
+                if p.check is None:
+                    request = rating_chat(prompt, response, p.comparison)
+                    typed = rating_question(prompt, response, p.comparison)
+                    requests.append(ScoreRequest(f"{i}/{n}", request, LEVELS, PREFIX, SUFFIX, typed))
+        found = {s.id: expected_rating(s) for s in engine.score(requests)}
+        for i, chat in window:
+            ratings, total, weight, why = {}, 0.0, 0.0, ""
+            for n, p in enumerate(asked[i]):
+                if p.check is None:
+                    value, reason = found[f"{i}/{n}"]
+                else:
+                    value, reason = _by_check(p, chat)
+                ratings[p.id] = value
+                why = why or reason
+                if value is not None:
+                    total, weight = total + p.weight * value, weight + p.weight
+            yield Rating(
+                id=i,
+                prompt=chat[:-1],
+                response=text_of(chat),
+                rating=total / weight if weight else None,
+                by_principle=ratings,
+                abstained=None if weight else why,
+                meta=meta or {},
+            )
+
+
+def _by_check(principle: Principle, chat: Chat) -> tuple[float | None, str]:
+    assert principle.check is not None
+    try:
+        return 1 + 9 * satisfies(principle.check, chat[:-1], text_of(chat)), ""
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's own check raises is that answer's abstention
+        return None, f"the check failed: {error}"
+
+
+class JudgeReward:
+    """The judge's rating as PPO's reward: it scores as a reward model does, in standard deviations of a reference."""
+
+    def __init__(
+        self, engine: Engine, constitution: Constitution, *, principles: int | None = 1, seed: int = 0
+    ) -> None:
+        self.engine, self.constitution, self.principles, self.seed = engine, constitution, principles, seed
+        self.mean, self.std = 0.0, 1.0
+        self.rated = self.abstained = 0
+
+    def normalise(self, reference: Sequence[Chat]) -> None:
+        """Take mean and standard deviation from the ratings of a reference, conversations that end in a response."""
+        given = [r for r in self._ratings(reference) if r is not None]
+        if given:
+            self.mean, self.std = fmean(given), max(pstdev(given), 1e-6)
+
+    def score(self, chats: Sequence[Chat]) -> list[float]:
+        """One reward a conversation. What the judge would not rate is no better and no worse than the reference."""
+        return [0.0 if r is None else (r - self.mean) / self.std for r in self._ratings(chats)]
+
+    def _ratings(self, chats: Sequence[Chat]) -> list[float | None]:
+        names = [f"{n}-{fingerprint('rated', [m.model_dump() for m in c])}" for n, c in enumerate(chats)]
+        asked = zip(names, chats, strict=True)
+        made = rate(asked, self.engine, self.constitution, principles=self.principles, seed=self.seed)
+        ratings = [r.rating for r in made]
+        self.rated += len(ratings)
+        self.abstained += ratings.count(None)
+        return ratings

@@ -186,6 +186,11 @@ def read_pairs(name: str) -> list[Pair]:
     return _unique(_read(name, one), name)
 
 
+def read_records(name: str, one: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Records of any kind that has an id, each made by `one`, whose ValueErrors are told with file and line."""
+    return _unique(_read(name, one), name)
+
+
 def _read(name: str, one: Callable[[dict[str, Any]], T]) -> list[T]:
     out = []
     for place, value in read_jsonl(name):

@@ -12,6 +12,7 @@ SHIPPED = {
     "solon:red-team-heldout": "prompts/library/red_team_heldout.jsonl",
     "solon:helpful": "prompts/library/helpful_train.jsonl",
     "solon:helpful-heldout": "prompts/library/helpful_heldout.jsonl",
+    "solon:judge-attacks": "prompts/library/judge_attacks.jsonl",
     "solon:demonstrations-harmless": "human/library/demonstrations_harmless.jsonl",
     "solon:demonstrations-helpful": "human/library/demonstrations_helpful.jsonl",
     "solon:revision-demonstrations": "human/library/revision_demonstrations.jsonl",

@@ -206,6 +206,15 @@ def label(
     principles: Annotated[
         int | None, typer.Option(min=1, help="Principles a pair, drawn by the seed; default all.")
     ] = None,
+    together: Annotated[bool, typer.Option(help="Ask about a pair's principles in one question.")] = False,
+    hard: Annotated[bool, typer.Option(help="Labels 1 or 0; 0.5 where the two orders contradict each other.")] = False,
+    rationales: Annotated[int, typer.Option(min=0, help="Chain of thought: so many an order, averaged.")] = 0,
+    clamp: Annotated[
+        tuple[float, float], typer.Option(help="Where the probability is held after a chain of thought.")
+    ] = (0.4, 0.6),
+    examples: Annotated[str | None, typer.Option(help="Labelled comparisons to show the judge first.")] = None,
+    few_shot: Annotated[int, typer.Option(min=0, help="How many of them.")] = 4,
+    tournament: Annotated[bool, typer.Option(help="More than two responses: a knock-out, not all pairs.")] = False,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -213,28 +222,85 @@ def label(
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
-    """AI preference labels for given pairs, in both orders, with soft labels.
+    """AI preference labels for given pairs, in both orders, with soft labels, and how far to trust the judge.
 
     Example: `solon label --pairs pairs.jsonl --constitution simple --out comparisons.jsonl`
     """
     from solon.constitution import load_constitution
     from solon.engines import LazyEngine
-    from solon.feedback.judge import Judging, compare
-    from solon.feedback.questions import TEMPLATE_FINGERPRINT
-    from solon.prompts import read_pairs
-    from solon.records import Comparison
-    from solon.runs.files import to_file
+    from solon.feedback.judge import Judging
+    from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, examples_from
+    from solon.prompts import read_comparisons
+    from solon.runs.files import label_file
+
+    if not 0 <= clamp[0] <= 0.5 <= clamp[1] <= 1:
+        raise InputError(f"--clamp {clamp[0]:g} {clamp[1]:g}: must hold 0.5 between 0 and 1, as 0.4 0.6 does")
+    rules = load_constitution(constitution)
+    how = Judging(principles, together, "hard" if hard else "soft", rationales, clamp)
+    questions = {p.id: p.comparison for p in rules.principles}
+    shown = examples_from(read_comparisons(examples)[:few_shot], questions, HHH) if examples else []
+    with LazyEngine(model, system=system, dtype=dtype) as engine:
+        result = label_file(
+            pairs, out, engine, rules, how, scheme="tournament" if tournament else "all", examples=shown,
+            seed=seed or 0, meta=lambda: _meta(rules, engine, seed, template=TEMPLATE_FINGERPRINT), limit=limit,
+            quiet=quiet,
+        )  # fmt: skip
+    for finding in result["findings"]:
+        print(finding, file=sys.stderr)
+    _last_line(json_, result)
+
+
+@app.command("feedback-model")
+@guarded
+def feedback_model(
+    comparisons: Annotated[
+        list[str], typer.Option(help="Labelled comparisons (TRL preference, HH, or Solon's); repeatable.")
+    ],
+    out: Out,
+    constitution: ConstitutionName = "solon",
+    model: Model = "smollm2",
+    epochs: int = 1,
+    batch_size: int = 4,
+    learning_rate: float = 5e-4,
+    max_length: int = 640,
+    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share kept away to measure on.")] = 0.2,
+    layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    system: System = SYSTEM,
+    dtype: Dtype = "auto",
+    limit: Limit = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """Warm a small model up into a judge, and measure it on comparisons that it was not trained on.
+
+    Example: `solon feedback-model --comparisons solon:comparisons-harmless --comparisons solon:comparisons-helpful --out judge`
+    """
+    from solon.constitution import load_constitution
+    from solon.feedback.feedback_model import split_by_prompt, train_feedback_model
+    from solon.feedback.questions import HHH
+    from solon.prompts import read_comparisons
+    from solon.runs.files import measure_judge, with_progress
+    from solon.training import AdapterSettings, TrainSettings
 
     rules = load_constitution(constitution)
-    items = read_pairs(pairs)[:limit]
-    with LazyEngine(model, system=system, dtype=dtype) as engine:
-
-        def make(batch: Any) -> Any:
-            meta = _meta(rules, engine, seed, template=TEMPLATE_FINGERPRINT)
-            return compare(batch, engine, rules, Judging(principles=principles), seed=seed or 0, meta=meta)
-
-        made = to_file(out, items, make, Comparison, quiet=quiet, what="comparisons")
-    _last_line(json_, {"out": str(out), "records": len(made), "abstained": sum(c.abstained for c in made)})
+    found = [c for name in comparisons for c in read_comparisons(name)][:limit]
+    training, kept = split_by_prompt(found, heldout, seed or 0)
+    settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
+    with with_progress("feedback-model", quiet) as step:
+        result = train_feedback_model(
+            training, rules, model, out, question=HHH, settings=settings, adapter=AdapterSettings(layers=layers),
+            system=system, seed=seed or 0, dtype=dtype, progress=step,
+        )  # fmt: skip
+    if kept:
+        result["heldout"] = measure_judge(str(out), kept, rules, system=system, dtype=dtype)
+        said = result["heldout"]["calibration"]["accuracy"]
+        print(
+            f"{out}: agrees with {said['value']:.1%} [{said['low']:.1%}, {said['high']:.1%}] "
+            f"of {said['n']} held-out comparisons",
+            file=sys.stderr,
+        )
+    _last_line(json_, {"out": str(out), **result})
 
 
 @app.command()
@@ -396,6 +462,67 @@ def score(
 
     n = score_file(RewardModel.load(reward_model, dtype), input_, out, limit=limit, quiet=quiet)
     _last_line(json_, {"out": str(out), "records": n})
+
+
+@app.command("evaluate")
+@guarded
+def evaluate_(
+    suite: Annotated[
+        str, typer.Option(help="hhh: questions people answered. attacks: texts that try to sway a judge.")
+    ],
+    model: Model = "smollm2",
+    file: Annotated[
+        str | None, typer.Option(help="For hhh: multiple-choice comparisons of the paper's form, or compared pairs.")
+    ] = None,
+    constitution: Annotated[
+        str | None,
+        typer.Option(help="Ask these principles instead of the one HHH question.", envvar="SOLON_CONSTITUTION"),
+    ] = None,
+    principles: Annotated[int | None, typer.Option(min=1, help="Of them, drawn by the seed; default all.")] = None,
+    pointwise: Annotated[bool, typer.Option(help="Rate each response by itself instead of comparing.")] = False,
+    rationales: Annotated[int, typer.Option(min=0, help="Chain of thought: so many an order, averaged.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write every number here (JSON).")] = None,
+    system: System = SYSTEM,
+    dtype: Dtype = "auto",
+    limit: Limit = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """How good is a judge? Against people, beside answers that need no judge; or against attacks.
+
+    Example: `solon evaluate --suite hhh --file comparisons.jsonl --model models/judge`
+    """
+    from rich.console import Console
+
+    from solon.constitution import Constitution, load_constitution
+    from solon.engines import LazyEngine
+    from solon.evaluation import suites
+    from solon.feedback import attacks
+    from solon.feedback.judge import Judging, compare
+    from solon.feedback.questions import HHH
+
+    if suite not in ("hhh", "attacks"):
+        raise InputError(f'--suite "{suite}": the suites are hhh and attacks')
+    rules = load_constitution(constitution) if constitution else Constitution.from_question(HHH)
+    how = Judging(principles=principles, rationales=rationales)
+    with LazyEngine(model, system=system, dtype=dtype) as engine:
+        if suite == "attacks":
+            rows = attacks.read_attacks(file or "solon:judge-attacks")[:limit]
+            result = attacks.measure(rows, lambda pairs: compare(pairs, engine, rules, how, seed=seed or 0))
+            table = suites.attacks_table(result, engine.name)
+        elif file is None:
+            raise InputError("--suite hhh needs --file: the paper's multiple-choice comparisons, or compared pairs")
+        else:
+            items = suites.read_items(file, seed or 0)[:limit]
+            result = suites.measure(items, engine, rules, how, pointwise=pointwise, seed=seed or 0)
+            table = suites.accuracy_table(result)
+    Console(quiet=quiet).print(table)
+    if suite == "hhh":
+        print(result["verdict"])
+    if out:
+        out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    _last_line(json_, result)
 
 
 @app.command()

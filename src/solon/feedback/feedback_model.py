@@ -7,6 +7,7 @@ preference for a position cancels in it and costs nothing to ignore.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solon.constitution import Constitution
+from solon.constitution import Constitution, Principle
 from solon.engines.chat import chat_ids, text_ids
 from solon.engines.weights import load_causal_lm, resolve
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
-from solon.records import Comparison, text_of
+from solon.records import Comparison, Pair, fingerprint, text_of
 from solon.training import (
     AdapterSettings,
     Progress,
@@ -32,6 +33,44 @@ from solon.training import (
     right_pad,
     save_merged,
 )
+
+
+def split_by_prompt(
+    comparisons: Sequence[Comparison], share: float, seed: int
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Comparisons to train on, and about this share of them to measure on: no prompt stands on both sides."""
+    by_prompt: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        by_prompt.setdefault(fingerprint("prompt", [m.model_dump() for m in c.prompt]), []).append(c)
+    groups = [by_prompt[key] for key in sorted(by_prompt)]
+    random.Random(seed).shuffle(groups)
+    kept: list[Comparison] = []
+    while groups and len(kept) < round(share * len(comparisons)):
+        kept += groups.pop()
+    return [c for group in groups for c in group], kept
+
+
+def as_pairs(comparisons: Sequence[Comparison], seed: int) -> list[Pair]:
+    """Labelled comparisons as pairs to judge; `human` keeps the label.
+
+    What was chosen stands first or second by the seed: a judge must not gain from always preferring one place.
+    """
+    pairs = []
+    for c in comparisons:
+        sides = [(text_of(c.chosen), c.label), (text_of(c.rejected), None if c.label is None else 1 - c.label)]
+        random.Random(f"{seed}/{c.id}").shuffle(sides)
+        (first, preferred), (second, _) = sides
+        pairs.append(Pair(id=c.id, prompt=c.prompt, responses=(first, second), source=c.source, human=preferred))
+    return pairs
+
+
+def own_principles(
+    comparisons: Sequence[Comparison], constitution: Constitution, question: str
+) -> dict[str, list[Principle]]:
+    """The principle each comparison was made under, by its id; the question where the constitution lacks it."""
+    known = {p.id: p for p in constitution.principles}
+    general = Constitution.from_question(question).principles[0]
+    return {c.id: [known.get(c.principle or "", general)] for c in comparisons}
 
 
 def encode(

@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from solon.errors import InputError
 from solon.prompts.shipped import shipped_path
 from solon.records import (
+    Candidates,
     Chat,
     Comparison,
     Message,
@@ -159,31 +161,47 @@ def read_pairs(name: str) -> list[Pair]:
     """
 
     def one(value: dict[str, Any]) -> Pair:
-        human = value.get("human")
-        if "responses" in value:
-            prompt = _prompt(value.get("prompt", ""))
-            responses = value["responses"]
-            if not isinstance(responses, list) or len(responses) != 2:
-                raise ValueError('"responses" must be a list of two texts')
-        else:
-            missing = [k for k in ("chosen", "rejected") if k not in value]
-            if missing:
-                raise ValueError('no "responses"; expected {"prompt": […], "responses": [text, text]}')
-            prompt, chosen, rejected = _sides(value)
-            responses = [chosen[-1].content, rejected[-1].content]
-            if value.get("labeler", "human") == "human" and not value.get("abstained"):
-                human = value.get("label", 1.0)
-        return Pair.model_validate(
-            {
-                **value,
-                "id": value.get("id") or _id([prompt, responses]),
-                "prompt": prompt,
-                "responses": responses,
-                "human": human,
-            }
-        )
+        made = _candidates(value)
+        if isinstance(made, Candidates):
+            raise ValueError('"responses" must be a list of two texts')
+        return made
 
     return _unique(_read(name, one), name)
+
+
+def stream_pairs(name: str) -> Iterator[Pair | Candidates]:
+    """As `read_pairs`, one at a time and in flat memory; more than two responses to a prompt are Candidates."""
+    for place, value in read_jsonl(name):
+        with _told(place):
+            made = _candidates(value)
+        yield made
+
+
+def _candidates(value: dict[str, Any]) -> Pair | Candidates:
+    human = value.get("human")
+    if "responses" in value:
+        prompt = _prompt(value.get("prompt", ""))
+        responses = value["responses"]
+        if not isinstance(responses, list) or len(responses) < 2:
+            raise ValueError('"responses" must be a list of two or more texts')
+    else:
+        missing = [k for k in ("chosen", "rejected") if k not in value]
+        if missing:
+            raise ValueError('no "responses"; expected {"prompt": […], "responses": [text, text]}')
+        prompt, chosen, rejected = _sides(value)
+        responses = [chosen[-1].content, rejected[-1].content]
+        if value.get("labeler", "human") == "human" and not value.get("abstained"):
+            human = value.get("label", 1.0)
+    kind = Pair if len(responses) == 2 else Candidates
+    return kind.model_validate(
+        {
+            **value,
+            "id": value.get("id") or _id([prompt, responses]),
+            "prompt": prompt,
+            "responses": responses,
+            "human": human,
+        }
+    )
 
 
 def read_records(name: str, one: Callable[[dict[str, Any]], T]) -> list[T]:
@@ -194,17 +212,24 @@ def read_records(name: str, one: Callable[[dict[str, Any]], T]) -> list[T]:
 def _read(name: str, one: Callable[[dict[str, Any]], T]) -> list[T]:
     out = []
     for place, value in read_jsonl(name):
-        try:
+        with _told(place):
             out.append(one(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(x) for x in first["loc"])
-            raise InputError(f"{place}: {where + ': ' if where else ''}{first['msg']}") from error
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise InputError(f"{place}: {error}") from error
     if not out:
         raise InputError(f"{name}: the file is empty; one JSON object a line")
     return out
+
+
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """What is wrong with a record becomes one line that says where."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(x) for x in first["loc"])
+        raise InputError(f"{place}: {where + ': ' if where else ''}{first['msg']}") from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 def _unique(records: list[T], name: str) -> list[T]:

@@ -6,13 +6,23 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 
+from solon.constitution import Constitution
+from solon.engines import LazyEngine
+from solon.engines.base import Engine
 from solon.errors import InputError
-from solon.records import Record, SFTExample
+from solon.feedback.feedback_model import as_pairs, own_principles
+from solon.feedback.judge import Judging, compare
+from solon.feedback.questions import HHH, Example
+from solon.feedback.ranking import preferences, rank
+from solon.feedback.trust import Trust
+from solon.prompts.readers import stream_pairs
+from solon.records import Candidates, Comparison, Pair, Record, SFTExample
 from solon.runs.journal import Journal
 from solon.runs.progress import progress_line
 
@@ -48,6 +58,109 @@ def to_file(
                 if journal.append(record.to_json()):
                     advance(1, {})
         return [kind.model_validate(r) for r in journal.records]
+
+
+def stream_to_file(
+    out: Path,
+    items: Callable[[], Iterable[Any]],
+    make: Callable[[Sequence[Any]], Iterable[R]],
+    kind: type[R],
+    *,
+    made_of: Callable[[Any], Sequence[str]],
+    seen: Callable[[R], None],
+    quiet: bool,
+    what: str,
+) -> int:
+    """As `to_file`, in memory that does not grow with the records but for their ids. Returns how many there are.
+
+    items: reads the items from their source, and is called twice: once to see that all of them can be read, and that
+    no id stands twice, before the first is worked on. made_of: the ids of the records an item becomes. seen: called
+    with each record in `out`, those of an earlier start first.
+    """
+    if out.suffix != ".jsonl":
+        raise InputError(f"{out}: the output is JSON Lines; give it a name that ends in .jsonl")
+    known: set[str] = set()
+    for item in items():
+        for name in made_of(item):
+            if name in known:
+                raise InputError(f'the id "{name}" (or the very same record) stands twice; make ids unique')
+            known.add(name)
+    if not known:
+        raise InputError("no records to work on; one JSON object a line")
+    with (
+        Journal(out, keep=False) as journal,
+        progress_line(Console(stderr=True, quiet=quiet), out.name, len(known), what) as advance,
+    ):
+        if strangers := journal.ids - known:
+            raise InputError(f'{out}: holds records of other inputs ("{next(iter(strangers))}"); give a new file')
+        for row in journal.replay():
+            seen(kind.model_validate(row))
+        advance(len(journal.ids), {})
+        left = iter(items())
+        while batch := list(islice(left, BATCH)):
+            if all(name in journal.ids for item in batch for name in made_of(item)):
+                continue
+            for record in make(batch):
+                if journal.append(record.to_json()):
+                    advance(1, {})
+                    seen(record)
+        return len(journal.ids)
+
+
+def measure_judge(
+    model: str, comparisons: Sequence[Comparison], constitution: Constitution, *, system: str | None, dtype: str
+) -> dict[str, Any]:
+    """How far a judge can be trusted, on comparisons that people labelled, each under its own principle."""
+    trust = Trust()
+    asked = own_principles(comparisons, constitution, HHH)
+    with LazyEngine(model, system=system, dtype=dtype) as engine:
+        for judged in compare(as_pairs(comparisons, 0), engine, constitution, asked=asked):
+            trust.add(judged)
+    return trust.summary()
+
+
+def label_file(
+    pairs: str,
+    out: Path,
+    engine: Engine,
+    constitution: Constitution,
+    how: Judging,
+    *,
+    scheme: Literal["all", "tournament"] = "all",
+    examples: Sequence[Example] = (),
+    seed: int = 0,
+    meta: Callable[[], dict[str, Any]] = dict,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Comparisons of a file's pairs in `out`, and how far the judge can be trusted beside it, in OUT.trust.json.
+
+    A prompt with more than two responses becomes comparisons of all its pairs, on one scale.
+    """
+    trust = Trust(judge=engine.name)
+
+    def items() -> Iterator[Pair | Candidates]:
+        return islice(stream_pairs(pairs), limit)
+
+    def made_of(item: Pair | Candidates) -> list[str]:
+        if isinstance(item, Pair):
+            return [item.id]
+        return [f"{item.id}/{i}-{j}" for i, j in combinations(range(len(item.responses)), 2)]
+
+    def make(batch: Sequence[Pair | Candidates]) -> Iterator[Comparison]:
+        two = [item for item in batch if isinstance(item, Pair)]
+        more = [item for item in batch if isinstance(item, Candidates)]
+        yield from compare(two, engine, constitution, how, examples=examples, seed=seed, meta=meta())
+        for ranking in rank(more, engine, constitution, how, scheme=scheme, examples=examples, seed=seed, meta=meta()):
+            yield from preferences(ranking)
+
+    n = stream_to_file(
+        out, items, make, Comparison, made_of=made_of, seen=trust.add, quiet=quiet, what="comparisons"
+    )  # fmt: skip
+    summary = trust.summary()
+    aside = out.with_suffix(".trust.json")
+    aside.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return {"out": str(out), "records": n, "trust": str(aside), "findings": summary["findings"], "summary": summary}
 
 
 @contextmanager

@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 
 class Journal:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, keep: bool = True) -> None:
+        """keep: hold the records in memory; without it only their ids are, and `replay` reads them again."""
+        self.path, self._keep = path, keep
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.records = _recover(path)
-        self.ids = {r["id"] for r in self.records}
+        _cut_torn_tail(path)
+        self.records = list(self.replay()) if keep else []
+        self.ids = {r["id"] for r in (self.records if keep else self.replay())}
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._synced = time.monotonic()
 
@@ -32,10 +35,19 @@ class Journal:
         if written != len(line):  # a full disk
             raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written; is the disk full?")
         self.ids.add(record["id"])
-        self.records.append(record)
+        if self._keep:
+            self.records.append(record)
         if time.monotonic() - self._synced > 1:
             self.sync()
         return True
+
+    def replay(self) -> Iterator[dict[str, Any]]:
+        """The records in the file, one at a time."""
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                for line in file:
+                    if line.strip():
+                        yield json.loads(line)
 
     def sync(self) -> None:
         os.fsync(self._file)
@@ -52,13 +64,19 @@ class Journal:
         self.close()
 
 
-def _recover(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a journal; a torn tail is cut off the file."""
+def _cut_torn_tail(path: Path) -> None:
+    """Cut off what a killed writer left after the last whole line."""
     if not path.is_file():
-        return []
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole != len(data):
-        with path.open("r+b") as file:
+        return
+    with path.open("r+b") as file:
+        whole = size = file.seek(0, os.SEEK_END)
+        while whole:
+            start = max(0, whole - (1 << 16))
+            file.seek(start)
+            found = file.read(whole - start).rfind(b"\n")
+            if found >= 0:
+                whole = start + found + 1
+                break
+            whole = start
+        if whole != size:
             file.truncate(whole)
-    return [json.loads(line) for line in data[:whole].splitlines() if line.strip()]

@@ -22,9 +22,9 @@ from solon.engines.base import Engine
 from solon.engines.weights import faster_dtype
 from solon.errors import InputError
 from solon.evaluation.run import evaluate
-from solon.feedback.feedback_model import train_feedback_model
+from solon.feedback.feedback_model import as_pairs, own_principles, train_feedback_model
 from solon.feedback.judge import compare
-from solon.feedback.questions import TEMPLATE_FINGERPRINT, Example, examples_from
+from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, examples_from
 from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
@@ -44,7 +44,6 @@ from solon.records import (
     SFTExample,
     Source,
     assistant,
-    text_of,
 )
 from solon.reinforcement.reward_model import RewardModel, accuracy, score_pairs, train_reward_model
 from solon.reinforcement.trainer import ppo
@@ -59,9 +58,6 @@ from solon.training import AdapterSettings, Progress, TrainSettings
 
 R = TypeVar("R")
 Rewards = RewardModel | JudgeReward
-HHH = (
-    "Which response is more helpful, harmless, and honest?"  # Askell et al. 2021; asked where a pair names no principle
-)
 
 
 def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -272,16 +268,8 @@ def feedback_model(run: Run, data: Data, model: str) -> str:
 def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
     """What the judge says of human comparisons that nothing was trained on, each under its own principle."""
     human = data.heldout_comparisons
-    # The person's choice stands first or second by the seed: a judge must not gain from always preferring one place.
-    pairs = []
-    for c in human:
-        sides = [(text_of(c.chosen), c.label), (text_of(c.rejected), None if c.label is None else 1 - c.label)]
-        random.Random(f"{run.recipe.seed}/{c.id}").shuffle(sides)
-        (first, preferred), (second, _) = sides
-        pairs.append(Pair(id=c.id, prompt=c.prompt, responses=(first, second), source=c.source, human=preferred))
-    known = {p.id: p for p in run.constitution.principles}
-    general = Constitution.from_question(run.recipe.feedback.question or HHH).principles[0]
-    asked = {c.id: [known.get(c.principle or "", general)] for c in human}
+    pairs = as_pairs(human, run.recipe.seed)
+    asked = own_principles(human, run.constitution, run.recipe.feedback.question or HHH)
     with open_lazily(run, judge) as engine:
 
         def make(batch: Sequence[Pair]) -> Iterator[Comparison]:

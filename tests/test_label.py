@@ -1,0 +1,133 @@
+"""`solon label` and `solon feedback-model`: files in, files out, and what they say of the judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from solon.cli import app
+from solon.constitution import load_constitution
+from solon.engines import ScoreRequest, ScriptedEngine
+from solon.errors import InputError
+from solon.feedback.feedback_model import split_by_prompt
+from solon.feedback.judge import Judging
+from solon.prompts import read_comparisons
+from solon.runs.files import label_file
+
+RULES = load_constitution("simple")
+
+
+def fair() -> ScriptedEngine:
+    def prefer(request: ScoreRequest) -> tuple[float, float]:
+        assert request.question is not None
+        a, b = (text.count("good") for text in request.question.criteria)
+        return float(a - b), 0.0
+
+    return ScriptedEngine(prefer=prefer)
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_pairs_and_more_than_pairs_go_through_together(tmp_path: Path) -> None:
+    pairs = write(
+        tmp_path / "in.jsonl",
+        [
+            {"id": "two", "prompt": "p", "responses": ["good", "bad"]},
+            {"id": "three", "prompt": "p", "responses": ["bad", "good", "good good"]},
+            {"prompt": "q", "chosen": "bad", "rejected": "good"},
+        ],
+    )
+    out = tmp_path / "out.jsonl"
+    result = label_file(pairs, out, fair(), RULES, Judging(principles=None), quiet=True)
+    made = {r["id"]: r for r in lines(out)}
+    assert result["records"] == len(made) == 1 + 3 + 1
+    assert made["two"]["chosen"][0]["content"] == "good"
+    assert made["three/0-2"]["chosen"][0]["content"] == "good good" and made["three/0-2"]["label"] > 0.8
+    [human] = [r for r in made.values() if "human" in r]
+    assert human["human"] == 0.0  # people chose "bad", the judge "good"
+    assert json.loads(Path(result["trust"]).read_text())["pairs"] == 5
+
+
+def test_a_killed_labelling_goes_on_and_its_trust_counts_every_pair(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "prompt": f"p{n}", "responses": ["good" * (n % 3), "bad"]} for n in range(150)]
+    pairs = write(tmp_path / "in.jsonl", rows)
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    expected = label_file(pairs, whole, fair(), RULES, Judging(), quiet=True)
+    text = whole.read_bytes()
+    for at in (0, 1, len(text) // 2, len(text) - 1):
+        cut.write_bytes(text[:at])
+        found = label_file(pairs, cut, fair(), RULES, Judging(), quiet=True)
+        assert sorted(cut.read_bytes().splitlines()) == sorted(text.splitlines())
+        assert found["summary"] == expected["summary"]
+
+
+def test_a_wrong_line_is_told_before_anything_is_judged(tmp_path: Path) -> None:
+    rows: list[dict] = [{"prompt": f"p{n}", "responses": ["a", "b"]} for n in range(99)]
+    pairs = write(tmp_path / "in.jsonl", [*rows, {"prompt": "p", "responses": ["only one"]}])
+    asked: list[int] = []
+    engine = ScriptedEngine(prefer=lambda r: asked.append(1) or (0.0, 0.0))
+    with pytest.raises(InputError, match=r"in\.jsonl:100: .*two or more"):
+        label_file(pairs, tmp_path / "out.jsonl", engine, RULES, Judging(), quiet=True)
+    with pytest.raises(InputError, match="stands twice"):
+        label_file(
+            write(tmp_path / "in.jsonl", rows[:1] * 2), tmp_path / "out.jsonl", engine, RULES, Judging(), quiet=True
+        )
+    assert not asked
+
+
+def test_the_verb_takes_every_way_of_judging(tiny: str, tmp_path: Path) -> None:
+    pairs = write(tmp_path / "in.jsonl", [{"prompt": f"p{n}", "chosen": "yes", "rejected": "no no"} for n in range(3)])
+    base = ["label", "--pairs", pairs, "--model", tiny, "--constitution", "simple", "--quiet", "--json"]
+    for n, more in enumerate(
+        (
+            [],
+            ["--hard"],
+            ["--together"],
+            ["--rationales", "2"],
+            ["--examples", "solon:comparisons-harmless", "--few-shot", "2"],
+        )
+    ):
+        out = tmp_path / f"{n}.jsonl"
+        done = CliRunner().invoke(app, [*base, *more, "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        made = lines(out)
+        assert len(made) == 3
+        if "--together" in more:
+            assert all(len(r["judgements"]) == 1 and "+" in r["judgements"][0]["principle"] for r in made)
+        if "--hard" in more:
+            assert all(r["label"] in (0.5, 1.0, None) for r in made)
+        if "--rationales" in more:
+            for r in made:
+                for j in r["judgements"]:
+                    assert j.get("abstained") or (j["rationale"] and 0.4 <= j["forward"] <= 0.6)
+    done = CliRunner().invoke(app, [*base, "--out", str(tmp_path / "x.jsonl"), "--clamp", "0.6", "0.9"])
+    assert done.exit_code == 2
+
+
+def test_no_prompt_stands_on_both_sides_of_the_split() -> None:
+    found = read_comparisons("solon:comparisons-harmless")
+    doubled = found + [c.model_copy(update={"id": c.id + "-again"}) for c in found]
+    training, kept = split_by_prompt(doubled, 0.2, seed=1)
+    assert len(training) + len(kept) == len(doubled) and abs(len(kept) - 0.2 * len(doubled)) <= 2
+    assert not {c.prompt for c in training} & {c.prompt for c in kept}
+    assert split_by_prompt(doubled, 0.2, seed=1) == (training, kept) != split_by_prompt(doubled, 0.2, seed=2)
+
+
+def test_the_feedback_model_verb_measures_on_what_it_did_not_see(tiny: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["feedback-model", "--comparisons", "solon:comparisons-harmless", "--limit", "20", "--model", tiny,
+              "--out", str(tmp_path / "judge"), "--quiet", "--json"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["comparisons"] == 16 and result["heldout"]["calibration"]["accuracy"]["n"] == 4

@@ -1,0 +1,210 @@
+"""Judging pairs under K principles in both orders: Solon beside what a user would otherwise write or install.
+
+    python -m benchmarks.judge [--pairs 64] [--parts 8] [--principles 16 1] [--against plain decision] [--dtype float32]
+
+Same weights, same tokens, same threads, same dtype. Before anything is timed, the log-odds of the plain loop and of
+Solon are compared on the first part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.timing import keep, median_ratio, product_rate, reference_data, said, seconds
+from solon.constitution import load_constitution
+from solon.engines.base import ScoreRequest
+from solon.engines.decoding import left_pad
+from solon.engines.local import LocalEngine
+from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
+from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat, comparison_question
+from solon.prompts import read_pairs
+from solon.records import Pair
+
+BATCH = 8
+Judge = Callable[[Sequence[ScoreRequest]], list[float]]
+
+
+def requests(pairs: Sequence[Pair], principles: int) -> list[ScoreRequest]:
+    made = []
+    for pair in pairs:
+        for n, principle in enumerate(load_constitution("solon").principles[:principles]):
+            for order, (a, b) in (("forward", pair.responses), ("swapped", pair.responses[::-1])):
+                chat = comparison_chat(pair.prompt, a, b, principle.comparison)
+                typed = comparison_question(pair.prompt, a, b, principle.comparison)
+                made.append(ScoreRequest(f"{pair.id}/{n}/{order}", chat, OPTIONS, PREFIX, question=typed))
+    return made
+
+
+def solon(engine: LocalEngine) -> Judge:
+    def judge(asked: Sequence[ScoreRequest]) -> list[float]:
+        found = {s.id: s.logprobs for s in engine.score(asked)}
+        return [found[r.id][0] - found[r.id][1] for r in asked]  # type: ignore[operator]
+
+    return judge
+
+
+def plain(engine: LocalEngine, dtype: str) -> Judge:
+    """What one writes by hand: batches of 8 full prompts, padded on the left, the last position's logits."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(resolve("smollm2"), dtype=resolve_dtype(dtype)).to(device()).eval()
+    options = [engine.tokenizer(o, add_special_tokens=False)["input_ids"][0] for o in OPTIONS]
+
+    @torch.no_grad()
+    def judge(asked: Sequence[ScoreRequest]) -> list[float]:
+        odds: list[float] = []
+        for start in range(0, len(asked), BATCH):
+            rows = [engine.ids(r.chat, r.prefix) for r in asked[start : start + BATCH]]
+            ids, mask = left_pad(rows, engine.tokenizer.pad_token_id, model.device)
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, -1]
+            scores = logits.float().log_softmax(-1)[:, options]
+            odds += (scores[:, 0] - scores[:, 1]).tolist()
+        return odds
+
+    return judge
+
+
+def decision(dtype: str) -> Judge:
+    """transformers' own pipeline("decision") on the same model, one request a pair with all its questions."""
+    import math
+
+    from transformers import AutoModelForCausalLM, pipeline
+
+    where = resolve("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(where, dtype=resolve_dtype(dtype)).to(device())
+    decide = pipeline("decision", model=model, tokenizer=load_tokenizer(where))
+
+    def judge(asked: Sequence[ScoreRequest]) -> list[float]:
+        by_pair: dict[str, list[ScoreRequest]] = {}
+        for r in asked:
+            by_pair.setdefault(r.id.rsplit("/", 2)[0], []).append(r)
+        found: dict[str, float] = {}
+        for same in by_pair.values():
+            questions = {
+                r.id: {
+                    "type": "choice",
+                    "instructions": r.question.instructions,  # type: ignore[union-attr]
+                    "criteria": dict(zip(OPTIONS, r.question.criteria, strict=True)),  # type: ignore[union-attr]
+                }
+                for r in same
+            }
+            answers = decide({"state": same[0].question.state, "questions": questions})  # type: ignore[union-attr]
+            for name, answer in answers.items():
+                p = answer["probabilities"]
+                found[name] = math.log(p["A"]) - math.log(p["B"])
+        return [found[r.id] for r in asked]
+
+    return judge
+
+
+def block_flops(model: Any) -> int:
+    """FLOPs of a token's matrix products in the blocks: two a weight."""
+    return sum(2 * p.numel() for n, p in model.named_parameters() if ".layers." in n and p.dim() == 2)
+
+
+def one(name: str, pairs: int, principles: int, dtype: str) -> None:
+    """In a process of its own: the peak memory of one side."""
+    engine = LocalEngine.load("smollm2", dtype=dtype)
+    judge = {"solon": lambda: solon(engine), "plain": lambda: plain(engine, dtype), "decision": lambda: decision(dtype)}
+    asked = requests(load_pairs(pairs), principles)
+    side = judge[name]()
+    if name != "solon":
+        engine.close()
+    side(asked)
+    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def peak_memory(name: str, pairs: int, principles: int, dtype: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.judge", "--only", name, "--pairs", str(pairs), "--dtype", dtype]
+    done = subprocess.run([*command, "--principles", str(principles)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
+
+
+def load_pairs(n: int) -> list[Pair]:
+    found = read_pairs(str(reference_data() / "hh-harmless-dev.jsonl.gz"))
+    return random.Random(0).sample(found, n)
+
+
+def compare(peer: str, pairs: list[Pair], parts: int, principles: int, dtype: str) -> dict[str, Any]:
+    engine = LocalEngine.load("smollm2", dtype=dtype)
+    ours, theirs = solon(engine), plain(engine, dtype) if peer == "plain" else decision(dtype)
+    first = requests(pairs[:2], principles)[:64]
+    mine, other = ours(first), theirs(first)  # also warms both up
+    apart = max(abs(a - b) for a, b in zip(mine, other, strict=True)) if peer == "plain" else None
+    if apart is not None and dtype == "float32" and apart > 1e-3:
+        raise SystemExit(f"not the same labels: log-odds differ by {apart}")
+    flops = block_flops(engine.model)
+    assert engine._tree is not None
+    size = len(pairs) // parts
+    rows = []
+    for n in range(parts):
+        asked = requests(pairs[n * size : (n + 1) * size], principles)
+        before = engine._tree.computed
+        rate = product_rate(resolve_dtype(dtype), str(device()))
+        if n % 2:
+            peer_s, _ = seconds(lambda asked=asked: theirs(asked))
+            rate = max(rate, product_rate(resolve_dtype(dtype), str(device())))
+            ours_s, _ = seconds(lambda asked=asked: ours(asked))
+        else:
+            ours_s, _ = seconds(lambda asked=asked: ours(asked))
+            rate = max(rate, product_rate(resolve_dtype(dtype), str(device())))
+            peer_s, _ = seconds(lambda asked=asked: theirs(asked))
+        computed = engine._tree.computed - before
+        full = sum(len(engine.ids(r.chat, r.prefix)) for r in asked)
+        rows.append({
+            "ours_s": ours_s, "peer_s": peer_s, "ratio": peer_s / ours_s, "computed_tokens": computed,
+            "full_tokens": full, "limit_s": computed * flops / rate, "of_limit": computed * flops / rate / ours_s,
+            "product_gflops": rate / 1e9,
+        })  # fmt: skip
+        print(f"  part {n + 1}/{parts}: {peer} {peer_s:.1f} s, solon {ours_s:.1f} s, ratio {peer_s / ours_s:.2f}, "
+              f"{rows[-1]['of_limit']:.0%} of the limit", file=sys.stderr)  # fmt: skip
+    return {
+        "peer": peer, "principles": principles, "pairs": size * parts, "dtype": dtype, "log_odds_apart": apart,
+        "ratio": median_ratio([r["ratio"] for r in rows]), "of_limit": median_ratio([r["of_limit"] for r in rows]),
+        "tokens_saved": statistics.median([r["full_tokens"] / r["computed_tokens"] for r in rows]), "rows": rows,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--parts", type=int, default=8)
+    parser.add_argument("--principles", type=int, nargs="+", default=[16, 1])
+    parser.add_argument("--against", nargs="+", default=["plain", "decision"])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--memory-pairs", type=int, default=4, help="pairs judged for the peak memory; 0: not measured")
+    parser.add_argument("--name", default="judge", help="of the JSON file in benchmarks/results")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        one(given.only, given.pairs, given.principles[0], given.dtype)
+        return
+    if not (reference_data() / "hh-harmless-dev.jsonl.gz").is_file():
+        raise SystemExit(f"no reference data at {reference_data()}; set SOLON_REFERENCE_DATA")
+    pairs = load_pairs(given.pairs)
+    found = []
+    for peer in given.against:
+        for principles in given.principles:
+            result = compare(peer, pairs, given.parts, principles, given.dtype)
+            if given.memory_pairs:
+                mine, other = (peak_memory(n, given.memory_pairs, principles, given.dtype) for n in ("solon", peer))
+                result["peak_mb"] = {"solon": mine, peer: other, "ratio": mine / other}
+            found.append(result)
+            print(f"{peer}, K = {principles}, {given.dtype}: {said(result['ratio'])}; "
+                  f"{said(result['of_limit'], 'of the limit')}; tokens {result['tokens_saved']:.2f} to 1"
+                  + (f"; memory {result['peak_mb']['ratio']:.2f} of its" if given.memory_pairs else ""))  # fmt: skip
+            keep(given.name, {"judging": found})
+
+
+if __name__ == "__main__":
+    main()

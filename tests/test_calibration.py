@@ -76,6 +76,7 @@ def test_kappa_is_that_of_a_worked_table() -> None:
     assert found.value == pytest.approx(0.4) and found.n == 50
     # asymptotic standard error of kappa here is 0.13 (Fleiss, Cohen and Everitt 1969)
     assert found.low == pytest.approx(0.4 - 1.96 * 0.13, abs=0.04) and found.high == pytest.approx(0.4 + 0.25, abs=0.04)
+    assert kappa([[45, 15], [25, 15]]).value == pytest.approx((0.6 - 0.54) / 0.46)  # the raters' habits differ
     assert kappa([[7, 0], [0, 9]]).value == 1 and kappa([[0, 7], [7, 0]]).value == -1
     assert kappa([[9, 0], [0, 0]]).value is None  # agreement is certain by chance
     assert kappa([[0, 0], [0, 0]]).n == 0

@@ -153,6 +153,28 @@ def test_a_judge_that_prefers_the_longer_as_people_do_raises_no_finding() -> Non
     only(found)
 
 
+def test_responses_of_one_length_say_nothing_of_length() -> None:
+    trust = Trust()
+    trust.add(comparison(0, 0.9, chosen="two words", rejected="three more words"))
+    trust.add(comparison(1, 0.9, chosen="two words", rejected="other ones"))
+    length = trust.summary()["length"]
+    assert length["words"]["judge"]["n"] == 1 and length["characters"]["judge"]["n"] == 2
+
+
+def test_a_judge_that_only_errs_prefers_no_length() -> None:
+    """People prefer the longer in four of five; a judge that errs in three of ten picks it less often, either way."""
+    rng, trust = random.Random(0), Trust("long")
+    for i in range(2000):
+        people, right = float(rng.random() < 0.8), rng.random() < 0.7
+        label = 0.7 if right == bool(people) else 0.3
+        texts = {"chosen": "three words here", "rejected": "one"}
+        trust.add(comparison(i, label, human=people, authors=("long", "short"), **texts))
+    found = trust.summary()
+    assert found["length"]["words"]["difference"]["high"] < -0.05  # so that the share alone would accuse it
+    assert abs(found["self_preference"]["opportunity_gap"]["value"]) < 0.05
+    only(found)
+
+
 def test_a_judge_that_throws_a_coin_is_exposed() -> None:
     rng = random.Random(3)
     found = judged(lambda a, b: (rng.gauss(0, 2), 0.0), people="quality")

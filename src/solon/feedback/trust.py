@@ -39,7 +39,7 @@ from solon.records import Comparison, Judgement, text_of
 # a difference too small to matter raises none.
 CONTRADICTIONS = 0.25  # a judge that knows half of its answers and throws a coin for the rest contradicts as often
 POSITION = 0.05  # from 0.5. Both orders are asked and averaged: a lean smaller than this turns few labels
-BESIDE_PEOPLE = 0.05  # from the people's share, on the same pairs
+BESIDE_PEOPLE = 0.05  # from the people's share on the same pairs, and the opportunity gap from 0
 WITHOUT_PEOPLE = 0.10  # from 0.5, where nobody says whether the longer (or the judge's own) is better: it often is
 TIES = 0.25  # of pairs: they teach a reward model nothing
 ABSTENTIONS = 0.05  # of judgements: what is left may no longer be a fair sample of the pairs
@@ -310,9 +310,9 @@ def side(p: float | None) -> bool | None:
 
 
 def contradicts(j: Judgement) -> bool:
-    """Whether the two orders of a model's judgement prefer different responses."""
+    """Whether the two orders prefer different responses. A check's never do."""
     forward, swapped = side(j.forward), side(j.swapped)
-    return j.kind == "model" and None not in (forward, swapped) and forward != swapped
+    return None not in (forward, swapped) and forward != swapped
 
 
 def verdict_of(j: Judgement) -> bool | None:
@@ -353,7 +353,7 @@ def findings(found: dict[str, Any]) -> list[str]:
         )
     said += _beside(found["length"]["words"], "the longer response", "the shorter response")
     if own := found["self_preference"]:
-        said += _beside(own, "its own response", "another's response") or _partial(own["opportunity_gap"])
+        said += _beside(own, "its own response", "another's response")
     if _above(found["ties"]["pairs"], TIES):
         said.append(f"The judge often prefers neither response: {_share(found['ties']['pairs'])} pairs are ties.")
     abstained = found["abstentions"]["judgements"]
@@ -371,28 +371,30 @@ def findings(found: dict[str, Any]) -> list[str]:
 
 
 def _beside(beside: dict[str, Any], kind: str, other: str) -> list[str]:
-    """One kind of response is preferred more than people prefer it; where no people say, more than half the time."""
-    judge, people, difference = beside["judge_beside_people"], beside["people"], beside["difference"]
+    """One kind of response is preferred more than people prefer it; where no people say, more than half the time.
+
+    Beside people's, both the share and the opportunity gap must be beyond the margin. A judge that only errs a lot
+    picks each kind nearer to half the time than people do, with no gap; one that sees large differences better than
+    small ones shows a gap, and no larger share.
+    """
+    judge, people = beside["judge_beside_people"], beside["people"]
+    both = beside["difference"], beside["opportunity_gap"]
     if people["n"]:
-        if not (_above(difference, BESIDE_PEOPLE) or _below(difference, -BESIDE_PEOPLE)):
+        more = all(_above(e, BESIDE_PEOPLE) for e in both)
+        if not more and not all(_below(e, -BESIDE_PEOPLE) for e in both):
             return []
         return [
-            f"The judge prefers {kind if difference['value'] > 0 else other} more often than people do: it picks "
-            f"{kind} in {_share(judge)} pairs, people in {100 * people['value']:.0f} % of these."
+            f"The judge prefers {kind if more else other} more often than people do: it picks {kind} in "
+            f"{_share(judge)} pairs, people in {100 * people['value']:.0f} % of these."
         ]
     judge = beside["judge"]
-    if not (_above(judge, 0.5 + WITHOUT_PEOPLE) or _below(judge, 0.5 - WITHOUT_PEOPLE)):
+    more = _above(judge, 0.5 + WITHOUT_PEOPLE)
+    if not more and not _below(judge, 0.5 - WITHOUT_PEOPLE):
         return []
     return [
-        f"The judge prefers {kind if judge['value'] > 0.5 else other}: it picks {kind} in {_share(judge)} pairs. "
-        "Whether that is right, only people's labels can tell."
+        f"The judge prefers {kind if more else other}: it picks {kind} in {_share(judge)} pairs. Whether that is "
+        "right, only people's labels can tell."
     ]
-
-
-def _partial(gap: dict[str, Any]) -> list[str]:
-    if not _above(gap, BESIDE_PEOPLE):
-        return []
-    return [f"The judge sees a better response of its own more often than one of another's, by {_points(gap)}."]
 
 
 def _above(estimate: dict[str, Any], bound: float) -> bool:

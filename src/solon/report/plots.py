@@ -68,9 +68,9 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     # hashsalt names what the plot repeats, such as its markers: the same every time, and unlike another plot's.
     # fonttype none: letters stay letters.
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    head, _, body = out.getvalue().partition("</defs>")  # what stands before is XML's, and a style for all of a page
+        figure.savefig(out, format="svg", transparent=True)
+    # what is cut off: XML's, the time of drawing, and a style that would be every plot's of the page
+    head, _, body = out.getvalue().partition("</defs>")
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
     body = re.sub(r'<g id="[^"]*">', "<g>", body)

@@ -175,6 +175,18 @@ def test_a_judge_that_only_errs_prefers_no_length() -> None:
     only(found)
 
 
+def test_a_judge_that_sees_large_differences_better_prefers_nothing() -> None:
+    """Its own are better by much and another's by little, so that it errs less on its own: no fault of the judge."""
+    rng, trust = random.Random(0), Trust("own")
+    for i in range(2000):
+        better_by = rng.gauss(1, 1)
+        label = 0.7 if better_by + rng.gauss(0, 1) > 0 else 0.3
+        trust.add(comparison(i, label, human=float(better_by > 0), authors=("own", "other")))
+    found = trust.summary()
+    assert found["self_preference"]["opportunity_gap"]["low"] > 0.05  # so that the gap alone would accuse it
+    only(found)
+
+
 def test_a_judge_that_throws_a_coin_is_exposed() -> None:
     rng = random.Random(3)
     found = judged(lambda a, b: (rng.gauss(0, 2), 0.0), people="quality")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from solon.constitution import Constitution, Principle
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.feedback.judge import Judging, combine, compare, log_odds, sigmoid
+from solon.feedback.judge import Judging, combine, compare, log_odds, sigmoid, turned
 from solon.feedback.questions import comparison_chat
 from solon.records import Judgement, Pair, text_of, user
 
@@ -76,6 +76,14 @@ def test_judgements_speak_of_the_chosen_response() -> None:
     [one] = compare([pair("y", "x")], judge(GOOD), RULES, Judging(principles=None))
     assert text_of(one.chosen) == "x"
     assert all(j.forward > 0.5 and j.swapped > 0.5 for j in one.judgements)
+
+
+def test_forward_is_the_order_that_shows_the_chosen_response_first() -> None:
+    [one] = compare([pair("y", "x")], judge(GOOD, lean_to_a=0.7), RULES, Judging(principles=None))
+    assert text_of(one.chosen) == "x"
+    assert [log_odds(j.forward) for j in one.judgements] == pytest.approx([2.7, 1.7])
+    assert [log_odds(j.swapped) for j in one.judgements] == pytest.approx([1.3, 0.3])
+    assert [turned(turned(j)) for j in one.judgements] == list(one.judgements)
 
 
 def test_what_the_judge_could_not_tell_is_an_abstention_and_no_label() -> None:

@@ -67,6 +67,18 @@ def test_a_model_s_ratings_are_a_distribution_over_whole_answers(tiny: str) -> N
     assert one.rating is None or 1 <= one.rating <= 10
 
 
+def test_a_broken_principle_is_asked_about_with_yes_and_no() -> None:
+    def prefer(request: ScoreRequest) -> tuple[float, float]:
+        assert request.continuations == ("A", "B") and request.question is not None and request.question.kind == "noul"
+        said = 4.0 if "rude" in request.question.state["response"] else -4.0
+        return said, 0.0
+
+    rude, kind = rate([("a", chat("rude")), ("b", chat("x"))], ScriptedEngine(prefer=prefer), RULES, scale="broken")
+    assert rude.rating == pytest.approx(10 - 9 / (1 + math.exp(-4))) and rude.rating < 2 < 9 < kind.rating  # type: ignore[operator]
+    [none] = rate([("a", chat("x"))], ScriptedEngine(prefer=lambda r: (None, None)), RULES, scale="broken")
+    assert none.rating is None and none.abstained
+
+
 def test_rewards_are_in_standard_deviations_and_an_abstention_is_neither_good_nor_bad() -> None:
     def prefer(request: ScoreRequest) -> tuple[float | None, ...]:
         assert request.question is not None

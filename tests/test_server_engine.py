@@ -6,7 +6,6 @@ on; what no request could survive is one line for the person; the key goes to it
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -16,83 +15,24 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from loopback import Reply, Server
 
 from solon.engines.base import GenerationRequest, Sampling, ScoreRequest
-from solon.engines.server import ServerEngine, key_for, parse_spec, price_usd
+from solon.engines.endpoint import key_for, parse_spec, price_usd
+from solon.engines.server import ServerEngine
 from solon.errors import InputError
 from solon.records import Message, user
 
 CANARY = "sk-canary-5b1f0d7e"
-Reply = tuple[int, Any, dict[str, str]]  # status, body, headers
-
-
-class Server:
-    """Answers with what `reply` makes of (a request's body, how many came before), and keeps what it saw."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[dict[str, Any], int], Reply] = lambda body, n: (200, completion(), {})
-        self.seen: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.times: list[float] = []
-        self.prompt_tokens = self.completion_tokens = 0  # of the answers given
-        self.now = self.most = 0  # requests under way
-        self.lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                outer.answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads, self.http.block_on_close = True, False
-        self.base_url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        with self.lock:
-            n = len(self.seen)
-            self.seen.append(body | {"path": handler.path})
-            self.headers.append({k.lower(): v for k, v in handler.headers.items()})
-            self.times.append(time.monotonic())
-            self.now += 1
-            self.most = max(self.most, self.now)
-        status, content, headers = self.reply(body, n)
-        with self.lock:
-            self.now -= 1
-            if status == 200 and isinstance(content, dict) and content.get("usage"):
-                self.prompt_tokens += content["usage"]["prompt_tokens"]
-                self.completion_tokens += content["usage"]["completion_tokens"]
-        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        try:
-            handler.send_response(status)
-            handler.send_header("Content-Type", headers.get("Content-Type", "application/json"))
-            handler.send_header("Content-Length", str(len(data)))
-            for name, value in headers.items():
-                if name != "Content-Type":
-                    handler.send_header(name, value)
-            handler.end_headers()
-            handler.wfile.write(data)
-        except OSError:
-            pass  # the client has gone, as it may
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
+    made.reply = lambda body, n: (200, completion(), {})
     yield made
     made.close()
 

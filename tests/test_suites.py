@@ -34,7 +34,8 @@ def items(n: int = 120) -> list[Item]:
 
 def by(goodness: object) -> ScriptedEngine:
     def prefer(request: ScoreRequest) -> tuple[float, float]:
-        if request.question is None:  # the file's own words
+        assert request.question is not None
+        if isinstance(request.question.state, str):  # the file's own words
             a, b = request.chat[-1].content.split("(A) ")[1].split("\n (B) ")
         else:
             a, b = request.question.criteria

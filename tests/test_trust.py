@@ -105,14 +105,7 @@ def test_a_judge_that_picks_a_place_is_exposed(place: str, lean: float, share: f
     assert found["ties"]["contradictory_pairs"] == N and found["ties"]["contradictory_judgements"] == 2 * N
 
 
-TURNED = pytest.mark.xfail(
-    strict=True,
-    reason="judge.to_comparison turns forward and swapped back for the chosen response and does not exchange them: "
-    "where it swaps the sides, `forward` is then the order that shows the chosen response second",
-)
-
-
-@pytest.mark.parametrize("lean", [0.0, pytest.param(0.7, marks=TURNED), pytest.param(-3.0, marks=TURNED)])
+@pytest.mark.parametrize("lean", [0.0, 0.7, -3.0])
 def test_the_bias_is_what_being_shown_first_adds(lean: float) -> None:
     def prefer(a: str, b: str) -> tuple[float, float]:
         good, bad = fair(a, b)

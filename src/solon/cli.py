@@ -39,7 +39,8 @@ Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 Model = Annotated[
     str,
     typer.Option(
-        help="smollm2, a directory, a .gguf file, a hub id, or server:MODEL@http://host:port/v1.",
+        help="smollm2, a directory, a .gguf file, a hub id, or server:MODEL@http://host:port/v1; "
+        "for a judge also decision:DIR_OR_ID or systemone:MODEL@http://host:port/v1.",
         envvar="SOLON_MODEL",
     ),
 ]
@@ -479,7 +480,12 @@ def evaluate_(
         typer.Option(help="Ask these principles instead of the one HHH question.", envvar="SOLON_CONSTITUTION"),
     ] = None,
     principles: Annotated[int | None, typer.Option(min=1, help="Of them, drawn by the seed; default all.")] = None,
-    pointwise: Annotated[bool, typer.Option(help="Rate each response by itself instead of comparing.")] = False,
+    pointwise: Annotated[
+        bool, typer.Option(help="Rate each response by itself, 1 to 10, instead of comparing.")
+    ] = False,
+    broken: Annotated[
+        bool, typer.Option(help="Ask of each response by itself whether it breaks the principle, yes or no.")
+    ] = False,
     rationales: Annotated[int, typer.Option(min=0, help="Chain of thought: so many an order, averaged.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write every number here (JSON).")] = None,
     system: System = SYSTEM,
@@ -515,7 +521,15 @@ def evaluate_(
             raise InputError("--suite hhh needs --file: the paper's multiple-choice comparisons, or compared pairs")
         else:
             items = suites.read_items(file, seed or 0)[:limit]
-            result = suites.measure(items, engine, rules, how, pointwise=pointwise, seed=seed or 0)
+            result = suites.measure(
+                items,
+                engine,
+                rules,
+                how,
+                pointwise=pointwise or broken,
+                scale="broken" if broken else "levels",
+                seed=seed or 0,
+            )
             table = suites.accuracy_table(result)
     Console(quiet=quiet).print(table)
     if suite == "hhh":

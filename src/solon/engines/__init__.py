@@ -33,11 +33,23 @@ __all__ = [
 
 
 def open_engine(spec: str, *, system: str | None, dtype: str = "auto") -> Engine:
-    """The engine behind what `--model` takes: a server (`server:MODEL@URL`), or a model in this process."""
+    """The engine behind what `--model` takes.
+
+    A chat model behind an endpoint (`server:MODEL@URL`) or in this process; a decision model, which judges and writes
+    nothing, behind an endpoint (`systemone:MODEL@URL`) or in this process (`decision:DIR_OR_ID`).
+    """
     if spec.startswith("server:"):
         from solon.engines.server import ServerEngine
 
         return ServerEngine.load(spec, system=system)
+    if spec.startswith("systemone:"):
+        from solon.engines.systemone import SystemOneEngine
+
+        return SystemOneEngine.load(spec)
+    if spec.startswith("decision:"):
+        from solon.engines.decision import DecisionEngine
+
+        return DecisionEngine.load(spec, dtype=dtype)
     from solon.engines.local import LocalEngine
 
     return LocalEngine.load(spec, dtype=dtype, system=system)

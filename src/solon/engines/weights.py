@@ -58,7 +58,7 @@ def resolve(spec: str) -> str:
     if path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise InputError(
             f'{spec}: not a model; give "smollm2", a directory, a .gguf file, a hub id (owner/name) '
-            "or server:MODEL@http://host:port/v1"
+            "or server:MODEL@http://host:port/v1 (a judge also: decision:DIR_OR_ID, systemone:MODEL@http://host:port/v1)"
         )
     return spec
 

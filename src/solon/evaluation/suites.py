@@ -15,13 +15,13 @@ from typing import Any
 from rich.table import Table
 
 from solon.constitution import Constitution
-from solon.engines.base import Engine, ScoreRequest
+from solon.engines.base import Engine, Question, ScoreRequest
 from solon.errors import InputError
 from solon.evaluation.metrics import Estimate, bootstrap_difference, wilson
 from solon.feedback.feedback_model import as_pairs
 from solon.feedback.judge import Judging, compare, first_option
 from solon.feedback.questions import OPTIONS, PREFIX
-from solon.feedback.rating import rate
+from solon.feedback.rating import Scale, rate
 from solon.feedback.trust import Trust
 from solon.prompts.readers import parse_transcript, read_comparisons, read_jsonl
 from solon.records import Pair, assistant, fingerprint, text_of, user
@@ -72,11 +72,12 @@ def measure(
     how: Judging = Judging(principles=None),  # noqa: B008
     *,
     pointwise: bool = False,
+    scale: Scale = "levels",
     seed: int = 0,
 ) -> dict[str, Any]:
     """Accuracy of a judge with its interval, and what it adds to the two answers that need none.
 
-    pointwise: each response is rated by itself and the higher rating wins. An abstention and a tie count half, as a
+    pointwise: each response is rated by itself on the scale (`rate`) and the higher rating wins. An abstention and a tie count half, as a
     coin would. Items that the file has twice are asked once.
     """
     distinct = {i.pair.id: i for i in items}
@@ -85,7 +86,9 @@ def measure(
     p: dict[str, float] = {}  # P(first is better)
     if pointwise:
         chats = [(f"{q.id}/{n}", (*q.prompt, assistant(r))) for q in pairs for n, r in enumerate(q.responses)]
-        rated = {r.id: r.rating for r in rate(chats, engine, constitution, principles=how.principles, seed=seed)}
+        rated = {
+            r.id: r.rating for r in rate(chats, engine, constitution, principles=how.principles, scale=scale, seed=seed)
+        }
         for q in pairs:
             one, other = rated[f"{q.id}/0"], rated[f"{q.id}/1"]
             p[q.id] = 0.5 if one is None or other is None or one == other else float(one > other)
@@ -104,7 +107,7 @@ def measure(
     return {
         "n": len(pairs),
         "judge": engine.name,
-        "asked": "pointwise" if pointwise else "compared, in both orders",
+        "asked": f"pointwise, {scale}" if pointwise else "compared, in both orders",
         "accuracy": {name: e.to_json() for name, e in shares.items()},
         "gain_over": {name: e.to_json() for name, e in gains.items()},
         "verdict": verdict(shares["judge"], gains),
@@ -123,7 +126,14 @@ def _longer(pair: Pair) -> float:
 
 def _as_written(items: Sequence[Item], engine: Engine) -> list[float]:
     """The paper's own form: one order, the file's words."""
-    requests = [ScoreRequest(i.pair.id, (user(str(i.written)),), OPTIONS, PREFIX) for i in items]
+    asked = "Which of its options does the text ask for?"
+    requests = [
+        ScoreRequest(
+            i.pair.id, (user(str(i.written)),), OPTIONS, PREFIX,
+            question=Question("choice", i.written, asked, tuple(f"option ({o})" for o in OPTIONS)),
+        )
+        for i in items
+    ]  # fmt: skip
     answers = {s.id: first_option(s)[0] for s in engine.score(requests)}
     return [_right(0.5 if (a := answers[i.pair.id]) is None else a, i.pair.human) for i in items]
 

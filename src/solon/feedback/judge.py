@@ -206,7 +206,7 @@ def _answers(
                 chats[i] = comparison_chat(task.pair.prompt, a, b, task.question, shown, REASON)
             else:
                 chat = comparison_chat(task.pair.prompt, a, b, task.question, shown)
-                typed = comparison_question(task.pair.prompt, a, b, task.question)
+                typed = comparison_question(task.pair.prompt, a, b, task.question, shown)
                 requests[i] = ScoreRequest(i, chat, OPTIONS, PREFIX, question=typed)
     if how.rationales:
         return _reasoned(chats, engine, how, seed)
@@ -248,6 +248,21 @@ def _reasoned(chats: Mapping[str, Chat], engine: Engine, how: Judging, seed: int
     return answers
 
 
+def turned(j: Judgement) -> Judgement:
+    """The same judgement of the same pair, with the second response as its first.
+
+    The two orders change places too: `forward` is always the one that shows the first response first.
+    """
+    return j.model_copy(
+        update={
+            "forward": None if j.swapped is None else 1 - j.swapped,
+            "swapped": None if j.forward is None else 1 - j.forward,
+            "rationale": j.rationale_swapped,
+            "rationale_swapped": j.rationale,
+        }
+    )
+
+
 def to_comparison(
     pair: Pair, judgements: Sequence[Judgement], meta: dict[str, Any], labels: Literal["soft", "hard"] = "soft"
 ) -> Comparison:
@@ -257,15 +272,7 @@ def to_comparison(
     swap = label is not None and label < 0.5
     chosen, rejected = (second, first) if swap else (first, second)
     if swap:  # judgements speak of the chosen response, as the label does
-        judgements = [
-            j.model_copy(
-                update={
-                    "forward": None if j.forward is None else 1 - j.forward,
-                    "swapped": None if j.swapped is None else 1 - j.swapped,
-                }
-            )
-            for j in judgements
-        ]
+        judgements = [turned(j) for j in judgements]
     return Comparison(
         id=pair.id,
         prompt=pair.prompt,

@@ -15,7 +15,7 @@ import numpy as np
 
 from solon.constitution import Constitution
 from solon.engines.base import Engine
-from solon.feedback.judge import WINDOW, Judging, compare, sigmoid
+from solon.feedback.judge import WINDOW, Judging, compare, sigmoid, turned
 from solon.feedback.questions import Example
 from solon.records import Candidates, Comparison, Pair, Ranking, assistant, fingerprint, text_of
 
@@ -156,15 +156,7 @@ def preferences(ranking: Ranking) -> Iterator[Comparison]:
         label = sigmoid(abs(a - b))
         judgements = () if direct is None else direct.judgements
         if direct is not None and text_of(direct.chosen) != ranking.responses[chosen]:  # the scale overrules the pair
-            judgements = tuple(
-                m.model_copy(
-                    update={
-                        "forward": None if m.forward is None else 1 - m.forward,
-                        "swapped": None if m.swapped is None else 1 - m.swapped,
-                    }
-                )
-                for m in judgements
-            )
+            judgements = tuple(turned(m) for m in judgements)
         yield Comparison(
             id=name,
             prompt=ranking.prompt,

@@ -1,8 +1,9 @@
 """Pointwise judging: how good is one response, from 1 to 10? And that as the reward itself.
 
 Lee et al. 2023 (arXiv 2309.00267), section 2.4, "direct RLAIF": the likelihoods of the ten ratings are normalised,
-and the expected value is the score. PPO can climb it with no reward model in between, so nothing goes stale as the
-policy moves; each reward costs a question to the judge.
+and the expected value is the score. Or one yes-or-no question, whether the response breaks the principle. PPO can
+climb either with no reward model in between, so nothing goes stale as the policy moves; each reward costs a question
+to the judge.
 """
 
 from __future__ import annotations
@@ -11,17 +12,27 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, Literal
 
 from solon.constitution import Constitution, Principle
 from solon.engines.base import Engine, ScoreRequest, Scores
 from solon.errors import InputError
 from solon.feedback.checks import satisfies
-from solon.feedback.judge import LEAST_MASS, WINDOW
-from solon.feedback.questions import LEVELS, PREFIX, SUFFIX, rating_chat, rating_question
+from solon.feedback.judge import LEAST_MASS, WINDOW, first_option
+from solon.feedback.questions import (
+    LEVELS,
+    OPTIONS,
+    PREFIX,
+    SUFFIX,
+    breaking_chat,
+    breaking_question,
+    rating_chat,
+    rating_question,
+)
 from solon.records import Chat, Rating, fingerprint, text_of
 from solon.supervised.critique_revision import draw_principles
 
+Scale = Literal["levels", "broken"]
 ENOUGH = 0.5  # of the judge's probability must lie on the ratings that an endpoint tells of
 
 
@@ -40,16 +51,27 @@ def expected_rating(scores: Scores) -> tuple[float | None, str]:
     return sum(n * p for n, p in told.items()) / mass, ""
 
 
+def kept_rating(scores: Scores) -> tuple[float | None, str]:
+    """10 where the judge is sure that the principle is kept, 1 where it is sure that it is broken."""
+    broken, why = first_option(scores)
+    return (None, why) if broken is None else (10 - 9 * broken, "")
+
+
 def rate(
     chats: Iterable[tuple[str, Chat]],
     engine: Engine,
     constitution: Constitution,
     *,
     principles: int | None = 1,
+    scale: Scale = "levels",
     seed: int = 0,
     meta: dict[str, Any] | None = None,
 ) -> Iterator[Rating]:
     """One rating a chat, in order. chats: (id, conversation that ends with the response).
+
+    scale: "levels", the mean of the ratings 1 to 10 by their probabilities; "broken", one yes-or-no question, the
+    probability that the principle is kept stretched over 1 to 10. There is one order only: whether a judge says yes
+    too readily shows in no number here, but is the same for all responses.
 
     principles: drawn for each conversation by the seed, the same for all responses to it; None: all. The ratings of
     several are averaged with their weights. A verifiable principle gives 10 where it is kept and 1 where it is broken.
@@ -67,10 +89,9 @@ def rate(
             )
             for n, p in enumerate(asked[i]):
                 if p.check is None:
-                    request = rating_chat(prompt, response, p.comparison)
-                    typed = rating_question(prompt, response, p.comparison)
-                    requests.append(ScoreRequest(f"{i}/{n}", request, LEVELS, PREFIX, SUFFIX, typed))
-        found = {s.id: expected_rating(s) for s in engine.score(requests)}
+                    requests.append(_request(f"{i}/{n}", prompt, response, p.comparison, scale))
+        read = expected_rating if scale == "levels" else kept_rating
+        found = {s.id: read(s) for s in engine.score(requests)}
         for i, chat in window:
             ratings, total, weight, why = {}, 0.0, 0.0, ""
             for n, p in enumerate(asked[i]):
@@ -93,6 +114,14 @@ def rate(
             )
 
 
+def _request(name: str, prompt: Chat, response: str, question: str, scale: Scale) -> ScoreRequest:
+    if scale == "levels":
+        typed = rating_question(prompt, response, question)
+        return ScoreRequest(name, rating_chat(prompt, response, question), LEVELS, PREFIX, SUFFIX, typed)
+    typed = breaking_question(prompt, response, question)
+    return ScoreRequest(name, breaking_chat(prompt, response, question), OPTIONS, PREFIX, question=typed)
+
+
 def _by_check(principle: Principle, chat: Chat) -> tuple[float | None, str]:
     assert principle.check is not None
     try:
@@ -107,9 +136,16 @@ class JudgeReward:
     """The judge's rating as PPO's reward: it scores as a reward model does, in standard deviations of a reference."""
 
     def __init__(
-        self, engine: Engine, constitution: Constitution, *, principles: int | None = 1, seed: int = 0
+        self,
+        engine: Engine,
+        constitution: Constitution,
+        *,
+        principles: int | None = 1,
+        scale: Scale = "levels",
+        seed: int = 0,
     ) -> None:
         self.engine, self.constitution, self.principles, self.seed = engine, constitution, principles, seed
+        self.scale: Scale = scale
         self.mean, self.std = 0.0, 1.0
         self.rated = self.abstained = 0
 
@@ -126,7 +162,7 @@ class JudgeReward:
     def _ratings(self, chats: Sequence[Chat]) -> list[float | None]:
         names = [f"{n}-{fingerprint('rated', [m.model_dump() for m in c])}" for n, c in enumerate(chats)]
         asked = zip(names, chats, strict=True)
-        made = rate(asked, self.engine, self.constitution, principles=self.principles, seed=self.seed)
+        made = rate(asked, self.engine, self.constitution, principles=self.principles, scale=self.scale, seed=self.seed)
         ratings = [r.rating for r in made]
         self.rated += len(ratings)
         self.abstained += ratings.count(None)

@@ -400,7 +400,8 @@ def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
     """Direct RLAIF: the judge's rating is the reward, in standard deviations of its ratings of the sampled pairs."""
     engine = open_lazily(run, judge)
     constitution, part = asked_of_judge(run), run.recipe.feedback
-    rewards = JudgeReward(engine, constitution, principles=part.principles_per_pair, seed=run.recipe.seed)
+    seed, principles = run.recipe.seed, part.principles_per_pair
+    rewards = JudgeReward(engine, constitution, principles=principles, scale=part.scale, seed=seed)
     reference = [(*p.prompt, assistant(r)) for p in pairs for r in p.responses][:128]
 
     def work(step: Progress) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from solon.engines.base import Sampling
 from solon.engines.local import DEFAULT_SYSTEM
 from solon.errors import InputError, nearest
 from solon.feedback.judge import Judging
+from solon.feedback.rating import Scale
 from solon.reinforcement.trainer import PPOSettings
 from solon.training import AdapterSettings, TrainSettings
 
@@ -96,6 +97,7 @@ class Feedback(Part):
     rationale_sampling: SamplingSettings = SamplingSettings(max_tokens=160)
     few_shot: int = Field(0, ge=0)  # human comparisons shown to the judge before each question
     direct: bool = False  # direct RLAIF: the judge's rating, 1 to 10, is PPO's reward; no reward model is trained
+    scale: Scale = "levels"  # of that reward; broken: whether the response breaks the principle, yes or no
     n_prompts: int | None = Field(None, ge=1)
     sampling: SamplingSettings = SamplingSettings(temperature=1.0)
 

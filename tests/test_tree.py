@@ -88,12 +88,20 @@ def models(tiny: str) -> list[Any]:
     ]
 
 
-def test_branches_too_large_to_hold_at_once_give_the_same(models: list[Any], monkeypatch: Any) -> None:
-    rows = [Row([3, 4, 5, *range(3, 3 + n)], 2) for n in (4, 5, 9)] + [Row([9] * 7, 0)]
-    whole = [logits for _, logits in TreeScorer(models[0])(rows)]
-    monkeypatch.setattr(tree, "SCORES", 0)
-    for a, b in zip(whole, (logits for _, logits in TreeScorer(models[0])(rows)), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+@pytest.mark.parametrize("stretch", [1, 2, 5, 11])
+def test_branches_give_the_same_side_by_side_and_in_stretches(
+    models: list[Any], monkeypatch: Any, stretch: int
+) -> None:
+    rows = [Row([3, 4, 5, *range(3, 3 + n)], 2) for n in (4, 5, 9)] + [
+        Row([3, 4, 5, 6, 7, 8, 60 - n], 2) for n in range(9)
+    ]
+    rows += [Row([9] * 7, 0)]
+    for model in models:
+        whole = [logits for _, logits in TreeScorer(model)(rows)]
+        with monkeypatch.context() as changed:
+            changed.setattr(tree, "STRETCH", {"cpu": stretch})
+            for a, b in zip(whole, (logits for _, logits in TreeScorer(model)(rows)), strict=True):
+                assert torch.allclose(a, b, atol=1e-5)
 
 
 PAIRS = [

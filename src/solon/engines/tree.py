@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-SCORES = 1 << 24  # attention weights at once (64 MB in float32): a family with more is done branch by branch
+# Tokens that meet their keys together. Fewer: less is wasted on keys that most of them do not see, and the weights stay
+# in a CPU's cache. More: larger products.
+STRETCH = {"cpu": 96, "other": 512}
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,23 @@ class Branch:
 
 
 @dataclass
+class Piece:
+    """A stretch of a branch, or several short branches side by side. Packed places."""
+
+    first: int  # of the tokens in the family that it may see: where its branch, or the first of its branches, starts
+    start: int
+    stop: int
+    hidden: Tensor  # (stop - start, 1, stop - start): 0 where a token sees that of its own, the column; -inf elsewhere
+
+
+@dataclass
 class Family:
-    """Branches with the same parent, side by side in the packed sequence."""
+    """Branches with the same parent, one after another in the packed sequence."""
 
     past: list[tuple[int, int]]  # packed spans of their ancestors
     start: int
     lengths: list[int]
-    slots: Tensor | None = None  # (branches, longest): packed index of each token, padding repeats the last
-    back: Tensor | None = None  # (tokens,): where each token stands in the flattened slots
+    pieces: list[Piece] = field(default_factory=list)
 
 
 @dataclass
@@ -153,23 +163,40 @@ def active() -> bool:
 
 
 @contextmanager
-def _laid_out(tree: Tree, past: int, device: Any) -> Iterator[None]:
+def _laid_out(tree: Tree, past: int, device: torch.device) -> Iterator[None]:
     for family in tree.families:
-        lengths = torch.tensor(family.lengths)
-        longest, total = max(family.lengths), sum(family.lengths)
-        offsets = lengths.cumsum(0) - lengths
-        inside = torch.arange(longest).expand(len(lengths), -1)
-        slots = offsets[:, None] + torch.minimum(inside, lengths[:, None] - 1)
-        family.slots = (slots + family.start).to(device)
-        back = torch.empty(total, dtype=torch.long)
-        real = inside < lengths[:, None]
-        back[slots[real]] = real.flatten().nonzero().squeeze(-1)
-        family.back = back.to(device)
+        family.pieces = [*_pieces(family, device)]
     token = _TREE.set((tree, past))
     try:
         yield
     finally:
         _TREE.reset(token)
+
+
+def _pieces(family: Family, device: torch.device) -> Iterator[Piece]:
+    longest = STRETCH["cpu" if device.type == "cpu" else "other"]
+    at, lengths = family.start, list(family.lengths)
+    while lengths:
+        if lengths[0] > longest:
+            length = lengths.pop(0)
+            for a in range(at, at + length, longest):
+                b = min(a + longest, at + length)
+                yield Piece(at, a, b, _hidden(torch.zeros(b - a, dtype=torch.long)).to(device))
+            at += length
+            continue
+        side: list[int] = []
+        while lengths and sum(side) + lengths[0] <= longest:
+            side.append(lengths.pop(0))
+        branch = torch.arange(len(side)).repeat_interleave(torch.tensor(side))
+        yield Piece(at, at, at + sum(side), _hidden(branch).to(device))
+        at += sum(side)
+
+
+def _hidden(branch: Tensor) -> Tensor:
+    """What is added to the weights of tokens side by side, of which branch names the branch, (n,) → (n, 1, n)."""
+    unseen = branch[:, None] != branch[None, :]
+    unseen |= torch.ones_like(unseen).triu(1)
+    return torch.zeros(unseen.shape).masked_fill_(unseen, float("-inf")).unsqueeze(1)
 
 
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -180,75 +207,44 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
     found = _TREE.get()
     assert found is not None
     tree, past = found
-    q, k, v = query[0], key[0], value[0]
-    heads, n, _ = q.shape
-    out = q.new_empty(heads, n, v.shape[-1])
-    q = q * scaling
+    k, v = key[0], value[0]
+    kv_heads, n, d = k.shape[0], query.shape[2], query.shape[3]
+    groups = query.shape[1] // kv_heads
+    q = query.new_empty(
+        kv_heads, n, groups, d
+    )  # query heads of the same kv head side by side, to meet its keys at once
+    torch.mul(query[0].view(kv_heads, groups, n, d).transpose(1, 2), scaling, out=q)
+    q = q.view(kv_heads, n * groups, d)
+    out = q.new_empty(kv_heads, n * groups, v.shape[-1])
+    # One kv head after another on a CPU, where a batch of three would take two threads two rounds.
+    heads: list[Any] = [*range(kv_heads)] if k.device.type == "cpu" else [slice(None)]
     for family in tree.families:
-        assert family.slots is not None and family.back is not None
         spans = [(0, past)] * (past > 0) + [(a + past, b + past) for a, b in family.past]
-        seen_k = torch.cat([k[:, a:b] for a, b in spans], 1) if spans else k[:, :0]
-        seen_v = torch.cat([v[:, a:b] for a, b in spans], 1) if spans else v[:, :0]
-        if heads * family.slots.numel() * (seen_k.shape[1] + family.slots.shape[1]) > SCORES:
-            at = family.start
-            for length in family.lengths:
-                here = slice(at + past, at + past + length)
-                keys, values = torch.cat([seen_k, k[:, here]], 1), torch.cat([seen_v, v[:, here]], 1)
-                out[:, at : at + length] = _one_branch(q[:, at : at + length], keys, values)
-                at += length
-        else:
-            got = _branches(q[:, family.slots], k[:, family.slots + past], v[:, family.slots + past], seen_k, seen_v)
-            out[:, family.start : family.start + sum(family.lengths)] = got.flatten(1, 2)[:, family.back]
-    return out.transpose(0, 1).unsqueeze(0)
+        seen_k, seen_v = (torch.cat([x[:, a:b] for a, b in spans], 1) if spans else x[:, :0] for x in (k, v))
+        for p in family.pieces:
+            rows, own = slice(p.start * groups, p.stop * groups), slice(p.first + past, p.stop + past)
+            for h in heads:
+                _attend(q[h, ..., rows, :], k[h, ..., own, :], v[h, ..., own, :], seen_k[h], seen_v[h], p.hidden, out[h, ..., rows, :])  # fmt: skip
+    return out.view(kv_heads, n, groups, -1).transpose(0, 1).flatten(1, 2).unsqueeze(0)
 
 
-def _branches(query: Tensor, key: Tensor, value: Tensor, seen_key: Tensor, seen_value: Tensor) -> Tensor:
-    """Attention of branches that share their past, which is multiplied once for all of them.
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen_k: Tensor, seen_v: Tensor, hidden: Tensor, out: Tensor) -> None:
+    """Attention to what all of the tokens see and to their own, of which the last are hidden from some; into out.
 
-    query: (heads, branches, length, d), scaled; key, value: (kv_heads, branches, length, d); seen_key, seen_value:
-    (kv_heads, past, d). Returns (heads, branches, length, d).
+    q, out: (…, n * groups, d), q scaled; k, v: (…, own, d), own >= n; seen_k, seen_v: (…, past, d); hidden: (n, 1, n).
+    … is nothing, or the kv heads.
     """
-    heads, branches, length, d = query.shape
-    kv_heads, past = seen_key.shape[:2]
-    rows = heads // kv_heads * branches * length
-    weights = query.new_empty(kv_heads, rows, past + length)
-    # Query heads of the same kv head lie next to each other: they meet its keys in one product.
-    _products(query.reshape(kv_heads, rows, d), seen_key.transpose(1, 2), weights[..., :past])
-    within = torch.matmul(query.view(kv_heads, -1, branches, length, d), key.unsqueeze(1).transpose(-1, -2))
-    within = within.masked_fill(torch.ones_like(within[0, 0, 0], dtype=torch.bool).triu(1), float("-inf"))
-    weights[..., past:] = within.view(kv_heads, rows, length)
-    weights = weights.softmax(-1, dtype=torch.float32).to(value.dtype)
-    got = query.new_empty(kv_heads, rows, value.shape[-1])
-    _products(weights[..., :past], seen_value, got)
-    within = weights[..., past:].view(kv_heads, -1, branches, length, length)
-    got.view(kv_heads, -1, branches, length, got.shape[-1]).add_(torch.matmul(within, value.unsqueeze(1)))
-    return got.view(heads, branches, length, -1)
-
-
-def _products(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """a @ b of each kv head. On a CPU one after another: a batch of three takes two threads two rounds."""
-    if a.device.type == "cpu" and a.shape[0] < 16:
-        for each in zip(a, b, out, strict=True):
-            torch.mm(each[0], each[1], out=each[2])
-    else:
-        out.copy_(torch.bmm(a, b))
-
-
-def _one_branch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """query: (heads, q, d), scaled, of the last of the keys' (kv_heads, k, d) tokens. Returns (heads, q, d)."""
-    length, total = query.shape[1], key.shape[1]
-    mask = None
-    if total > length:
-        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
-    return F.scaled_dot_product_attention(
-        query[None],
-        key[None],
-        value[None],
-        attn_mask=mask,
-        is_causal=mask is None and length > 1,
-        scale=1.0,
-        enable_gqa=query.shape[0] != key.shape[0],
-    )[0]
+    product = torch.mm if q.dim() == 2 else torch.bmm
+    n, past = hidden.shape[0], seen_k.shape[-2]
+    weights = q.new_empty(*q.shape[:-1], past + k.shape[-2])
+    if past:
+        product(q, seen_k.transpose(-1, -2), out=weights[..., :past])
+    product(q, k.transpose(-1, -2), out=weights[..., past:])
+    weights.view(*q.shape[:-2], n, -1, weights.shape[-1])[..., -n:].add_(hidden)
+    weights = weights.softmax(-1, dtype=torch.float32).to(v.dtype)
+    product(weights[..., past:], v, out=out)
+    if past:
+        out += product(weights[..., :past], seen_v)
 
 
 # --- scoring -------------------------------------------------------------------------------------------------
@@ -277,7 +273,7 @@ def _beginning(model: Any, ids: Sequence[int]) -> DynamicCache:
 class TreeScorer:
     """Log-probabilities after the asked positions of many rows, each distinct token computed once."""
 
-    def __init__(self, model: Any, *, tokens: int = 4096, reads: int = 512) -> None:
+    def __init__(self, model: Any, *, tokens: int = 2048, reads: int = 512) -> None:
         """tokens, reads: new tokens and asked positions a forward pass may hold (a single row may be longer)."""
         self.model, self.tokens, self.reads = model, tokens, reads
         self.computed = 0  # tokens that went through the model so far

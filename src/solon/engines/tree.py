@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from solon.engines.lean import lean
+
 # Tokens that meet their keys together. Fewer: less is wasted on keys that most of them do not see, and the weights stay
 # in a CPU's cache. More: larger products.
-STRETCH = {"cpu": 96, "other": 512}
+STRETCH = {"cpu": 160, "other": 512}
 
 
 @dataclass(frozen=True)
@@ -200,21 +202,20 @@ def _hidden(branch: Tensor) -> Tensor:
 
 
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Each branch attends to the shared beginning, its ancestors and itself.
+    """Each branch attends to the shared beginning, its ancestors and itself: as transformers asks for it.
 
     query: (1, heads, n, d); key, value: (1, kv_heads, past + n, d). Returns (1, n, heads, d).
     """
     found = _TREE.get()
     assert found is not None
-    tree, past = found
-    k, v = key[0], value[0]
-    kv_heads, n, d = k.shape[0], query.shape[2], query.shape[3]
-    groups = query.shape[1] // kv_heads
-    q = query.new_empty(
-        kv_heads, n, groups, d
-    )  # query heads of the same kv head side by side, to meet its keys at once
-    torch.mul(query[0].view(kv_heads, groups, n, d).transpose(1, 2), scaling, out=q)
-    q = q.view(kv_heads, n * groups, d)
+    q = (query[0] * scaling).unflatten(0, (key.shape[1], -1)).transpose(1, 2)
+    return _of_tree(*found, q, key[0], value[0]).flatten(1, 2).unsqueeze(0)
+
+
+def _of_tree(tree: Tree, past: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q: (kv_heads, n, groups, d), scaled; k, v: (kv_heads, past + n, d). Returns (n, kv_heads, groups, d)."""
+    kv_heads, n, groups, _ = q.shape
+    q = q.flatten(1, 2)  # query heads of the same kv head side by side, to meet its keys in one product
     out = q.new_empty(kv_heads, n * groups, v.shape[-1])
     # One kv head after another on a CPU, where a batch of three would take two threads two rounds.
     heads: list[Any] = [*range(kv_heads)] if k.device.type == "cpu" else [slice(None)]
@@ -225,7 +226,7 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
             rows, own = slice(p.start * groups, p.stop * groups), slice(p.first + past, p.stop + past)
             for h in heads:
                 _attend(q[h, ..., rows, :], k[h, ..., own, :], v[h, ..., own, :], seen_k[h], seen_v[h], p.hidden, out[h, ..., rows, :])  # fmt: skip
-    return out.view(kv_heads, n, groups, -1).transpose(0, 1).flatten(1, 2).unsqueeze(0)
+    return out.view(kv_heads, n, groups, -1).transpose(0, 1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen_k: Tensor, seen_v: Tensor, hidden: Tensor, out: Tensor) -> None:
@@ -277,6 +278,7 @@ class TreeScorer:
         """tokens, reads: new tokens and asked positions a forward pass may hold (a single row may be longer)."""
         self.model, self.tokens, self.reads = model, tokens, reads
         self.computed = 0  # tokens that went through the model so far
+        self._lean = lean(model)
         self._kept: tuple[list[int], DynamicCache] | None = None
 
     @torch.no_grad()
@@ -304,16 +306,30 @@ class TreeScorer:
             ]
             reads = [tree.at(n, at) for n, at in asked]
             self.computed += len(tree.ids)
-            device = self.model.device
-            with _laid_out(tree, skip, device):
-                logits = self.model(
-                    input_ids=torch.tensor([tree.ids], device=device),
-                    position_ids=torch.tensor([tree.positions], device=device),
-                    past_key_values=cache,
-                    use_cache=False,
-                    logits_to_keep=torch.tensor(reads, device=device),
-                ).logits[0]
+            with _laid_out(tree, skip, self.model.device):
+                logits = self._logits(tree, skip, cache, reads)
             yield picked, logits
+
+    def _logits(self, tree: Tree, past: int, cache: DynamicCache | None, reads: list[int]) -> Tensor:
+        """(reads, vocabulary)."""
+        if self._lean is None:
+            device = self.model.device
+            return self.model(
+                input_ids=torch.tensor([tree.ids], device=device),
+                position_ids=torch.tensor([tree.positions], device=device),
+                past_key_values=cache,
+                use_cache=False,
+                logits_to_keep=torch.tensor(reads, device=device),
+            ).logits[0]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
+            k, v = k.transpose(0, 1), v.transpose(0, 1)
+            if cache is not None:
+                kept: Any = cache.layers[block]
+                k, v = torch.cat([kept.keys[0], k], 1), torch.cat([kept.values[0], v], 1)
+            return _of_tree(tree, past, q.transpose(0, 1), k, v).flatten(1)
+
+        return self._lean(tree.ids, tree.positions, attend, reads)
 
     def _shared(self, ids: list[int]) -> DynamicCache:
         if self._kept is None or self._kept[0] != ids:

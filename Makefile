@@ -6,7 +6,7 @@ DEMO   ?= runs/demo
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test bench lint clean
 
 install: $(VENV)/.installed
 
@@ -25,10 +25,21 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# Solon beside what one would otherwise use, timed in turns: see benchmarks/README.md
+bench: install .venv-distilabel/.installed
+	$(BIN)/python -m benchmarks.judge
+	$(BIN)/python -m benchmarks.memory
+
+.venv-distilabel/.installed:
+	$(PYTHON) -m venv .venv-distilabel
+	.venv-distilabel/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-distilabel/bin/python -m pip install --quiet --disable-pip-version-check distilabel==1.5.3 transformers==5.23.0
+	@touch $@
+
 lint: install
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-distilabel runs

@@ -1,9 +1,10 @@
 """Judging pairs under K principles in both orders: Solon beside what a user would otherwise write or install.
 
-    python -m benchmarks.judge [--pairs 64] [--parts 8] [--principles 16 1] [--against plain decision] [--dtype float32]
+    python -m benchmarks.judge [--pairs 64] [--parts 8] [--principles 16 1] [--against plain decision distilabel]
 
-Same weights, same tokens, same threads, same dtype. Before anything is timed, the log-odds of the plain loop and of
-Solon are compared on the first part.
+Same weights, same threads, same dtype; against the plain loop also the same tokens, and before anything is timed its
+log-odds and Solon's are compared. transformers' pipeline words the same questions its own way. distilabel's judge has
+one question of its own, asks it in one order, writes a rationale and parses a rating: there a pair is a pair.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from solon.engines.base import ScoreRequest
 from solon.engines.decoding import left_pad
 from solon.engines.local import LocalEngine
 from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
-from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat, comparison_question
+from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat, comparison_question, conversation
 from solon.prompts import read_pairs
 from solon.records import Pair
 
@@ -146,6 +148,58 @@ def peak_memory(name: str, pairs: int, principles: int, dtype: str) -> float:
     return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
 
 
+class Distilabel:
+    """Its judge in its own environment, which a pip of its own made; fed through pipes."""
+
+    def __init__(self, python: str) -> None:
+        worker = str(Path(__file__).with_name("distilabel_worker.py"))
+        command = [python, worker, resolve("smollm2"), str(torch.get_num_threads())]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.read()
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit("distilabel's process ended; its error stands above")
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        rows = [[conversation(p.prompt), *p.responses] for p in pairs]
+        self.process.stdin.write(json.dumps(rows) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+
+def against_distilabel(pairs: list[Pair], parts: int, python: str) -> dict[str, Any]:
+    """Seconds a pair, Solon asking one principle in both orders."""
+    engine = LocalEngine.load("smollm2", dtype="float32")
+    ours, theirs = solon(engine), Distilabel(python)
+    ours(requests(pairs[:2], 1))
+    theirs(pairs[:1])
+    size, rows = len(pairs) // parts, []
+    for n in range(parts):
+        part = pairs[n * size : (n + 1) * size]
+        if n % 2:
+            peer = theirs(part)
+            ours_s, _ = seconds(lambda part=part: ours(requests(part, 1)))
+        else:
+            ours_s, _ = seconds(lambda part=part: ours(requests(part, 1)))
+            peer = theirs(part)
+        rows.append({
+            "ours_s": ours_s, "peer_s": peer["seconds"], "ratio": peer["seconds"] / ours_s, "answered": peer["answered"]
+        })  # fmt: skip
+        print(f"  part {n + 1}/{parts}: distilabel {peer['seconds']:.1f} s, {peer['answered']} of {size} parsed; "
+              f"solon {ours_s:.1f} s", file=sys.stderr)  # fmt: skip
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "peer": "distilabel", "principles": 1, "pairs": size * parts, "dtype": "float32",
+        "ratio": median_ratio([r["ratio"] for r in rows]), "answered": sum(r["answered"] for r in rows) / size / parts,
+        "peak_mb": {"solon": mine, "distilabel": peer["peak_mb"], "ratio": mine / peer["peak_mb"]}, "rows": rows,
+    }  # fmt: skip
+
+
 def load_pairs(n: int) -> list[Pair]:
     found = read_pairs(str(reference_data() / "hh-harmless-dev.jsonl.gz"))
     return random.Random(0).sample(found, n)
@@ -198,9 +252,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--parts", type=int, default=8)
     parser.add_argument("--principles", type=int, nargs="+", default=[16, 1])
-    parser.add_argument("--against", nargs="+", default=["plain", "decision"])
+    parser.add_argument("--against", nargs="+", default=["plain", "decision", "distilabel"])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--memory-pairs", type=int, default=4, help="pairs judged for the peak memory; 0: not measured")
+    parser.add_argument("--distilabel", default=".venv-distilabel/bin/python", help="its environment's python")
     parser.add_argument("--name", default="judge", help="of the JSON file in benchmarks/results")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -212,6 +267,15 @@ def main() -> None:
     pairs = load_pairs(given.pairs)
     found = []
     for peer in given.against:
+        if peer == "distilabel":
+            if not Path(given.distilabel).exists():
+                print(f"distilabel: not measured, no {given.distilabel} (make bench makes it)")
+                continue
+            found.append(result := against_distilabel(pairs, given.parts, given.distilabel))
+            print(f"distilabel, a pair: {said(result['ratio'])}; it gave both ratings for {result['answered']:.0%} of "
+                  f"the pairs; memory {result['peak_mb']['ratio']:.2f} of its")  # fmt: skip
+            keep(given.name, {"judging": found})
+            continue
         for principles in given.principles:
             result = compare(peer, pairs, given.parts, principles, given.dtype)
             if given.memory_pairs:

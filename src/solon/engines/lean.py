@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FAMILIES = ("llama", "mistral", "qwen2")
-# q (n, kv_heads, groups, d), scaled; k, v (n, kv_heads, d); which block → (n, heads * d)
-Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+# q (1, heads, n, d), k and v (1, kv_heads, n, d), scaling, which block → (1, n, heads, d)
+Attend = Callable[[Tensor, Tensor, Tensor, float, int], Tensor]
 
 
 class Lean:
@@ -36,16 +36,19 @@ class Lean:
         for number, block in enumerate(trunk.layers):
             part = block.self_attn
             x = _norm(block.input_layernorm, states)
-            k = part.k_proj(x).view(n, -1, part.head_dim)
-            q = part.q_proj(x).view(n, k.shape[1], -1, part.head_dim)
-            q = _rotate(q, (cos * part.scaling).unsqueeze(1), (sin * part.scaling).unsqueeze(1))
-            got = attend(q, _rotate(k, cos, sin), part.v_proj(x).view(n, -1, part.head_dim), number)
+            q, k, v = (layer(x).view(n, -1, part.head_dim) for layer in (part.q_proj, part.k_proj, part.v_proj))
+            q, k, v = (y.transpose(0, 1).unsqueeze(0) for y in (_rotate(q, cos, sin), _rotate(k, cos, sin), v))
+            got = attend(q, k, v, part.scaling, number)[0].flatten(1)
+            if number == len(trunk.layers) - 1:  # nobody sees what else comes out of the last block
+                kept = torch.tensor(reads, device=device)
+                states, got = states[kept], got[kept]
+                gate, up = states.new_empty(len(reads), width), states.new_empty(len(reads), width)
             _add(states, part.o_proj, got)
             x = _norm(block.post_attention_layernorm, states)
             torch.mm(x, block.mlp.gate_proj.weight.T, out=gate)
             torch.mm(x, block.mlp.up_proj.weight.T, out=up)
             _add(states, block.mlp.down_proj, F.silu(gate, inplace=True).mul_(up))
-        return self.model.lm_head(_norm(trunk.norm, states[torch.tensor(reads, device=device)]))
+        return self.model.lm_head(_norm(trunk.norm, states))
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
@@ -90,7 +93,6 @@ def lean(model: Any) -> Lean | None:
     return made if torch.allclose(found, expected, atol=apart, rtol=0.02) else None
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
-    q, k, v = q.flatten(1, 2).transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-    out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=1.0, enable_gqa=True)
-    return out[0].transpose(0, 1).flatten(1)
+def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa).transpose(1, 2)

@@ -31,7 +31,7 @@ class LocalEngine:
         weights: str,
         system: str | None = DEFAULT_SYSTEM,
         batch_size: int = 64,
-        score_tokens: int = 2048,
+        score_tokens: int = 3072,
         share: bool = True,
     ) -> None:
         """weights: fingerprint of the weights. score_tokens: tokens a scoring batch may hold, padding included.

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from solon.engines.lean import lean
 
-# Tokens that meet their keys together. Fewer: less is wasted on keys that most of them do not see, and the weights stay
-# in a CPU's cache. More: larger products.
-STRETCH = {"cpu": 160, "other": 512}
+# Tokens that meet their keys together. Fewer: less is wasted on keys that most of them do not see. More: larger products.
+STRETCH = {"cpu": 256, "other": 512}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Piece:
     first: int  # of the tokens in the family that it may see: where its branch, or the first of its branches, starts
     start: int
     stop: int
-    hidden: Tensor  # (stop - start, 1, stop - start): 0 where a token sees that of its own, the column; -inf elsewhere
+    mask: Tensor  # (stop - start, tokens of the past + stop - first): 0 where it sees, -inf where it does not
 
 
 @dataclass
@@ -165,9 +165,10 @@ def active() -> bool:
 
 
 @contextmanager
-def _laid_out(tree: Tree, past: int, device: torch.device) -> Iterator[None]:
+def _laid_out(tree: Tree, past: int, like: Tensor) -> Iterator[None]:
+    """like: of the dtype and on the device of what will be attended to."""
     for family in tree.families:
-        family.pieces = [*_pieces(family, device)]
+        family.pieces = [*_pieces(family, past + sum(b - a for a, b in family.past), like)]
     token = _TREE.set((tree, past))
     try:
         yield
@@ -175,77 +176,50 @@ def _laid_out(tree: Tree, past: int, device: torch.device) -> Iterator[None]:
         _TREE.reset(token)
 
 
-def _pieces(family: Family, device: torch.device) -> Iterator[Piece]:
-    longest = STRETCH["cpu" if device.type == "cpu" else "other"]
+def _pieces(family: Family, seen: int, like: Tensor) -> Iterator[Piece]:
+    """seen: tokens before the family."""
+    longest = STRETCH["cpu" if like.device.type == "cpu" else "other"]
     at, lengths = family.start, list(family.lengths)
     while lengths:
-        if lengths[0] > longest:
-            length = lengths.pop(0)
-            for a in range(at, at + length, longest):
-                b = min(a + longest, at + length)
-                yield Piece(at, a, b, _hidden(torch.zeros(b - a, dtype=torch.long)).to(device))
-            at += length
-            continue
-        side: list[int] = []
+        side = [lengths.pop(0)]
         while lengths and sum(side) + lengths[0] <= longest:
             side.append(lengths.pop(0))
+        total = sum(side)
         branch = torch.arange(len(side)).repeat_interleave(torch.tensor(side))
-        yield Piece(at, at, at + sum(side), _hidden(branch).to(device))
-        at += sum(side)
-
-
-def _hidden(branch: Tensor) -> Tensor:
-    """What is added to the weights of tokens side by side, of which branch names the branch, (n,) → (n, 1, n)."""
-    unseen = branch[:, None] != branch[None, :]
-    unseen |= torch.ones_like(unseen).triu(1)
-    return torch.zeros(unseen.shape).masked_fill_(unseen, float("-inf")).unsqueeze(1)
+        for a in range(0, total, longest):
+            b = min(a + longest, total)
+            unseen = branch[a:b, None] != branch[None, :b]
+            unseen |= torch.ones_like(unseen).triu(a + 1)
+            mask = like.new_zeros(b - a, seen + b)
+            mask[:, seen:].masked_fill_(unseen.to(like.device), float("-inf"))
+            yield Piece(at, at + a, at + b, mask)
+        at += total
 
 
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Each branch attends to the shared beginning, its ancestors and itself: as transformers asks for it.
+    """Each branch attends to the shared beginning, its ancestors and itself.
 
     query: (1, heads, n, d); key, value: (1, kv_heads, past + n, d). Returns (1, n, heads, d).
     """
     found = _TREE.get()
     assert found is not None
-    q = (query[0] * scaling).unflatten(0, (key.shape[1], -1)).transpose(1, 2)
-    return _of_tree(*found, q, key[0], value[0]).flatten(1, 2).unsqueeze(0)
-
-
-def _of_tree(tree: Tree, past: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q: (kv_heads, n, groups, d), scaled; k, v: (kv_heads, past + n, d). Returns (n, kv_heads, groups, d)."""
-    kv_heads, n, groups, _ = q.shape
-    q = q.flatten(1, 2)  # query heads of the same kv head side by side, to meet its keys in one product
-    out = q.new_empty(kv_heads, n * groups, v.shape[-1])
-    # One kv head after another on a CPU, where a batch of three would take two threads two rounds.
-    heads: list[Any] = [*range(kv_heads)] if k.device.type == "cpu" else [slice(None)]
+    tree, past = found
+    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     for family in tree.families:
         spans = [(0, past)] * (past > 0) + [(a + past, b + past) for a, b in family.past]
-        seen_k, seen_v = (torch.cat([x[:, a:b] for a, b in spans], 1) if spans else x[:, :0] for x in (k, v))
         for p in family.pieces:
-            rows, own = slice(p.start * groups, p.stop * groups), slice(p.first + past, p.stop + past)
-            for h in heads:
-                _attend(q[h, ..., rows, :], k[h, ..., own, :], v[h, ..., own, :], seen_k[h], seen_v[h], p.hidden, out[h, ..., rows, :])  # fmt: skip
-    return out.view(kv_heads, n, groups, -1).transpose(0, 1)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, seen_k: Tensor, seen_v: Tensor, hidden: Tensor, out: Tensor) -> None:
-    """Attention to what all of the tokens see and to their own, of which the last are hidden from some; into out.
-
-    q, out: (…, n * groups, d), q scaled; k, v: (…, own, d), own >= n; seen_k, seen_v: (…, past, d); hidden: (n, 1, n).
-    … is nothing, or the kv heads.
-    """
-    product = torch.mm if q.dim() == 2 else torch.bmm
-    n, past = hidden.shape[0], seen_k.shape[-2]
-    weights = q.new_empty(*q.shape[:-1], past + k.shape[-2])
-    if past:
-        product(q, seen_k.transpose(-1, -2), out=weights[..., :past])
-    product(q, k.transpose(-1, -2), out=weights[..., past:])
-    weights.view(*q.shape[:-2], n, -1, weights.shape[-1])[..., -n:].add_(hidden)
-    weights = weights.softmax(-1, dtype=torch.float32).to(v.dtype)
-    product(weights[..., past:], v, out=out)
-    if past:
-        out += product(weights[..., :past], seen_v)
+            seen = [slice(a, b) for a, b in spans] + [slice(p.first + past, p.stop + past)]
+            keys, values = (torch.cat([x[:, :, s] for s in seen], 2) for x in (key, value))
+            got = F.scaled_dot_product_attention(
+                query[:, :, p.start : p.stop],
+                keys,
+                values,
+                attn_mask=p.mask,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            out[:, p.start : p.stop] = got.transpose(1, 2)
+    return out
 
 
 # --- scoring -------------------------------------------------------------------------------------------------
@@ -274,11 +248,12 @@ def _beginning(model: Any, ids: Sequence[int]) -> DynamicCache:
 class TreeScorer:
     """Log-probabilities after the asked positions of many rows, each distinct token computed once."""
 
-    def __init__(self, model: Any, *, tokens: int = 2048, reads: int = 512) -> None:
+    def __init__(self, model: Any, *, tokens: int = 3072, reads: int = 512) -> None:
         """tokens, reads: new tokens and asked positions a forward pass may hold (a single row may be longer)."""
         self.model, self.tokens, self.reads = model, tokens, reads
         self.computed = 0  # tokens that went through the model so far
         self._lean = lean(model)
+        self._like = torch.empty(0, dtype=model.dtype, device=model.device)
         self._kept: tuple[list[int], DynamicCache] | None = None
 
     @torch.no_grad()
@@ -306,7 +281,7 @@ class TreeScorer:
             ]
             reads = [tree.at(n, at) for n, at in asked]
             self.computed += len(tree.ids)
-            with _laid_out(tree, skip, self.model.device):
+            with _laid_out(tree, skip, self._like):
                 logits = self._logits(tree, skip, cache, reads)
             yield picked, logits
 
@@ -322,12 +297,11 @@ class TreeScorer:
                 logits_to_keep=torch.tensor(reads, device=device),
             ).logits[0]
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
-            k, v = k.transpose(0, 1), v.transpose(0, 1)
+        def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
             if cache is not None:
                 kept: Any = cache.layers[block]
-                k, v = torch.cat([kept.keys[0], k], 1), torch.cat([kept.values[0], v], 1)
-            return _of_tree(tree, past, q.transpose(0, 1), k, v).flatten(1)
+                k, v = torch.cat([kept.keys, k], 2), torch.cat([kept.values, v], 2)
+            return tree_attention(q, k, v, scaling)
 
         return self._lean(tree.ids, tree.positions, attend, reads)
 

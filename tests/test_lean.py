@@ -1,0 +1,87 @@
+"""The lean forward pass gives the logits of transformers' own, or is not used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
+
+from solon.engines import lean as module
+from solon.engines.lean import lean
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama, biases": LlamaConfig(**SHAPE, attention_bias=True),
+    "llama, tied, positions scaled": LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=SCALED),
+    "mistral, wide heads": MistralConfig(**SHAPE, head_dim=16, sliding_window=None),
+    "qwen2": Qwen2Config(**SHAPE),
+}
+
+
+def made(config: Any) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():  # biases and norms start as if they were not there
+            if p.dim() == 1:
+                p += 0.3 * torch.randn_like(p)
+            assert name
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_logits_are_those_of_the_model(name: str) -> None:
+    model = made(CONFIGS[name])
+    found = lean(model)
+    assert found is not None
+    ids = torch.randint(0, 64, (1, 30), generator=torch.Generator().manual_seed(1))
+    expected = model(input_ids=ids).logits[0, [3, 29]]
+    assert torch.allclose(found(ids[0].tolist(), range(30), module._causal, [3, 29]), expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_it_reads_the_weights_anew_each_time() -> None:
+    model = made(CONFIGS["llama"])
+    found = lean(model)
+    assert found is not None
+    model.model.layers[1].mlp.down_proj.weight.mul_(-1)
+    ids = list(range(3, 20))
+    expected = model(input_ids=torch.tensor([ids])).logits[0]
+    assert torch.allclose(found(ids, range(17), module._causal, range(17)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["another family", "another activation", "adapters", "other arithmetic"])
+def test_what_it_does_not_reproduce_it_leaves_alone(change: str) -> None:
+    if change == "another family":
+        model = made(GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=64, vocab_size=64))
+    elif change == "another activation":
+        model = made(LlamaConfig(**SHAPE, hidden_act="gelu"))
+    else:
+        model = made(CONFIGS["llama"])
+    if change == "adapters":
+        from solon.training import AdapterSettings, add_adapters
+
+        model = add_adapters(model, AdapterSettings(rank=2)).get_base_model()
+    if change == "other arithmetic":  # a block that adds its input twice, as no Llama does
+        block = model.model.layers[2]
+        forward = block.forward
+        block.forward = lambda states, *a, **k: forward(states, *a, **k) + states
+    assert lean(model) is None
+
+
+def test_the_check_at_loading_would_see_a_wrong_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_norm", lambda norm, x: x * norm.weight)
+    assert lean(made(CONFIGS["llama"])) is None

@@ -68,7 +68,7 @@ def plain(engine: LocalEngine, dtype: str) -> Judge:
         for start in range(0, len(asked), BATCH):
             rows = [engine.ids(r.chat, r.prefix) for r in asked[start : start + BATCH]]
             ids, mask = left_pad(rows, engine.tokenizer.pad_token_id, model.device)
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, -1]
+            logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
             scores = logits.float().log_softmax(-1)[:, options]
             odds += (scores[:, 0] - scores[:, 1]).tolist()
         return odds
@@ -112,12 +112,15 @@ def decision(dtype: str) -> Judge:
 def least_flops(engine: LocalEngine, asked: Sequence[ScoreRequest]) -> dict[str, float]:
     """FLOPs of the matrix products that any judge must do: each distinct beginning of the requests once.
 
-    weights: of the blocks, two a weight and token. attention: of each token with what it sees. The output head of the
-    places that are read is left out (under 1 %), as is all that is no matrix product.
+    weights: of the blocks, two a weight and token. attention: of each token with what it sees. What the last block and
+    the output head do at the places that are read is left out (under 1 %), as is all that is no matrix product.
     """
     config = engine.model.config.get_text_config()
-    weight = sum(2 * p.numel() for n, p in engine.model.named_parameters() if ".layers." in n and p.dim() == 2)
-    seen = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers  # a token and one it sees
+    named = [(n, p) for n, p in engine.model.named_parameters() if ".layers." in n and p.dim() == 2]
+    last = f".layers.{config.num_hidden_layers - 1}."
+    # of the last block only the keys and values are needed, but at the places read
+    weight = sum(2 * p.numel() for n, p in named if last not in n or ".k_proj" in n or ".v_proj" in n)
+    seen = 4 * config.num_attention_heads * config.head_dim * (config.num_hidden_layers - 1)  # a token and one it sees
     tokens = places = 0
     before: list[int] = []
     for row in sorted(engine.ids(r.chat, r.prefix) for r in asked):
@@ -135,10 +138,9 @@ def one(name: str, pairs: int, principles: int, dtype: str) -> None:
     engine = LocalEngine.load("smollm2", dtype=dtype)
     judge = {"solon": lambda: solon(engine), "plain": lambda: plain(engine, dtype), "decision": lambda: decision(dtype)}
     asked = requests(load_pairs(pairs), principles)
-    side = judge[name]()
     if name != "solon":
-        engine.close()
-    side(asked)
+        engine.close()  # its tokenizer stays
+    judge[name]()(asked)
     print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
@@ -179,6 +181,7 @@ def against_distilabel(pairs: list[Pair], parts: int, python: str) -> dict[str, 
     ours(requests(pairs[:2], 1))
     theirs(pairs[:1])
     size, rows = len(pairs) // parts, []
+    mine = peak_memory("solon", size, 1, "float32")
     for n in range(parts):
         part = pairs[n * size : (n + 1) * size]
         if n % 2:
@@ -192,7 +195,6 @@ def against_distilabel(pairs: list[Pair], parts: int, python: str) -> dict[str, 
         })  # fmt: skip
         print(f"  part {n + 1}/{parts}: distilabel {peer['seconds']:.1f} s, {peer['answered']} of {size} parsed; "
               f"solon {ours_s:.1f} s", file=sys.stderr)  # fmt: skip
-    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "peer": "distilabel", "principles": 1, "pairs": size * parts, "dtype": "float32",
         "ratio": median_ratio([r["ratio"] for r in rows]), "answered": sum(r["answered"] for r in rows) / size / parts,
@@ -218,16 +220,16 @@ def compare(peer: str, pairs: list[Pair], parts: int, principles: int, dtype: st
     rows = []
     for n in range(parts):
         asked = requests(pairs[n * size : (n + 1) * size], principles)
+        engine._tree._kept = None  # what all requests begin with is computed in every part anew
         before = engine._tree.computed
-        rate = product_rate(resolve_dtype(dtype), str(device()))
-        if n % 2:
-            peer_s, _ = seconds(lambda asked=asked: theirs(asked))
-            rate = max(rate, product_rate(resolve_dtype(dtype), str(device())))
-            ours_s, _ = seconds(lambda asked=asked: ours(asked))
-        else:
-            ours_s, _ = seconds(lambda asked=asked: ours(asked))
-            rate = max(rate, product_rate(resolve_dtype(dtype), str(device())))
-            peer_s, _ = seconds(lambda asked=asked: theirs(asked))
+        rates = [product_rate(resolve_dtype(dtype), str(device()))]
+        sides = [lambda asked=asked: ours(asked), lambda asked=asked: theirs(asked)]
+        took = [0.0, 0.0]
+        for side in (1, 0) if n % 2 else (0, 1):
+            took[side], _ = seconds(sides[side])
+            if side == 0:
+                rates.append(product_rate(resolve_dtype(dtype), str(device())))
+        (ours_s, peer_s), rate = took, max(rates)
         computed = engine._tree.computed - before
         full = sum(len(engine.ids(r.chat, r.prefix)) for r in asked)
         least = least_flops(engine, asked)

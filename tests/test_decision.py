@@ -159,6 +159,13 @@ def test_examples_stand_in_the_state() -> None:
     )
 
 
+def test_a_model_without_any_template_is_said_in_one_line(tiny: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="neither a decision template nor a chat template"):
+        open_engine(f"decision:{tmp_path / 'bare'}", system=None)
+
+
 def test_no_model_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no config"):
         open_engine(f"decision:{tmp_path}", system=None)
@@ -229,8 +236,9 @@ def test_solon_label_takes_a_decision_server(sparrow: str, tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     [row] = [json.loads(line) for line in out.read_text().splitlines()]
     assert 0.5 < row["label"] < 1 and row["meta"]["model"] == f"systemone:nano@{sparrow}"
-    done = CliRunner().invoke(app, [*asked, "--model", f"systemone:nano@{sparrow}", "--rationales", "1", "--seed", "1"])
-    assert done.exit_code in (0, 2)  # nothing is left to do, or it cannot: never a stack trace
+    asked[asked.index(str(out))] = str(tmp_path / "other.jsonl")
+    done = CliRunner().invoke(app, [*asked, "--model", f"systemone:nano@{sparrow}", "--rationales", "1"])
+    assert done.exit_code == 2 and "writes no text" in done.stderr
 
 
 @pytest.mark.slow
@@ -367,6 +375,22 @@ def test_openais_form_is_that_of_its_own_client(server: Server) -> None:
         form = forms[question["type"]]
         assert form.__required_keys__ <= set(question) <= form.__required_keys__ | form.__optional_keys__
         Decision.model_validate(reply(seen, 0)[1])  # the reply itself is of the client's type
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"input_tokens": 9, "output_tokens": None, "input_tokens_details": None}])
+def test_what_a_service_does_not_tell_of_its_use_costs_no_answer(server: Server, usage: Any) -> None:
+    server.reply = lambda body, n: (200, {"answers": {"q": {"noul": 0.25}}, "usage": usage}, {})
+    engine = opened(server)
+    [scores] = engine.score([NOUL])
+    assert scores.error is None and engine.usage.prompt_tokens == (9 if usage else 0)
+
+
+def test_a_probe_that_failed_is_not_the_fingerprint_for_good(server: Server) -> None:
+    server.reply = lambda body, n: (
+        (500, {}, {}) if n < 2 else (200, {"model": "m-2", "answers": {"q": {"noul": 0.5}}}, {})
+    )
+    engine = opened(server)
+    assert engine.fingerprint != engine.fingerprint == opened(server).fingerprint
 
 
 def test_a_refused_decision_is_an_abstention(server: Server) -> None:

@@ -95,3 +95,23 @@ def test_an_abstention_in_a_ranking_stays_one() -> None:
     [one] = rank([candidates("w", "y", "x")], ScriptedEngine(prefer=prefer), RULES)
     assert one.strengths[1] is None and one.order == (0, 2)
     assert sorted(c.abstained for c in preferences(one)) == [False, True, True]
+
+
+@pytest.mark.parametrize("scheme", ["all", "tournament"])
+@pytest.mark.parametrize("silent", ["w", "x", "y", "wxyz"])
+def test_every_pair_of_responses_becomes_one_record_by_its_own_id(scheme: str, silent: str) -> None:
+    """Whatever was drawn and whatever was not answered: a labelling that is started again must know its records."""
+
+    def prefer(request: ScoreRequest) -> tuple[float | None, float]:
+        assert request.question is not None
+        a, b = request.question.criteria
+        return (None, 0.0) if (a in silent and b not in silent[1:]) or b in silent else (GOOD[a] - GOOD[b], 0.0)
+
+    for seed in range(6):
+        [one] = rank([candidates(*"wxyz", name="c")], ScriptedEngine(prefer=prefer), RULES, scheme=scheme, seed=seed)  # type: ignore[arg-type]
+        made = list(preferences(one))
+        assert sorted(c.id for c in made) == [f"c/{i}-{j}" for i in range(4) for j in range(i + 1, 4)]
+        for c in made:
+            i, j = (int(k) for k in c.id.removeprefix("c/").split("-"))
+            assert {text_of(c.chosen), text_of(c.rejected)} == {one.responses[i], one.responses[j]}
+            assert c.abstained == (c.label is None)

@@ -92,3 +92,9 @@ def test_rewards_are_in_standard_deviations_and_an_abstention_is_neither_good_no
     assert sum(s * s for s in scores) / len(scores) == pytest.approx(1)
     assert scores == sorted(scores, reverse=True)
     assert rewards.score([chat("the secret"), chat("a")])[0] == 0.0 and rewards.abstained == 1
+
+
+def test_a_judge_that_rates_nothing_says_why() -> None:
+    rewards = JudgeReward(ScriptedEngine(prefer=lambda r: (None,) * 10), RULES)
+    rewards.normalise([chat("x"), chat("y")])
+    assert rewards.abstained == rewards.rated == 2 and rewards.why

@@ -131,6 +131,12 @@ def test_the_other_recipes_go_through(name: str, more: dict[str, Any], models: l
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/models/reward-model")
 
 
+def test_a_judge_that_rates_nothing_is_no_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solon.feedback.rating.expected_rating", lambda scores: (None, "gave no rating"))
+    with pytest.raises(InputError, match=r"rated none of \d+ responses: gave no rating; try feedback.scale: broken"):
+        work(small("rlaif", **{"feedback.judge": "self", "feedback.direct": True}), tmp_path / "out")
+
+
 def test_direct_rlaif_has_the_judge_for_its_reward(tmp_path: Path) -> None:
     finish(small("rlaif", **{"feedback.judge": "self", "feedback.direct": True}), tmp_path / "out")
     assert not (tmp_path / "out/models/reward-model").exists() and "comparisons" not in records(tmp_path / "out")

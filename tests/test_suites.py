@@ -105,4 +105,22 @@ def test_the_verb_prints_the_table_and_the_verdict(tiny: str, tmp_path: Path) ->
     assert json.loads(done.stdout.splitlines()[-1])["n"] == json.loads(out.read_text())["n"] == 8
     done = CliRunner().invoke(app, ["evaluate", "--suite", "attacks", "--model", tiny, "--limit", "4"])
     assert done.exit_code == 0 and "beyond it" in done.stdout
-    assert CliRunner().invoke(app, ["evaluate", "--suite", "hhh", "--model", tiny]).exit_code == 2
+    for wrong in (["hhh"], ["attacks", "--broken"], ["hhh", "--file", str(path), "--broken", "--pointwise"]):
+        assert CliRunner().invoke(app, ["evaluate", "--model", tiny, "--suite", *wrong]).exit_code == 2
+
+
+@pytest.mark.parametrize("pointwise", [True, False])
+def test_a_judge_that_answers_nothing_gets_no_verdict_and_one_that_abstains_is_told(pointwise: bool) -> None:
+    def silent(request: ScoreRequest) -> tuple[None, ...]:
+        return (None,) * len(request.continuations)
+
+    with pytest.raises(InputError, match="answered none of 120 questions"):
+        measure(items(), ScriptedEngine(prefer=silent), RULES, pointwise=pointwise)
+
+    def often(request: ScoreRequest) -> tuple[float | None, ...]:
+        said = request.question.state if request.question is not None else {}
+        asked = said if isinstance(said, str) else said["conversation"][0]["content"]
+        return silent(request) if asked == "q7" else (-2.0,) * len(request.continuations)
+
+    result = measure(items(), ScriptedEngine(prefer=often), RULES, pointwise=pointwise)
+    assert result["abstained"] == 1 and result["verdict"].endswith("it abstained in 1 of them")

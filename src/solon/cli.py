@@ -510,6 +510,10 @@ def evaluate_(
 
     if suite not in ("hhh", "attacks"):
         raise InputError(f'--suite "{suite}": the suites are hhh and attacks')
+    if sum((pointwise, broken, bool(rationales))) > 1:
+        raise InputError("--pointwise, --broken and --rationales are three ways to ask; give one of them")
+    if suite == "attacks" and (pointwise or broken):
+        raise InputError("--suite attacks compares two responses; leave --pointwise and --broken out")
     rules = load_constitution(constitution) if constitution else Constitution.from_question(HHH)
     how = Judging(principles=principles, rationales=rationales)
     with LazyEngine(model, system=system, dtype=dtype) as engine:

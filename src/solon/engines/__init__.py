@@ -28,6 +28,7 @@ __all__ = [
     "Scores",
     "ScriptedEngine",
     "Usage",
+    "is_remote",
     "open_engine",
 ]
 
@@ -53,6 +54,11 @@ def open_engine(spec: str, *, system: str | None, dtype: str = "auto") -> Engine
     from solon.engines.local import LocalEngine
 
     return LocalEngine.load(spec, dtype=dtype, system=system)
+
+
+def is_remote(spec: str) -> bool:
+    """Whether the model runs behind an endpoint, and may cost money."""
+    return spec.startswith(("server:", "systemone:"))
 
 
 class LazyEngine:

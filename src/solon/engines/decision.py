@@ -87,10 +87,12 @@ class DecisionEngine:
         where = resolve(spec.removeprefix("decision:"))
         options = {"use_safetensors": True}  # nothing that runs code when opened
         try:
-            pipe = pipeline("decision", model=where, dtype=resolve_dtype(dtype), device=device(), model_kwargs=options)
+            pipe: Any = pipeline("decision", model=where, dtype=resolve_dtype(dtype), device=device(), model_kwargs=options)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"{spec}: cannot be loaded as a decision model ({first})") from error
+        if not (pipe.decision_config.chat_template or pipe.tokenizer.chat_template):
+            raise InputError(f"{spec}: it has neither a decision template nor a chat template; use an instruct model")
         return cls(pipe, name=spec, weights=model_fingerprint(where))
 
     @cached_property

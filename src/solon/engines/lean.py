@@ -79,7 +79,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def lean(model: Any) -> Lean | None:
     """The model's lean form, where it has one."""
     config = model.config.get_text_config()
-    if config.model_type not in FAMILIES or config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
+    if model.config.model_type not in FAMILIES or config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
         return None
     linear = [m for name, m in model.named_modules() if name.endswith(("_proj", "lm_head"))]
     if any(type(m) is not nn.Linear for m in linear):  # adapters, quantised layers
@@ -89,8 +89,8 @@ def lean(model: Any) -> Lean | None:
     with torch.no_grad():
         expected = model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0].float().log_softmax(-1)
         found = made(ids.tolist(), range(8), _causal, range(8)).float().log_softmax(-1)
-    apart = 1e-3 if model.dtype == torch.float32 else 0.2  # bfloat16 rounds to 1 part in 256 at every step
-    return made if torch.allclose(found, expected, atol=apart, rtol=0.02) else None
+    atol, rtol = (1e-3, 0.0) if model.dtype == torch.float32 else (0.2, 0.02)  # bfloat16 rounds to 1 in 256 at each step
+    return made if torch.allclose(found, expected, atol=atol, rtol=rtol) else None
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,9 +27,20 @@ from solon.records import fingerprint
 PROBE = Question("noul", "Hello.", "Is this a greeting?")
 
 
+class _Cached(BaseModel):
+    cached_tokens: int | None = Field(default=None, ge=0)
+
+
 class _Used(BaseModel):
-    input_tokens: int = Field(default=0, ge=0)
-    output_tokens: int = Field(default=0, ge=0)
+    input_tokens: int | None = Field(default=None, ge=0)
+    output_tokens: int | None = Field(default=None, ge=0)
+    input_tokens_details: _Cached | None = None
+
+    @property
+    def tokens(self) -> tuple[int, int, int]:
+        """Input tokens, those of them read from a cache, output tokens; 0 where not told."""
+        read, details = self.input_tokens or 0, self.input_tokens_details
+        return read, min((details and details.cached_tokens) or 0, read), self.output_tokens or 0
 
 
 class _Answer(BaseModel):
@@ -63,7 +73,7 @@ class SystemOneEngine(Endpoint):
         model, base_url = parse_spec(spec, cls.kind)
         return cls(model, base_url, key=key_for(base_url), **options)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Of the model's name, the service's host and API, and what the service calls the model that answers.
 
@@ -112,11 +122,9 @@ class SystemOneEngine(Endpoint):
             raise Failed(f"the server's answer is not one of decisions ({where(error)})") from None
         if not self._answered:
             self._answered, self._version = True, answer.model
-        cost = None
-        if answer.usage is not None:
-            cost = price_usd(self.model, self.base_url, answer.usage.input_tokens, answer.usage.output_tokens)
-        used = answer.usage or _Used()
-        self._count(0, used.input_tokens, used.output_tokens, cost)
+        read, cached, written = (answer.usage or _Used()).tokens
+        cost = None if answer.usage is None else price_usd(self.model, self.base_url, read, written, cached)
+        self._count(0, read, written, cost)
         try:
             if decisions:
                 return _of_decisions(question, names, answer.answers)

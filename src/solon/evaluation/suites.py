@@ -78,25 +78,31 @@ def measure(
     """Accuracy of a judge with its interval, and what it adds to the two answers that need none.
 
     pointwise: each response is rated by itself on the scale (`rate`) and the higher rating wins. An abstention and a tie count half, as a
-    coin would. Items that the file has twice are asked once.
+    coin would. Items that the file has twice are asked once. Raises InputError where the judge answers none.
     """
     distinct = {i.pair.id: i for i in items}
     pairs = [i.pair for i in distinct.values()]
     trust = Trust()
     p: dict[str, float] = {}  # P(first is better)
+    abstained, why = 0, ""
     if pointwise:
         chats = [(f"{q.id}/{n}", (*q.prompt, assistant(r))) for q in pairs for n, r in enumerate(q.responses)]
-        rated = {
-            r.id: r.rating for r in rate(chats, engine, constitution, principles=how.principles, scale=scale, seed=seed)
-        }
+        rated = {r.id: r for r in rate(chats, engine, constitution, principles=how.principles, scale=scale, seed=seed)}
         for q in pairs:
             one, other = rated[f"{q.id}/0"], rated[f"{q.id}/1"]
-            p[q.id] = 0.5 if one is None or other is None or one == other else float(one > other)
+            if one.rating is None or other.rating is None:
+                abstained, why, p[q.id] = abstained + 1, one.abstained or other.abstained or "", 0.5
+            else:
+                p[q.id] = 0.5 if one.rating == other.rating else float(one.rating > other.rating)
     else:
         for c in compare(pairs, engine, constitution, how, seed=seed):
             trust.add(c)
             first = text_of(c.chosen) == distinct[c.id].pair.responses[0]
             p[c.id] = 0.5 if c.label is None else c.label if first else 1 - c.label
+            if c.label is None:
+                abstained, why = abstained + 1, next((j.abstained for j in c.judgements if j.abstained), "")
+    if abstained == len(pairs):
+        raise InputError(f"{engine.name}: answered none of {len(pairs)} questions: {why}")
     right = {"judge": [_right(p[q.id], q.human) for q in pairs]}
     right |= {FIRST: [float(q.human or 0) for q in pairs], LONGER: [_right(_longer(q), q.human) for q in pairs]}
     written = [i for i in distinct.values() if i.written]
@@ -106,11 +112,12 @@ def measure(
     gains = {name: bootstrap_difference(right["judge"], right[name]) for name in (FIRST, LONGER)}
     return {
         "n": len(pairs),
+        "abstained": abstained,
         "judge": engine.name,
         "asked": f"pointwise, {scale}" if pointwise else "compared, in both orders",
         "accuracy": {name: e.to_json() for name, e in shares.items()},
         "gain_over": {name: e.to_json() for name, e in gains.items()},
-        "verdict": verdict(shares["judge"], gains),
+        "verdict": verdict(shares["judge"], gains) + (f"; it abstained in {abstained} of them" if abstained else ""),
         "trust": None if pointwise else trust.summary(),
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from solon.constitution import Constitution
 from solon.engines.base import Engine
-from solon.feedback.judge import WINDOW, Judging, compare, sigmoid, turned
+from solon.feedback.judge import WINDOW, Judging, compare, sigmoid, to_comparison, turned
 from solon.feedback.questions import Example
 from solon.records import Candidates, Comparison, Pair, Ranking, assistant, fingerprint, text_of
 
@@ -138,9 +138,10 @@ def _ranking(c: Candidates, found: Sequence[tuple[int, int, Comparison]], meta: 
 
 
 def preferences(ranking: Ranking) -> Iterator[Comparison]:
-    """The ranking as comparisons of all pairs of ranked responses, labelled by their strengths.
+    """The ranking as comparisons of all pairs of its responses, labelled by their strengths.
 
-    Where a pair itself was compared its judgements stand with it.
+    Where a pair itself was compared its judgements stand with it. Where the judge said nothing of one of the two, or
+    abstained on just these, that pair is an abstention.
     """
     compared = {c.id: c for c in ranking.comparisons}
     for i, j in combinations(range(len(ranking.responses)), 2):
@@ -148,9 +149,12 @@ def preferences(ranking: Ranking) -> Iterator[Comparison]:
         direct = compared.get(name) or compared.get(f"{ranking.id}/{j}-{i}")
         a, b = ranking.strengths[i], ranking.strengths[j]
         if direct is not None and direct.label is None:
-            yield direct
+            yield direct.model_copy(update={"id": name})
             continue
-        if a is None or b is None:
+        if a is None or b is None:  # of one of them nothing is known
+            pair = Pair(id=name, prompt=ranking.prompt, responses=(ranking.responses[i], ranking.responses[j]),
+                        source=ranking.source, meta=ranking.meta)  # fmt: skip
+            yield to_comparison(pair, (), {})
             continue
         chosen, rejected = (i, j) if a >= b else (j, i)
         label = sigmoid(abs(a - b))

@@ -39,13 +39,16 @@ ENOUGH = 0.5  # of the judge's probability must lie on the ratings that an endpo
 def expected_rating(scores: Scores) -> tuple[float | None, str]:
     """The mean rating, 1 to 10; or None, and why the judge gave none.
 
-    An endpoint tells only its most likely tokens. Ratings that are not among them hold next to nothing, if the told
-    ones hold most of the probability; else there is no rating.
+    Some engines tell only the most likely answers. Ratings that are not among them hold next to nothing, if the told
+    ones hold most of the probability; else there is no rating. (A chat API's single letters cannot say 10: behind
+    `server:` use the scale "broken".)
     """
     if scores.error:
         return None, scores.error
     told = {n: math.exp(min(p, 0.0)) for n, p in enumerate(scores.logprobs, start=1) if p is not None}
     mass = sum(told.values())
+    if not told:
+        return None, "gave no rating"
     if mass < (LEAST_MASS if len(told) == len(LEVELS) else ENOUGH):
         return None, f"gave no rating (the ratings hold {mass:.1e} of its probability)"
     return sum(n * p for n, p in told.items()) / mass, ""
@@ -148,6 +151,7 @@ class JudgeReward:
         self.scale: Scale = scale
         self.mean, self.std = 0.0, 1.0
         self.rated = self.abstained = 0
+        self.why = ""  # of the last abstention
 
     def normalise(self, reference: Sequence[Chat]) -> None:
         """Take mean and standard deviation from the ratings of a reference, conversations that end in a response."""
@@ -163,7 +167,10 @@ class JudgeReward:
         names = [f"{n}-{fingerprint('rated', [m.model_dump() for m in c])}" for n, c in enumerate(chats)]
         asked = zip(names, chats, strict=True)
         made = rate(asked, self.engine, self.constitution, principles=self.principles, scale=self.scale, seed=self.seed)
-        ratings = [r.rating for r in made]
+        ratings = []
+        for r in made:
+            ratings.append(r.rating)
+            self.why = r.abstained or self.why
         self.rated += len(ratings)
         self.abstained += ratings.count(None)
         return ratings

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from solon.constitution import load_constitution
+from solon.engines import is_remote
 from solon.runs.pipeline import Data, reinforced_name
 from solon.runs.recipe import Recipe
 
@@ -26,6 +27,8 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     request = _mean(len((p.critique + p.revision).split()) * WORDS_TO_TOKENS / 2 for p in rules.principles) + 8
     n, held = len(data.prompts), len(data.heldout)
     rows: list[dict[str, Any]] = []
+
+    shared: dict[str, float] = {}  # tokens that a model in this process computes, where requests share most of theirs
 
     def row(name: str, records: int, read: float = 0, written: float = 0, trained: float = 0) -> None:
         rows.append(
@@ -65,6 +68,7 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         row("pairs", asked, 2 * asked * prompt, 2 * asked * said)
         per_pair = feedback.principles_per_pair or len(rules.principles)
         row("comparisons", asked, asked * per_pair * 2 * (prompt + 2 * said + 50))
+        shared["comparisons"] = asked * (prompt + 2 * (2 * said + per_pair * 50))
     labelled = (asked if feedback.labels != "human" else 0) + (len(data.comparisons) if feedback.labels != "ai" else 0)
     row("reward-model", labelled, trained=recipe.reward_model.train.epochs * labelled * 2 * (prompt + said))
     rollouts = ppo.updates * ppo.rollouts
@@ -85,10 +89,11 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     )
     speed = _rates(recipe)
     for r in rows:
-        local = speed is not None and not (
-            r["name"] in ("comparisons", "choices") and feedback.judge.startswith("server:")
-        )
-        r["seconds"] = round(sum(r[k] / speed[k] for k in speed)) if local and speed is not None else None
+        if speed is None or (r["name"] in ("comparisons", "choices") and is_remote(feedback.judge)):
+            r["seconds"] = None
+        else:
+            computed = {**r, "prompt_tokens": shared.get(r["name"], r["prompt_tokens"])}
+            r["seconds"] = round(sum(computed[k] / speed[k] for k in speed))
     return rows
 
 
@@ -103,7 +108,7 @@ def estimate_table(recipe: Recipe, rows: list[dict[str, Any]]) -> Table:
             seconds,
         )  # fmt: skip
     known = [r["seconds"] for r in rows if r["seconds"] is not None]
-    paid = recipe.model.startswith("server:") or recipe.feedback.judge.startswith("server:")
+    paid = is_remote(recipe.model) or is_remote(recipe.feedback.judge)
     table.caption = f"about {_clock(sum(known))} here (±2×); cost: " + (
         "the server's price for the tokens above" if paid else "none, all models run here"
     )
@@ -126,7 +131,7 @@ def _rates(recipe: Recipe) -> dict[str, float] | None:
     from solon.engines.weights import resolve, resolve_dtype
     from solon.errors import InputError
 
-    if recipe.model.startswith("server:"):
+    if is_remote(recipe.model):
         return None
     parameters = 3e4
     if recipe.model != "tiny-random":

@@ -403,9 +403,12 @@ def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
     seed, principles = run.recipe.seed, part.principles_per_pair
     rewards = JudgeReward(engine, constitution, principles=principles, scale=part.scale, seed=seed)
     reference = [(*p.prompt, assistant(r)) for p in pairs for r in p.responses][:128]
+    other = "; try feedback.scale: broken" if part.scale == "levels" else ""
 
     def work(step: Progress) -> dict[str, Any]:
         rewards.normalise(reference)
+        if rewards.abstained == rewards.rated:
+            raise InputError(f"feedback.direct: {engine.name} rated none of {rewards.rated} responses: {rewards.why}{other}")
         return {
             "examples": len(reference), "abstained": rewards.abstained, "mean": rewards.mean, "std": rewards.std
         }  # fmt: skip

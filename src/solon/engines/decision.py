@@ -87,7 +87,9 @@ class DecisionEngine:
         where = resolve(spec.removeprefix("decision:"))
         options = {"use_safetensors": True}  # nothing that runs code when opened
         try:
-            pipe: Any = pipeline("decision", model=where, dtype=resolve_dtype(dtype), device=device(), model_kwargs=options)
+            pipe: Any = pipeline(
+                "decision", model=where, dtype=resolve_dtype(dtype), device=device(), model_kwargs=options
+            )
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"{spec}: cannot be loaded as a decision model ({first})") from error

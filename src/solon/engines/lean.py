@@ -89,7 +89,9 @@ def lean(model: Any) -> Lean | None:
     with torch.no_grad():
         expected = model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0].float().log_softmax(-1)
         found = made(ids.tolist(), range(8), _causal, range(8)).float().log_softmax(-1)
-    atol, rtol = (1e-3, 0.0) if model.dtype == torch.float32 else (0.2, 0.02)  # bfloat16 rounds to 1 in 256 at each step
+    atol, rtol = (
+        (1e-3, 0.0) if model.dtype == torch.float32 else (0.2, 0.02)
+    )  # bfloat16 rounds to 1 in 256 at each step
     return made if torch.allclose(found, expected, atol=atol, rtol=rtol) else None
 
 

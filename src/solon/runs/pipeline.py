@@ -408,7 +408,9 @@ def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
     def work(step: Progress) -> dict[str, Any]:
         rewards.normalise(reference)
         if rewards.abstained == rewards.rated:
-            raise InputError(f"feedback.direct: {engine.name} rated none of {rewards.rated} responses: {rewards.why}{other}")
+            raise InputError(
+                f"feedback.direct: {engine.name} rated none of {rewards.rated} responses: {rewards.why}{other}"
+            )
         return {
             "examples": len(reference), "abstained": rewards.abstained, "mean": rewards.mean, "std": rewards.std
         }  # fmt: skip

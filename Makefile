@@ -27,13 +27,14 @@ test: install
 
 # Solon beside what one would otherwise use, timed in turns: see benchmarks/README.md
 bench: install .venv-distilabel/.installed
-	$(BIN)/python -m benchmarks.judge
+	$(BIN)/python -m benchmarks.judge --against plain
+	$(BIN)/python -m benchmarks.judge --against decision distilabel --pairs 16 --name judge-peers
 	$(BIN)/python -m benchmarks.memory
 
 .venv-distilabel/.installed:
 	$(PYTHON) -m venv .venv-distilabel
 	.venv-distilabel/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-distilabel/bin/python -m pip install --quiet --disable-pip-version-check distilabel==1.5.3 transformers==5.23.0
+	.venv-distilabel/bin/python -m pip install --quiet --disable-pip-version-check distilabel==1.5.3 transformers==5.23.0 requests  # it needs that last one and does not say so
 	@touch $@
 
 lint: install

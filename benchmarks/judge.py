@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import keep, median_ratio, product_rate, reference_data, said, seconds
+from benchmarks.timing import keep, median_ratio, peak_mb, product_rate, reference_data, said, seconds
 from solon.constitution import load_constitution
 from solon.engines.base import ScoreRequest
 from solon.engines.decoding import left_pad
@@ -141,7 +140,7 @@ def one(name: str, pairs: int, principles: int, dtype: str) -> None:
     if name != "solon":
         engine.close()  # its tokenizer stays
     judge[name]()(asked)
-    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"peak_mb": peak_mb()}))
 
 
 def peak_memory(name: str, pairs: int, principles: int, dtype: str) -> float:

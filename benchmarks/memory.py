@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.timing import keep
+from benchmarks.timing import keep, peak_mb
 
 
 def pairs_file(path: Path, n: int) -> None:
@@ -40,9 +39,7 @@ def one(n: int) -> None:
         made = label_file(
             str(root / "pairs.jsonl"), root / "out.jsonl", engine, load_constitution("simple"), Judging(), quiet=True
         )
-    print(
-        json.dumps({"records": made["records"], "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
-    )
+    print(json.dumps({"records": made["records"], "peak_mb": peak_mb()}))
 
 
 def main() -> None:

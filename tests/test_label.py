@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,36 @@ def test_the_feedback_model_verb_measures_on_what_it_did_not_see(tiny: str, tmp_
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["comparisons"] == 16 and result["heldout"]["calibration"]["accuracy"]["n"] == 4
+
+
+def test_a_warmed_up_judge_answers_with_the_options(tiny: str, tmp_path: Path) -> None:
+    """Random weights give the two letters hardly any probability; trained on their log-odds alone, they still would."""
+    from solon.engines.local import LocalEngine
+    from solon.feedback.feedback_model import as_pairs, train_feedback_model
+    from solon.feedback.judge import compare
+    from solon.feedback.questions import HHH, OPTIONS, PREFIX, comparison_chat
+    from solon.training import TrainSettings
+
+    found = [c for c in read_comparisons("solon:comparisons-harmless")[:40] if c.label is not None]
+    settings = TrainSettings(epochs=3, batch_size=8, learning_rate=5e-3)
+    train_feedback_model(
+        found,
+        RULES,
+        tiny,
+        tmp_path / "judge",
+        question=HHH,
+        settings=settings,
+        adapter=None,
+        system=None,
+        dtype="float32",
+    )
+
+    def held(model: str) -> float:
+        engine = LocalEngine.load(model, dtype="float32", system=None)
+        pairs = as_pairs(found, 0)
+        requests = [ScoreRequest(p.id, comparison_chat(p.prompt, *p.responses, HHH), OPTIONS, PREFIX) for p in pairs]
+        return min(sum(math.exp(x) for x in s.logprobs if x is not None) for s in engine.score(requests))
+
+    assert held(tiny) < 0.05 and held(str(tmp_path / "judge")) > 0.5
+    engine = LocalEngine.load(str(tmp_path / "judge"), dtype="float32", system=None)
+    assert not any(c.abstained for c in compare(as_pairs(found, 0), engine, RULES))

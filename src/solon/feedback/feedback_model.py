@@ -2,7 +2,9 @@
 
 A small model answers (A) or (B) by position: SmolLM2-135M picks the same letter in both orders for almost every
 pair. So both orders of a pair are one example here, and what is trained is what is used, their mean log-odds: a
-preference for a position cancels in it and costs nothing to ignore.
+preference for a position cancels in it and costs nothing to ignore. Nothing in the log-odds of two options keeps the
+model from saying something else altogether, and such a judge abstains: so the loss also asks that the options hold the
+probability.
 """
 
 from __future__ import annotations
@@ -90,13 +92,14 @@ def encode(
     return first, second, comparison.label
 
 
-def option_margin(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> Tensor:
-    """Log-odds of the first option over the second after each row, (rows,). Two rows of the output head are used."""
+def option_scores(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> tuple[Tensor, Tensor]:
+    """After each row: log-odds of the first option over the second, and the logarithm of what both hold, (rows,)."""
     ids, mask, last = right_pad(rows, pad, model.device)
     hidden = hidden_states(model, input_ids=ids, attention_mask=mask)
-    weight = base_of(model).get_output_embeddings().weight[list(options)].float()
-    scores = hidden[torch.arange(len(rows), device=hidden.device), last].float() @ weight.T
-    return scores[:, 0] - scores[:, 1]
+    head = base_of(model).get_output_embeddings()
+    scores = head(hidden[torch.arange(len(rows), device=hidden.device), last].to(head.weight.dtype)).float()
+    of_options = scores[:, list(options)]
+    return of_options[:, 0] - of_options[:, 1], of_options.logsumexp(-1) - scores.logsumexp(-1)
 
 
 def train_feedback_model(
@@ -125,9 +128,11 @@ def train_feedback_model(
     encoded = [encode(tokenizer, c, constitution, question, system) for c in labelled]
 
     def loss(batch: Sequence[tuple[list[int], list[int], float]]) -> Tensor:
-        margin = option_margin(lm, [b[0] for b in batch] + [b[1] for b in batch], options, tokenizer.pad_token_id)
+        rows = [b[0] for b in batch] + [b[1] for b in batch]
+        margin, held = option_scores(lm, rows, options, tokenizer.pad_token_id)
         combined = (margin[: len(batch)] - margin[len(batch) :]) / 2
-        return F.binary_cross_entropy_with_logits(combined, torch.tensor([b[2] for b in batch], device=combined.device))
+        labels = torch.tensor([b[2] for b in batch], device=combined.device)
+        return F.binary_cross_entropy_with_logits(combined, labels) - held.mean()
 
     lm.train()
     losses = fit(

@@ -138,7 +138,11 @@ def test_a_judge_that_rates_nothing_is_no_reward(tmp_path: Path, monkeypatch: py
 
 
 def test_direct_rlaif_has_the_judge_for_its_reward(tmp_path: Path) -> None:
-    finish(small("rlaif", **{"feedback.judge": "self", "feedback.direct": True}), tmp_path / "out")
+    # Random weights give ten levels and their closing bracket next to nothing; two letters they give enough.
+    direct = {"feedback.judge": "self", "feedback.direct": True, "feedback.scale": "broken"}
+    finish(small("rlaif", **direct), tmp_path / "out")
+    judged = json.loads((tmp_path / "out/judge-reward/stage.json").read_text())["result"]
+    assert judged["abstained"] < judged["examples"] and judged["std"] > 1e-6  # a reward that tells responses apart
     assert not (tmp_path / "out/models/reward-model").exists() and "comparisons" not in records(tmp_path / "out")
     asked = json.loads((tmp_path / "out/ppo/stage.json").read_text())["requests"]
     assert asked >= len(records(tmp_path / "out")["ppo"])  # the ledger knows what the judge was asked

@@ -24,6 +24,7 @@ import torch
 from benchmarks.timing import keep, median_ratio, peak_mb, product_rate, reference_data, said, seconds
 from solon.constitution import load_constitution
 from solon.engines.base import ScoreRequest
+from solon.engines.decision import typed
 from solon.engines.decoding import left_pad
 from solon.engines.local import LocalEngine
 from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
@@ -91,14 +92,7 @@ def decision(dtype: str) -> Judge:
             by_pair.setdefault(r.id.rsplit("/", 2)[0], []).append(r)
         found: dict[str, float] = {}
         for same in by_pair.values():
-            questions = {
-                r.id: {
-                    "type": "choice",
-                    "instructions": r.question.instructions,  # type: ignore[union-attr]
-                    "criteria": dict(zip(OPTIONS, r.question.criteria, strict=True)),  # type: ignore[union-attr]
-                }
-                for r in same
-            }
+            questions = {r.id: typed(r.question, OPTIONS) for r in same}  # type: ignore[arg-type]
             answers = decide({"state": same[0].question.state, "questions": questions})  # type: ignore[union-attr]
             for name, answer in answers.items():
                 p = answer["probabilities"]

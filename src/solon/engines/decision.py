@@ -25,6 +25,7 @@ from solon.records import fingerprint
 
 LEAST = 1e-9  # an option's probability below it counts as this: 0 has no logarithm
 ROUNDED = 0.05  # servers round: probabilities may sum to 1 give or take this
+NOT_TYPED = "a decision model cannot be asked this: it is no typed question"
 NAME = "q"  # of the one question in a request
 
 
@@ -111,7 +112,7 @@ class DecisionEngine:
         for request in requests:
             nothing: tuple[None, ...] = (None,) * len(request.continuations)
             if request.question is None:
-                yield Scores(request.id, nothing, "a decision model cannot be asked this: it is no typed question")
+                yield Scores(request.id, nothing, NOT_TYPED)
                 continue
             question, names = request.question, request.continuations
             try:

@@ -20,7 +20,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, Field, ValidationError
 
 from solon.engines.base import Completion, GenerationRequest, Question, Sampling, ScoreRequest, Scores
-from solon.engines.decision import NAME, distribution, logs, no_text, probabilities, typed
+from solon.engines.decision import NAME, NOT_TYPED, distribution, logs, no_text, probabilities, typed
 from solon.engines.endpoint import Endpoint, Failed, key_for, parse_spec, price_usd, where
 from solon.records import fingerprint
 
@@ -97,7 +97,7 @@ class SystemOneEngine(Endpoint):
         async def read(client: AsyncOpenAI, request: ScoreRequest) -> Scores:
             try:
                 if request.question is None:
-                    raise Failed("a decision model cannot be asked this: it is no typed question")
+                    raise Failed(NOT_TYPED)
                 found = await self._ask(client, request.question, request.continuations)
             except Failed as error:
                 return Scores(request.id, (None,) * len(request.continuations), str(error))

@@ -76,10 +76,12 @@ def test_sampling_follows_the_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     generator = torch.Generator().manual_seed(0)
     n = 40_000
-    picked = sample(probabilities.log().expand(n, 4), torch.rand(n, generator=generator), temperature=1.0, top_p=1.0)
+    picked, _ = sample(probabilities.log().expand(n, 4), torch.rand(n, generator=generator), temperature=1.0, top_p=1.0)
     found = torch.bincount(picked, minlength=4) / n
     assert (found - probabilities).abs().max() < 0.012  # five standard errors of a half
-    nucleus = sample(probabilities.log().expand(n, 4), torch.rand(n, generator=generator), temperature=1.0, top_p=0.7)
+    nucleus, _ = sample(
+        probabilities.log().expand(n, 4), torch.rand(n, generator=generator), temperature=1.0, top_p=0.7
+    )
     assert set(nucleus.tolist()) == {0, 1}
 
 
@@ -88,7 +90,7 @@ def test_a_nucleus_wider_than_the_first_look_is_still_whole() -> None:
     flat[:10] = 5.0  # these ten hold 43 %, so half of the mass needs hundreds of the others
     n = 20_000
     uniform = torch.rand(n, generator=torch.Generator().manual_seed(0))
-    picked = torch.cat([sample(flat.expand(500, -1), part, 1.0, 0.7) for part in uniform.split(500)])
+    picked = torch.cat([sample(flat.expand(500, -1), part, 1.0, 0.7)[0] for part in uniform.split(500)])
     probabilities = flat.softmax(-1)
     top = probabilities[:10].sum().item()
     expected_size = 10 + math.ceil((0.7 - top) / probabilities[-1].item())

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import random
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest, ScriptedEngine
+from solon.engines.tiny import make_tiny_model
+from solon.engines.weights import load_causal_lm
+from solon.errors import InputError
 from solon.feedback.rating import JudgeReward
-from solon.records import Chat, Comparison, Prompt, SFTExample, assistant, user
+from solon.records import Chat, Comparison, Prompt, RolloutSummary, SFTExample, assistant, user
+from solon.reinforcement.frozen import lowest_trained_block
 from solon.reinforcement.reward_model import (
     RewardModel,
-    accuracy,
+    RewardSettings,
     preference_loss,
-    score_pairs,
     train_reward_model,
 )
-from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.reinforcement.reward_quality import measure
+from solon.reinforcement.rollout import Rollouts, sample
+from solon.reinforcement.trainer import PPOSettings, _start, learn, ppo
 from solon.supervised.sft import IGNORE, encode, sft
-from solon.training import AdapterSettings, TrainSettings, fit
+from solon.training import AdapterSettings, TrainSettings, add_adapters, fit
 
 ADAPTER = AdapterSettings(rank=8, alpha=16)
 PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)]
@@ -145,15 +154,19 @@ def comparisons(n: int = 48) -> list[Comparison]:
 
 
 def test_reward_model_learns_and_its_labels_can_be_turned_round(tiny: str, tmp_path: Path) -> None:
-    settings = TrainSettings(epochs=8, batch_size=8, learning_rate=1e-2)
+    settings = RewardSettings(epochs=8, batch_size=8, learning_rate=1e-2)
     held = comparisons(64)[48:]
     found = {}
     for name, label in (("plain", 0.95), ("turned", 0.05), ("tie", 0.5)):
         rows = [c.model_copy(update={"label": label}) for c in comparisons()]
         train_reward_model(rows, tiny, tmp_path / name, settings=settings, adapter=ADAPTER, system=None, reference=[],
                            dtype="float32")  # fmt: skip
-        chosen, rejected = score_pairs(RewardModel.load(str(tmp_path / name), "float32"), held)
-        found[name] = accuracy(chosen, rejected), sum(chosen) - sum(rejected)
+        rewards = RewardModel.load(str(tmp_path / name), "float32")
+        scores = torch.tensor(
+            rewards.score([(*c.prompt, *c.chosen) for c in held] + [(*c.prompt, *c.rejected) for c in held])
+        )
+        apart = scores[: len(held)] - scores[len(held) :]
+        found[name] = (apart > 0).float().mean().item(), apart.sum().item() * rewards.members[0].std
     assert found["plain"][0] > 0.9
     assert found["turned"][0] < 0.1
     assert abs(found["tie"][1]) < 0.05 * abs(found["plain"][1])  # a 0.5 teaches no preference
@@ -181,7 +194,7 @@ def test_a_batch_in_parts_steps_like_the_whole_batch(monkeypatch: pytest.MonkeyP
             loss,
             [{"params": [weight]}],
             settings=TrainSettings(epochs=2, batch_size=5, learning_rate=0.1),
-            length=lambda row: 10,
+            tokens=lambda row: 10,
             seed=0,
             progress=None,
         )
@@ -193,7 +206,7 @@ def test_a_batch_in_parts_steps_like_the_whole_batch(monkeypatch: pytest.MonkeyP
 
 
 def test_reward_scores_do_not_depend_on_the_batch(tiny: str, tmp_path: Path) -> None:
-    train_reward_model(comparisons(8), tiny, tmp_path / "rm", settings=TrainSettings(epochs=1), adapter=ADAPTER,
+    train_reward_model(comparisons(8), tiny, tmp_path / "rm", settings=RewardSettings(epochs=1), adapter=ADAPTER,
                        system=None, reference=[], dtype="float32")  # fmt: skip
     rewards = RewardModel.load(str(tmp_path / "rm"), "float32")
     chats = [(user("q"), assistant("word " * n)) for n in (1, 5, 40)]
@@ -203,7 +216,7 @@ def test_reward_scores_do_not_depend_on_the_batch(tiny: str, tmp_path: Path) -> 
 
     model = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "rm"))
     ids = torch.tensor([rewards.ids(chats[1])])
-    assert model(ids).logits.item() == pytest.approx(rewards.raw_scores([chats[1]])[0], abs=1e-4)
+    assert model(ids).logits.item() == pytest.approx(rewards.raw_scores([rewards.ids(chats[1])])[0], abs=1e-4)
 
 
 def test_sft_teaches_the_answer_and_the_stop(tiny: str, tmp_path: Path) -> None:
@@ -231,35 +244,231 @@ def test_labels_hold_the_answer_and_its_end_and_nothing_else(tiny: str) -> None:
     assert tokenizer.decode([t for t in both["labels"] if t != IGNORE]) == "one<|im_end|>two<|im_end|>"
 
 
-def test_passes_that_start_above_the_frozen_blocks_are_the_same(tiny: str) -> None:
-    from solon.engines.weights import load_causal_lm
-    from solon.reinforcement.frozen import lowest_trained_block, states_entering
-    from solon.reinforcement.trainer import Batch, evaluate_tokens
-    from solon.training import add_adapters
-
+def adapted(tiny: str, layers: int | None = None) -> Any:
+    """A policy whose adapters do something."""
     torch.manual_seed(0)
-    policy = add_adapters(load_causal_lm(tiny, dtype="float32")[0], AdapterSettings(rank=4, alpha=8, layers=1)).eval()
+    policy = add_adapters(load_causal_lm(tiny, dtype="float32")[0], AdapterSettings(rank=4, alpha=8, layers=layers))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    return policy.eval()
+
+
+def rollouts() -> Rollouts:
+    """Two responses to one prompt, and one to another."""
+    contexts, responses = [[5, 6, 7], [5, 6, 7], [5, 8]], [[9, 10], [9, 11, 12, 13], [11]]
+    return Rollouts(contexts, responses, pad=0, device=torch.device("cpu"))
+
+
+def test_passes_that_start_above_the_frozen_blocks_are_the_same(tiny: str) -> None:
+    policy, made, rows = adapted(tiny, layers=1), rollouts(), [2, 0]
     block = lowest_trained_block(policy)
     assert block == 1  # of two
-    rollouts = Batch([[5, 6, 7], [8]], [[9, 10], [11, 12, 13]], pad=0, device=torch.device("cpu"))
-    rows = torch.tensor([1, 0])
 
     def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         policy.zero_grad()
-        logprobs, _, _ = evaluate_tokens(policy, rollouts, rows, 0.7)
+        logprobs, _, _ = made.passed(policy, rows, 0.7)
         logprobs.sum().backward()
         return logprobs.detach(), [p.grad for p in policy.parameters() if p.requires_grad]
 
     whole, gradients = passes()
-    with torch.no_grad(), policy.disable_adapter(), states_entering(policy, block) as entering:
-        evaluate_tokens(policy, rollouts, torch.tensor([0, 1]), 0.7)
-    rollouts.keep(policy, block, torch.cat(entering))
-    assert rollouts.entering is not None  # the architecture takes it
+    with torch.no_grad(), policy.disable_adapter():
+        made.passed_first(policy, block, 0.7, tokens=6)
+    assert made.block == block and made.entering  # the architecture takes it
     short, again = passes()
     assert torch.allclose(whole, short, atol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, again, strict=True))
-    rollouts.entering = torch.zeros_like(rollouts.entering)
+    made.entering = [torch.zeros_like(x) for x in made.entering]
     assert not torch.allclose(whole, passes()[0], atol=1e-3)  # they were really used
+
+
+def test_a_rollout_s_numbers_are_its_own_whatever_stands_beside_it(tiny: str) -> None:
+    policy, made = adapted(tiny), rollouts()
+    together = made.passed(policy, [0, 1, 2], 0.7, entropy=True)
+    plain = policy(torch.tensor([made.rows[1]])).logits[0].div(0.7).log_softmax(-1)
+    expected = torch.stack([plain[at, made.rows[1][at + 1]] for at in made.before[1]])
+    assert torch.allclose(together[0][1, :4], expected, atol=1e-5)
+    assert together[0][2, 1:].abs().max() == 0  # nothing beyond a response's end
+    for row in range(3):
+        alone = made.passed(policy, [row], 0.7, entropy=True)
+        for a, b in zip(together[:2], alone[:2], strict=True):
+            n = len(made.responses[row])
+            assert torch.allclose(a[row, :n], b[0, :n], atol=1e-5)
+
+
+def test_a_padded_batch_gives_the_numbers_of_the_tree(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, made = adapted(tiny), rollouts()
+
+    def passed() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        policy.zero_grad()
+        logprobs, entropies, states = made.passed(policy, [0, 1, 2], 0.7, entropy=True)
+        (logprobs.sum() + entropies.sum() + states.square().sum()).backward()
+        return logprobs.detach(), [p.grad for p in policy.parameters() if p.requires_grad]
+
+    tree, gradients = passed()
+    monkeypatch.setattr("solon.states.plain_causal", lambda model: False)
+    padded, again = passed()
+    assert torch.allclose(tree, padded, atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-3) for a, b in zip(gradients, again, strict=True))
+
+
+def test_the_sampler_s_log_probs_are_the_trainer_s(tiny: str) -> None:
+    policy = adapted(tiny)
+    before = [p.clone() for p in policy.parameters()]
+    contexts = [[5, 6, 7], [5, 6, 7], [8]]
+    made = sample(policy, contexts, seed=3, max_tokens=9, temperature=0.7, ends=[2], pad=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    responses = [m.ids + ([2] if m.ended else []) for m in made]
+    again = Rollouts(contexts, responses, pad=0, device=torch.device("cpu"))
+    logprobs, _, _ = again.passed(policy, [0, 1, 2], 0.7)
+    for row, m in enumerate(made):
+        assert logprobs[row, : len(responses[row])].tolist() == pytest.approx(m.logprobs, abs=1e-4)
+    with policy.disable_adapter():  # and the adapters did take part
+        bare, _, _ = again.passed(policy, [0, 1, 2], 0.7)
+    assert not torch.allclose(bare, logprobs, atol=1e-2)
+
+
+def test_a_minibatch_in_parts_steps_like_the_whole(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learned(tokens: int) -> tuple[RolloutSummary, list[torch.Tensor]]:
+        monkeypatch.setattr("solon.reinforcement.trainer.TOKENS_AT_ONCE", tokens)
+        policy = adapted(tiny)
+        settings = PPOSettings(rollouts=3, epochs=2, minibatch=3, learning_rate=1e-3, entropy_bonus=0.01)
+        state = _start(policy, settings, None)
+        ended = torch.tensor([True, False, True])
+        summary = learn(state, rollouts(), torch.tensor([1.0, -1.0, 0.5]), ended, settings, random.Random(0))
+        return summary, [p.detach() for p in policy.parameters() if p.requires_grad]
+
+    (whole, one), (parts, two) = learned(10**6), learned(4)
+    assert whole.policy_loss == pytest.approx(parts.policy_loss, abs=1e-5)
+    assert whole.value_loss == pytest.approx(parts.value_loss, rel=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("start", ["zero", "reward-model"])
+def test_the_value_head_starts_as_told(tiny: str, tmp_path: Path, start: Literal["zero", "reward-model"]) -> None:
+    rewards = trained(tiny, tmp_path / "rm")
+    state = _start(adapted(tiny), PPOSettings(value_start=start), rewards)
+    states = torch.randn(5, state.values.in_features)
+    part = rewards.members[0]
+    expected = (part.head(states) - part.mean) / part.std if start == "reward-model" else torch.zeros(5, 1)
+    assert torch.allclose(state.values(states), expected, atol=1e-5)
+
+
+def test_epochs_end_where_the_policy_has_gone_far_enough(tiny: str, tmp_path: Path) -> None:
+    settings = PPOSettings(updates=1, rollouts=8, minibatch=4, epochs=6, max_tokens=8, learning_rate=3e-2, kl_stop=0.01)
+    [stopped] = ppo(
+        PROMPTS, tiny, has_e, tmp_path / "m", settings=settings, adapter=ADAPTER, system=None, dtype="float32"
+    )
+    assert 1 <= stopped.meta["steps"] < 12
+    free = settings.model_copy(update={"kl_stop": None})
+    [whole] = ppo(PROMPTS, tiny, has_e, tmp_path / "n", settings=free, adapter=ADAPTER, system=None, dtype="float32")
+    assert whole.meta["steps"] == 12 and whole.approx_kl > stopped.approx_kl
+
+
+def test_an_entropy_bonus_keeps_entropy_up_and_a_length_target_holds_length(tiny: str, tmp_path: Path) -> None:
+    def last(name: str, **changed: Any) -> RolloutSummary:
+        settings = PPOSettings(
+            updates=6, rollouts=32, minibatch=16, max_tokens=12, learning_rate=2e-2, temperature=1.0,
+            kl_coefficient=0.0, kl_target=None, kl_bound=1e9, missing_end_penalty=0.0, **changed,
+        )  # fmt: skip
+        return list(
+            ppo(PROMPTS, tiny, lambda chats: [0.0] * len(chats), tmp_path / name, settings=settings, adapter=ADAPTER,
+                system=None, dtype="float32")
+        )[-1]  # fmt: skip
+
+    plain = last("plain")
+    assert last("flat", entropy_bonus=1.0).entropy_nats > plain.entropy_nats + 0.05
+    assert last("sharp", length_target=3).response_tokens < plain.response_tokens - 1
+
+
+def trained(tiny: str, out: Path, **changed: Any) -> RewardModel:
+    settings = RewardSettings(epochs=4, batch_size=8, learning_rate=1e-2, **changed)
+    train_reward_model(comparisons(24), tiny, out, settings=settings, adapter=ADAPTER, system=None,
+                       reference=[(*c.prompt, *c.chosen) for c in comparisons(8)], dtype="float32")  # fmt: skip
+    return RewardModel.load(str(out), "float32")
+
+
+CHATS = [(user("question 1"), assistant(text)) for text in ("a good answer", "poor", "good good good", "word " * 30)]
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_on_the_policy_s_trunk_the_reward_model_scores_as_it_does_alone(
+    tiny: str, tmp_path: Path, members: int
+) -> None:
+    alone = trained(tiny, tmp_path / "rm", members=members, uncertainty_penalty=0.5 if members > 1 else 0.0)
+    policy, tokenizer = load_causal_lm(tiny, dtype="float32")
+    policy = add_adapters(policy, ADAPTER).eval()
+    learns = [n for n, p in policy.named_parameters() if p.requires_grad]
+    upon = RewardModel.upon(policy, tokenizer, str(tmp_path / "rm"), tiny)
+    assert upon is not None and len(upon.members) == members
+    assert upon.score(CHATS) == pytest.approx(alone.score(CHATS), abs=1e-3)
+    by_member = alone.by_member(CHATS)
+    assert all(len(set(scores)) == members for scores in by_member)  # the members are not the same
+    expected = [statistics.fmean(s) - (0.5 * statistics.stdev(s) if members > 1 else 0) for s in by_member]
+    assert alone.score(CHATS) == pytest.approx(expected)
+    assert [n for n, p in policy.named_parameters() if p.requires_grad] == learns  # PPO still trains what it did
+    other = make_tiny_model(tmp_path / "other", seed=5)
+    assert RewardModel.upon(policy, tokenizer, str(tmp_path / "rm"), str(other)) is None
+
+
+def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(tiny: str, tmp_path: Path) -> None:
+    rewards = trained(tiny, tmp_path / "rm")
+    settings = PPOSettings(updates=2, rollouts=8, minibatch=4, max_tokens=8, learning_rate=3e-3)
+    given = {"settings": settings, "adapter": ADAPTER, "system": None, "dtype": "float32"}
+    on = list(ppo(PROMPTS, tiny, str(tmp_path / "rm"), tmp_path / "on", **given))
+    beside = list(ppo(PROMPTS, tiny, rewards.score, tmp_path / "beside", **given))
+    for a, b in zip(on, beside, strict=True):
+        assert a.reward == pytest.approx(b.reward, abs=1e-3)
+        assert a.kl_nats == pytest.approx(b.kl_nats, abs=1e-3)
+    saved = set(load_file(tmp_path / "on" / "model.safetensors"))
+    assert saved == set(load_file(tmp_path / "beside" / "model.safetensors"))  # no reward adapter is left in it
+
+
+def test_weights_and_skipped_ties_say_who_teaches(tiny: str, tmp_path: Path) -> None:
+    human = [c.model_copy(update={"labeler": "human"}) for c in comparisons()]
+    contrary = [c.model_copy(update={"id": f"ai{c.id}", "label": 0.05}) for c in comparisons()]
+    held = [c.model_copy(update={"labeler": "human"}) for c in comparisons(64)[48:]]
+    for name, weights, right in (("human", {"ai": 0.0}, True), ("ai", {"human": 0.1}, False)):
+        settings = RewardSettings(epochs=6, batch_size=8, learning_rate=1e-2, weights=weights)
+        train_reward_model([*human, *contrary], tiny, tmp_path / name, settings=settings, adapter=ADAPTER, system=None,
+                           reference=[], dtype="float32")  # fmt: skip
+        found = measure(RewardModel.load(str(tmp_path / name), "float32"), held)
+        assert (found["human"]["accuracy"] > 0.8) == right and (found["human"]["accuracy"] < 0.2) != right
+    ties = [c.model_copy(update={"id": f"tie{c.id}", "label": 0.5}) for c in comparisons()]
+    settings = RewardSettings(epochs=1, ties="skip")
+    result = train_reward_model([*human, *ties], tiny, tmp_path / "ties", settings=settings, adapter=ADAPTER,
+                                system=None, reference=[], dtype="float32")  # fmt: skip
+    assert (result["comparisons"], result["ties_skipped"]) == (48, 48)
+    with pytest.raises(InputError, match="no comparison is left"):
+        train_reward_model(ties, tiny, tmp_path / "none", settings=settings, adapter=ADAPTER, system=None, reference=[])
+
+
+def test_a_margin_wants_more_of_a_sure_label_and_turns_with_the_pair() -> None:
+    chosen, rejected, label = (
+        torch.tensor([1.0, 0.3, -2.0]),
+        torch.tensor([0.5, 1.0, 0.0]),
+        torch.tensor([0.9, 0.5, 0.2]),
+    )
+    plain, wide = preference_loss(chosen, rejected, label), preference_loss(chosen, rejected, label, margin=1.0)
+    assert wide > plain
+    assert preference_loss(rejected, chosen, 1 - label, margin=1.0) == pytest.approx(wide)
+    tie = torch.tensor([0.5])
+    assert preference_loss(chosen[:1], rejected[:1], tie, margin=1.0) == preference_loss(chosen[:1], rejected[:1], tie)
+
+
+def test_a_reward_model_that_counts_words_is_shown_to(tiny: str) -> None:
+    class Counts:
+        def probabilities(self, comparisons: Sequence[Comparison]) -> list[float]:
+            gap = [len(c.chosen[0].content.split()) - len(c.rejected[0].content.split()) for c in comparisons]
+            return torch.tensor(gap).float().mul(0.3).sigmoid().tolist()
+
+    rng = random.Random(0)
+    rows = [
+        Comparison(id=str(i), prompt=(user("q"),), chosen=(assistant("word " * rng.randint(1, 30)),),
+                   rejected=(assistant("word " * rng.randint(1, 30)),), label=1.0, labeler="human")
+        for i in range(200)
+    ]  # fmt: skip
+    found = measure(Counts(), rows)["human"]  # type: ignore[arg-type]
+    assert found["length_correlation"]["low"] > 0.95
+    assert found["accuracy"] == pytest.approx(found["longer_is_better"]["value"])
+    assert found["calibration"]["overconfidence"]["low"] > 0.1  # sure, and right in half of the pairs

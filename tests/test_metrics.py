@@ -25,6 +25,7 @@ from solon.evaluation.metrics import (
     is_evasive,
     is_refusal,
     repetition,
+    wilson,
     words,
 )
 
@@ -389,3 +390,10 @@ def test_reference_diversity_at_equal_size(samples):
     print(fair)
     worst = fair.pop("RLMADISON")
     assert all(worst.high < other.low for other in fair.values())
+
+
+@pytest.mark.parametrize("n", range(1, 60))
+def test_an_interval_holds_its_share_at_the_ends_too(n: int) -> None:
+    for found in (wilson(0, n), wilson(n, n), wilson(n / 2, n)):
+        assert found.low is not None and found.value is not None and found.high is not None
+        assert 0 <= found.low <= found.value <= found.high <= 1

@@ -360,6 +360,18 @@ def reward_model(
     max_length: int = 512,
     heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share kept away to measure on.")] = 0.1,
     layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    margin: Annotated[
+        float, typer.Option(min=0, help="By which a certain label wants the two scores apart, nats.")
+    ] = 0.0,
+    skip_ties: Annotated[
+        bool, typer.Option(help="Leave labels of 0.5 out; otherwise they pull the two scores together.")
+    ] = False,
+    human_weight: Annotated[float, typer.Option(min=0, help="Of a person's comparison in the loss.")] = 1.0,
+    ai_weight: Annotated[float, typer.Option(min=0, help="Of a judge's.")] = 1.0,
+    members: Annotated[int, typer.Option(min=1, max=16, help="Of an ensemble: so many adapters on one trunk.")] = 1,
+    uncertainty_penalty: Annotated[
+        float, typer.Option(min=0, help="So many standard deviations between the members are taken off the score.")
+    ] = 0.0,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -374,15 +386,22 @@ def reward_model(
     import random
 
     from solon.prompts import read_comparisons
-    from solon.reinforcement.reward_model import RewardModel, accuracy, score_pairs, train_reward_model
+    from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
+    from solon.reinforcement.reward_quality import measure
     from solon.runs.files import with_progress
-    from solon.training import AdapterSettings, TrainSettings
+    from solon.training import AdapterSettings
 
+    if uncertainty_penalty and members == 1:
+        raise InputError("--uncertainty-penalty: one member cannot disagree with itself; add --members 3")
     rows = [c for c in read_comparisons(comparisons)[:limit] if c.label is not None]
     random.Random(seed or 0).shuffle(rows)
     kept = rows[: round(heldout * len(rows))]
     training = rows[len(kept) :]
-    settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
+    settings = RewardSettings(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length, margin=margin,
+        ties="skip" if skip_ties else "equal", weights={"human": human_weight, "ai": ai_weight}, members=members,
+        uncertainty_penalty=uncertainty_penalty,
+    )  # fmt: skip
     with with_progress("reward-model", quiet) as step:
         result = train_reward_model(
             training, model, out, settings=settings, adapter=AdapterSettings(layers=layers), system=system,
@@ -390,12 +409,15 @@ def reward_model(
             seed=seed or 0, dtype=dtype, progress=step,
         )  # fmt: skip
     if kept:
-        chosen, rejected = score_pairs(RewardModel.load(str(out), dtype), kept)
-        result["heldout_accuracy"], result["heldout_n"] = accuracy(chosen, rejected), len(kept)
-        print(
-            f"{out}: right on {result['heldout_accuracy']:.1%} of {len(kept)} held-out comparisons",
-            file=sys.stderr,
-        )
+        result["heldout"] = measure(RewardModel.load(str(out), dtype), kept)
+        for source, found in result["heldout"].items():
+            right, length = found["calibration"]["accuracy"], found["length_correlation"]["value"]
+            follows = "" if length is None else f"; its score's rank correlation with length is {length:+.2f}"
+            print(
+                f"{out}: right on {found['accuracy']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of {found['n']} "
+                f"held-out comparisons ({source}), always the longer on {found['longer_is_better']['value']:.1%}{follows}",
+                file=sys.stderr,
+            )
     _last_line(json_, {"out": str(out), **result})
 
 

@@ -199,7 +199,19 @@ class RolloutSummary(Record):
     policy_loss: float
     kl_coefficient: float
     ended: float  # share of responses that ended by themselves, 0..1
+    approx_kl: float = 0.0  # nats per token, mean over the steps: how far the policy went from the one that sampled
+    explained_variance: float = 0.0  # of the returns by the values, 1 at best
+    watched: dict[str, Any] = Field(default_factory=dict)  # measures of the rollouts' words (monitors.of_texts)
+    check: dict[str, Any] | None = None  # of the probe prompts, where one was due (monitors.Check)
     meta: dict[str, Any] = Field(default_factory=dict)
+
+    def numbers(self) -> dict[str, float]:
+        """What a tracker shows."""
+        found = {k: v for k, v in self.model_dump(exclude={"update", "watched", "check", "meta"}).items()}
+        found |= {f"rollouts/{k}": v for k, v in self.watched.items()}
+        for name, value in (self.check or {}).items():
+            found[f"check/{name}"] = value["value"] if isinstance(value, dict) and "value" in value else value
+        return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}
 
 
 def text_of(chat: Chat) -> str:

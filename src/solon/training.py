@@ -19,8 +19,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from solon.states import parts_of
+
 R = TypeVar("R")
-TOKENS_AT_ONCE = 512  # a pair counts the longer of its two; activations are about 1 MB a token in a model of 135M
+TOKENS_AT_ONCE = 1024  # distinct tokens of a pass that learns; activations are about 1 MB a token in a model of 135M
 Progress = Callable[[int, int, dict[str, float]], None]  # step, steps, what to show
 
 
@@ -62,38 +64,22 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
     return get_peft_model(model, lora_config(model, settings, task))
 
 
-def base_of(model: Any) -> Any:
-    """The model itself, out of its PEFT wrapper where it has one (adapters stay in place)."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def hidden_states(model: Any, **inputs: Tensor) -> Tensor:
-    """The last hidden states of a model, with adapters or without, (batch, length, hidden).
-
-    Under a bfloat16 trunk the float32 adapters multiply in bfloat16 too, as mixed precision does; in float32 they
-    took a quarter of a training step on a CPU. Weights, gradients and the optimiser stay float32.
-    """
-    trunk = base_of(model).base_model
-    mixed = trunk.dtype == torch.bfloat16
-    with torch.autocast(trunk.device.type, torch.bfloat16, enabled=mixed):
-        return trunk(use_cache=False, **inputs).last_hidden_state
-
-
 def fit(
     rows: Sequence[R],
     loss: Callable[[Sequence[R]], Tensor],
     parameters: list[dict[str, Any]],
     *,
     settings: TrainSettings,
-    length: Callable[[R], int],
+    tokens: Callable[[R], int],
+    weight: Callable[[R], float] = lambda _: 1.0,
     seed: int,
     progress: Progress | None,
 ) -> list[float]:
     """The optimisation loop that the reward model and the feedback model share. Returns the loss of each step.
 
-    loss: the mean over the rows it is given. Batches hold rows of like length (padding is work for nothing) in an
-    order drawn by the seed; a batch goes through the model in parts, so that memory does not grow with it. AdamW, a
-    short warm-up and a cosine down to zero, gradients clipped to norm 1.
+    loss: the mean over the rows it is given, by their weight. tokens: what a row brings to a forward pass. Batches hold
+    rows of like length in an order drawn by the seed; a batch goes through the model in parts, so that memory does not
+    grow with it. AdamW, a short warm-up and a cosine down to zero, gradients clipped to norm 1.
     """
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     every = [p for group in parameters for p in group["params"]]
@@ -102,16 +88,18 @@ def fit(
         optimiser, lambda step: min((step + 1) / (0.1 * total), 0.5 * (1 + math.cos(math.pi * step / total)))
     )
     rng = random.Random(seed)
+    sizes = [tokens(r) for r in rows]
     losses: list[float] = []
     for _ in range(settings.epochs):
-        order = sorted(rows, key=lambda r: length(r) * rng.uniform(0.8, 1.25))
+        order = sorted(range(len(rows)), key=lambda i: sizes[i] * rng.uniform(0.8, 1.25))
         batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
         rng.shuffle(batches)
         for batch in batches:
             optimiser.zero_grad()
-            value = 0.0
-            for part in in_parts(batch, length):
-                share = loss(part) * (len(part) / len(batch))
+            value, whole = 0.0, sum(weight(rows[i]) for i in batch)
+            for places in parts_of([sizes[i] for i in batch], TOKENS_AT_ONCE):
+                part = [rows[batch[i]] for i in places]
+                share = loss(part) * (sum(map(weight, part)) / whole)
                 share.backward()  # type: ignore[no-untyped-call]
                 value += share.item()
             torch.nn.utils.clip_grad_norm_(every, 1.0)
@@ -123,34 +111,19 @@ def fit(
     return losses
 
 
-def in_parts(batch: Sequence[R], length: Callable[[R], int]) -> list[Sequence[R]]:
-    """The batch cut so that rows × longest row stays within TOKENS_AT_ONCE; a part holds one row at least."""
-    size = max(1, TOKENS_AT_ONCE // max(map(length, batch)))
-    return [batch[i : i + size] for i in range(0, len(batch), size)]
-
-
 def first_and_last(losses: Sequence[float]) -> dict[str, float]:
     """Mean loss of the first and of the last tenth of the steps."""
     tenth = max(1, len(losses) // 10)
     return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
 
 
-def right_pad(rows: Sequence[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """ids and mask, (rows, longest), and the place of each row's last token, (rows,)."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return ids.to(device), mask.to(device), (mask.sum(-1) - 1).to(device)
-
-
-def save_merged(model: Any, tokenizer: Any, out: Path, base: str | None) -> None:
+def save_merged(
+    model: Any, tokenizer: Any, out: Path, base: str | None, also: Callable[[Path], None] | None = None
+) -> None:
     """Write a complete model directory; a half-written one is never taken for whole.
 
     base: where the frozen weights came from. Adapters are merged into a float32 copy of them: a small change
-    added to bfloat16 weights would be rounded away.
+    added to bfloat16 weights would be rounded away. also: writes what else belongs into the directory.
     """
     from peft import PeftModel
 
@@ -166,6 +139,8 @@ def save_merged(model: Any, tokenizer: Any, out: Path, base: str | None) -> None
             shutil.rmtree(aside / "adapter")
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        if also:
+            also(aside)
         publish(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

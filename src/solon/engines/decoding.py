@@ -8,7 +8,7 @@ without copying them per head, sampling by one cumulative sum instead of `multin
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -148,15 +148,17 @@ def reserve_cache(model: Any, capacity: int) -> DynamicCache | None:
 NUCLEUS = 256  # sorting the whole vocabulary took 255 ms a step (96 rows of 49k, two cores), the first 256 take 9
 
 
-def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """One token a row. logits: (batch, vocabulary); uniform: (batch,) in [0, 1). Returns (batch,).
+def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """One token a row, and the logarithm of its probability. logits: (batch, vocabulary); uniform: (batch,) in [0, 1).
 
-    top_p: only the most probable tokens are drawn from, as many as it takes to hold that much probability.
+    top_p: only the most probable tokens are drawn from, as many as it takes to hold that much probability. The
+    probability given is that among all tokens, at this temperature. Returns (batch,), (batch,).
     """
+    probabilities = (logits.float() / (temperature or 1)).softmax(-1)
     if temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits.float() / temperature).softmax(-1)
-    order = None
+        best = logits.argmax(-1)
+        return best, probabilities.gather(-1, best.unsqueeze(-1)).squeeze(-1).log()
+    every, order = probabilities, None
     if top_p < 1:
         size, count = probabilities.shape[-1], NUCLEUS
         first, order = probabilities.topk(min(count, size), -1)
@@ -168,7 +170,9 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     point = uniform.to(torch.float64).unsqueeze(-1) * cumulative[:, -1:]
     picked = torch.searchsorted(cumulative, point, right=True).clamp(max=cumulative.shape[-1] - 1)
-    return (picked if order is None else order.gather(-1, picked)).squeeze(-1)
+    if order is not None:
+        picked = order.gather(-1, picked)
+    return picked.squeeze(-1), every.gather(-1, picked).squeeze(-1).log()
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -185,6 +189,7 @@ class Generated:
     row: int
     ids: list[int]  # without the end token
     ended: bool
+    logprobs: list[float] = field(default_factory=list)  # of each token, the end token's included
 
 
 def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
@@ -196,6 +201,15 @@ def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tens
         ids[i, longest - len(row) :] = torch.tensor(row)
         mask[i, longest - len(row) :] = 1
     return ids.to(device), mask.to(device)
+
+
+def _keep_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """The cache of these rows, in this order; a row may be taken more than once."""
+    own = [layer for layer in cache.layers if isinstance(layer, _Layer)]
+    for layer in own:
+        layer.keep(rows)
+    if not own:
+        cache.batch_select_indices(rows)
 
 
 @torch.no_grad()
@@ -217,7 +231,8 @@ def decode(
     not depend on which other prompts are in the batch. Returns one `Generated` a prompt, in order.
     """
     device = model.device
-    ids, mask = left_pad(prompts, pad, device)
+    distinct = [list(p) for p in dict.fromkeys(map(tuple, prompts))]  # a prompt that comes again is computed once
+    ids, mask = left_pad(distinct, pad, device)
     cache = reserve_cache(model, ids.shape[1] + max_tokens)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     done = [Generated(i, [], ended=False) for i in range(len(prompts))]
@@ -242,11 +257,18 @@ def decode(
         )
         cache = out.past_key_values
         logits = out.logits[:, -1]
+        if step == 0 and len(distinct) < len(prompts):
+            number = {tuple(p): n for n, p in enumerate(distinct)}
+            copies = torch.tensor([number[tuple(p)] for p in prompts], device=device)
+            logits, mask, positions = logits[copies], mask[copies], positions[copies]
+            _keep_rows(cache, copies)
         if seen is not None:
             logits = penalise(logits, seen[alive], repetition_penalty)
-        token = sample(logits, uniforms[alive, step], temperature, top_p)
+        token, logprob = sample(logits, uniforms[alive, step], temperature, top_p)
         stopped = torch.isin(token, ends)
-        for row, value, stop in zip(alive.tolist(), token.tolist(), stopped.tolist(), strict=True):
+        found = (x.tolist() for x in (alive, token, logprob, stopped))
+        for row, value, logp, stop in zip(*found, strict=True):
+            done[row].logprobs.append(logp)
             if stop:
                 done[row].ended = True
             else:
@@ -259,11 +281,7 @@ def decode(
             if keep.numel() == 0:
                 break
             alive, token, mask, positions = alive[keep], token[keep], mask[keep], positions[keep]
-            if cache.layers and isinstance(cache.layers[0], _Layer):
-                for layer in cache.layers:
-                    layer.keep(keep)
-            else:
-                cache.batch_select_indices(keep)
+            _keep_rows(cache, keep)
         ids = token.unsqueeze(-1)
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
     return done

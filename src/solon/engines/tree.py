@@ -95,6 +95,15 @@ class Tree:
         assert branch is not None
         return branch.start + index - branch.depth
 
+    def places(self, row: int) -> np.ndarray:
+        """Where the tokens of a row stand, from `skip` on."""
+        branch: Branch | None = self.ends[row]
+        found = []
+        while branch is not None:
+            found.append(np.arange(branch.start, branch.stop))
+            branch = branch.parent
+        return np.concatenate(found[::-1])
+
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
     """Length of the common beginning."""
@@ -131,6 +140,25 @@ def grow(rows: Sequence[list[int]], shared: Sequence[int], skip: int) -> Tree:
     return tree
 
 
+def as_tree(rows: Sequence[list[int]], skip: int = 0) -> tuple[Tree, list[int]]:
+    """The rows, in any order and some of them equal, as a tree; and of each row, which of the tree's it is.
+
+    skip: the first so many tokens, which all rows share and the tree leaves out.
+    """
+    order = sorted(range(len(rows)), key=lambda i: rows[i])
+    arrays = [np.asarray(rows[i]) for i in order]
+    distinct: list[list[int]] = []
+    shared: list[int] = []
+    number = [0] * len(rows)
+    for i, r in enumerate(order):
+        alike = common(arrays[i - 1], arrays[i]) if i else skip
+        if not i or not len(arrays[i]) == len(arrays[i - 1]) == alike:
+            distinct.append(rows[r])
+            shared.append(alike)
+        number[r] = len(distinct) - 1
+    return grow(distinct, shared, skip), number
+
+
 def packs(
     rows: Sequence[Row], order: Sequence[int], shared: Sequence[int], skip: int, tokens: int, reads: int
 ) -> Iterator[slice]:
@@ -157,23 +185,50 @@ def packs(
 
 # --- attention -----------------------------------------------------------------------------------------------
 
-_TREE: ContextVar[tuple[Tree, int] | None] = ContextVar("tree", default=None)
+
+@dataclass
+class _Active:
+    """The tree of the forward pass that is under way."""
+
+    tree: Tree
+    past: int  # tokens before it, already in the cache
+    cuts: list[int]  # lengths that keys and values are cut into, so that what each piece sees is whole cuts
+    plain: bool
+
+    def cut(self, x: Tensor) -> dict[int, tuple[Tensor, int]]:
+        """By where it starts: a cut of x, (1, heads, length, d), and where the next one starts."""
+        found, at = {}, 0
+        for part in x.split(self.cuts, 2):
+            found[at] = part, at + part.shape[2]
+            at += part.shape[2]
+        return found
+
+
+_ACTIVE: ContextVar[_Active | None] = ContextVar("tree", default=None)
 
 
 def active() -> bool:
-    return _TREE.get() is not None
+    return _ACTIVE.get() is not None
 
 
 @contextmanager
-def _laid_out(tree: Tree, past: int, like: Tensor) -> Iterator[None]:
-    """like: of the dtype and on the device of what will be attended to."""
+def laid_out(tree: Tree, past: int, like: Tensor, learns: bool = False) -> Iterator[None]:
+    """Inside, a forward pass over the tree's ids computes its rows.
+
+    like: of the dtype and on the device of what will be attended to. learns: the pass is one that training repeats, and
+    each time by the same arithmetic, gradients or not: PPO's first ratio is 1 because of that.
+    """
+    edges = {past, past + len(tree.ids)}
     for family in tree.families:
         family.pieces = [*_pieces(family, past + sum(b - a for a, b in family.past), like)]
-    token = _TREE.set((tree, past))
+        edges |= {past + x for span in family.past for x in span}
+        edges |= {past + x for p in family.pieces for x in (p.first, p.stop)}
+    cuts = [b - a for a, b in pairwise(sorted({0, *edges}))]
+    token = _ACTIVE.set(_Active(tree, past, cuts, learns and like.device.type == "cpu"))
     try:
         yield
     finally:
-        _TREE.reset(token)
+        _ACTIVE.reset(token)
 
 
 def _pieces(family: Family, seen: int, like: Tensor) -> Iterator[Piece]:
@@ -201,25 +256,46 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
 
     query: (1, heads, n, d); key, value: (1, kv_heads, past + n, d). Returns (1, n, heads, d).
     """
-    found = _TREE.get()
+    found = _ACTIVE.get()
     assert found is not None
-    tree, past = found
-    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-    for family in tree.families:
-        spans = [(0, past)] * (past > 0) + [(a + past, b + past) for a, b in family.past]
+    past, attend = found.past, _plainly if found.plain else _fused
+    both = found.cut(key), found.cut(value)
+
+    def between(spans: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+        """Keys and values of the spans."""
+        parts: list[list[Tensor]] = [[], []]
+        for start, stop in spans:
+            at = start
+            while at < stop:
+                for side, cuts in zip(parts, both, strict=True):
+                    side.append(cuts[at][0])
+                at = both[0][at][1]
+        return parts
+
+    out = []
+    for family in found.tree.families:
+        before = between([(0, past), *((a + past, b + past) for a, b in family.past)])
+        if len(before[0]) > 1:
+            before = [[torch.cat(side, 2)] for side in before]
         for p in family.pieces:
-            seen = [slice(a, b) for a, b in spans] + [slice(p.first + past, p.stop + past)]
-            keys, values = (torch.cat([x[:, :, s] for s in seen], 2) for x in (key, value))
-            got = F.scaled_dot_product_attention(
-                query[:, :, p.start : p.stop],
-                keys,
-                values,
-                attn_mask=p.mask,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-            out[:, p.start : p.stop] = got.transpose(1, 2)
-    return out
+            own = between([(p.first + past, p.stop + past)])
+            keys, values = (torch.cat([*a, *b], 2) for a, b in zip(before, own, strict=True))
+            out.append(attend(query[:, :, p.start : p.stop], keys, values, p.mask, scaling).transpose(1, 2))
+    return torch.cat(out, 1)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    gqa = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=gqa)
+
+
+def _plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """The textbook's three steps, whose backward pass is faster on a CPU than the fused one's. (1, heads, n, d)."""
+    _, heads, n, d = query.shape
+    grouped = query.reshape(1, key.shape[1], -1, d)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).view(1, heads, n, -1) * scaling + mask
+    weights = scores.softmax(-1).view(1, key.shape[1], -1, key.shape[2])
+    return torch.matmul(weights, value).view(1, heads, n, d)
 
 
 # --- scoring -------------------------------------------------------------------------------------------------
@@ -268,20 +344,14 @@ class TreeScorer:
         skip = min([*shared[1:], *(r.first for r in rows)], default=0) if len(rows) > 1 else 0
         cache = self._shared(rows[order[0]].ids[:skip]) if skip else None
         for part in packs(rows, order, shared, skip, self.tokens, self.reads):
-            picked, lcp = order[part], shared[part]
-            distinct: list[int] = []  # rows of the pack that are not the one before them again
-            number: list[int] = []  # of each row of the pack, the distinct one it is
-            for i, r in enumerate(picked):
-                if i == 0 or not len(rows[r].ids) == len(rows[picked[i - 1]].ids) == lcp[i]:
-                    distinct.append(i)
-                number.append(len(distinct) - 1)
-            tree = grow([rows[picked[i]].ids for i in distinct], [skip, *(lcp[i] for i in distinct[1:])], skip)
+            picked = order[part]
+            tree, number = as_tree([rows[r].ids for r in picked], skip)
             asked = [
                 (n, at) for n, r in zip(number, picked, strict=True) for at in range(rows[r].first, len(rows[r].ids))
             ]
             reads = [tree.at(n, at) for n, at in asked]
             self.computed += len(tree.ids)
-            with _laid_out(tree, skip, self._like):
+            with laid_out(tree, skip, self._like):
                 logits = self._logits(tree, skip, cache, reads)
             yield picked, logits
 

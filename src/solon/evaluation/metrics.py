@@ -427,7 +427,8 @@ def wilson(successes: float, n: int, effective: float | None = None) -> Estimate
     p, m = successes / n, effective or n
     centre = (p + Z**2 / (2 * m)) / (1 + Z**2 / m)
     half = Z * math.sqrt(p * (1 - p) / m + Z**2 / (4 * m**2)) / (1 + Z**2 / m)
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    # At 0 and 1 the bound is the value itself; rounding may put it on the wrong side, and plots refuse that.
+    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
 
 
 def difference_of_shares(a: Estimate, b: Estimate) -> Estimate:

@@ -23,16 +23,14 @@ from solon.engines.chat import chat_ids, text_ids
 from solon.engines.weights import load_causal_lm, resolve
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
 from solon.records import Comparison, Pair, fingerprint, text_of
+from solon.states import base_of, distinct_tokens, last_states
 from solon.training import (
     AdapterSettings,
     Progress,
     TrainSettings,
     add_adapters,
-    base_of,
     first_and_last,
     fit,
-    hidden_states,
-    right_pad,
     save_merged,
 )
 
@@ -94,10 +92,8 @@ def encode(
 
 def option_scores(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> tuple[Tensor, Tensor]:
     """After each row: log-odds of the first option over the second, and the logarithm of what both hold, (rows,)."""
-    ids, mask, last = right_pad(rows, pad, model.device)
-    hidden = hidden_states(model, input_ids=ids, attention_mask=mask)
     head = base_of(model).get_output_embeddings()
-    scores = head(hidden[torch.arange(len(rows), device=hidden.device), last].to(head.weight.dtype)).float()
+    scores = head(last_states(model, rows, pad).to(head.weight.dtype)).float()
     of_options = scores[:, list(options)]
     return of_options[:, 0] - of_options[:, 1], of_options.logsumexp(-1) - scores.logsumexp(-1)
 
@@ -140,7 +136,7 @@ def train_feedback_model(
         loss,
         [{"params": [p for p in lm.parameters() if p.requires_grad]}],
         settings=settings,
-        length=lambda row: max(len(row[0]), len(row[1])),
+        tokens=lambda row: distinct_tokens(row[:2]),
         seed=seed,
         progress=progress,
     )

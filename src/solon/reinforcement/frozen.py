@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solon.training import base_of
+from solon.states import base_of
 
 
 def lowest_trained_block(model: Any) -> int:

@@ -47,8 +47,7 @@ def logprobs_and_entropy(
         distribution = (head(h).float() / temperature).log_softmax(-1)
         logprobs.append(distribution.gather(-1, t.unsqueeze(-1)).squeeze(-1))
         if entropy:
-            with torch.no_grad():
-                entropies.append(-(distribution.exp() * distribution).sum(-1))
+            entropies.append(-(distribution.exp() * distribution).sum(-1))
     return torch.cat(logprobs), torch.cat(entropies) if entropy else torch.zeros_like(torch.cat(logprobs))
 
 
@@ -74,6 +73,14 @@ def centred(score: Tensor, group: int) -> Tensor:
         return score - score.mean()
     by_prompt = score.view(-1, group)
     return ((by_prompt - by_prompt.mean(-1, keepdim=True)) * (group / (group - 1))).flatten()
+
+
+def held_to_length(score: Tensor, lengths: Tensor, target: int | None, coefficient: float) -> Tensor:
+    """The score less `coefficient` for each `target` of tokens that the response is too long or too short. (rollouts,).
+
+    Rewards learned from comparisons follow length (Singhal et al. 2023, arXiv 2310.03716); this holds it.
+    """
+    return score if target is None else score - coefficient * (lengths / target - 1).abs()
 
 
 def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
@@ -128,6 +135,13 @@ def value_loss(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: fl
     """Squared error, clipped around the values that the rollout saw (Huang et al. 2024, detail 8)."""
     near = old + (new - old).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((new - returns) ** 2, (near - returns) ** 2), mask)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Share of the returns' variance that the values foretold: 1 all, 0 none, below 0 worse than their mean."""
+    variance = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+    left = returns - values
+    return (1 - masked_mean((left - masked_mean(left, mask)) ** 2, mask) / variance.clamp(min=1e-8)).item()
 
 
 @dataclass

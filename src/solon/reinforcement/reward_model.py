@@ -5,69 +5,136 @@ sigmoid of the difference of two scores. The loss is the cross-entropy against t
 of 0.5 pulls the two scores together and teaches no preference (Bai et al. 2022, section 4.1: soft labels work
 better than hard ones). After training the scores are shifted and scaled to mean 0 and standard deviation 1 on
 reference responses: KL coefficients then mean the same for every reward model.
+
+Several adapters on one trunk, trained from different seeds, are an ensemble; where they disagree the score can be
+lowered (Coste et al. 2024, arXiv 2310.02743).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.decoding import ATTENTION
-from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
+from solon.engines.weights import device, load_tokenizer, model_fingerprint, resolve, resolve_dtype
 from solon.errors import InputError
-from solon.records import Chat, Comparison
+from solon.records import Chat, Comparison, Labeler
+from solon.states import base_of, distinct_tokens, in_parts, last_states
 from solon.training import (
     AdapterSettings,
     Progress,
     TrainSettings,
     add_adapters,
-    base_of,
     first_and_last,
     fit,
-    hidden_states,
-    right_pad,
     save_merged,
 )
 
 NORMALISATION = "solon_reward.json"
+ADAPTERS = "adapters"  # of each member, on the model that training started from; the first is merged into the weights
+BARE = ""  # the name of no adapter: the trunk without any
 HEAD_RATE = 10  # the new head learns this many times as fast as the adapters
+TIE = 1e-6  # a label this near to 0.5 is a tie
 
 
-def preference_loss(chosen: Tensor, rejected: Tensor, label: Tensor) -> Tensor:
-    """Mean cross-entropy of sigmoid(chosen - rejected) against the soft label.
+class RewardSettings(TrainSettings):
+    epochs: int = Field(1, ge=1)  # a second one over-fits (Stiennon et al. 2020, appendix B.2)
+    margin: float = Field(0.0, ge=0)  # by which a certain label wants the scores apart, nats; a tie wants none
+    ties: Literal["equal", "skip"] = "equal"  # equal: pulls the two scores together; skip: is left out
+    weights: dict[Labeler, float] = Field(default_factory=dict)  # of a comparison in the loss, by who made it; else 1
+    members: int = Field(1, ge=1, le=16)  # of the ensemble
+    uncertainty_penalty: float = Field(0.0, ge=0)  # so many standard deviations between the members off the score
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RewardSettings:
+        if any(w < 0 for w in self.weights.values()):
+            raise ValueError("weights: a weight is 0 or more")
+        if self.uncertainty_penalty and self.members == 1:
+            raise ValueError("uncertainty_penalty: one member cannot disagree with itself; set members to 3 or more")
+        return self
+
+
+def preference_loss(
+    chosen: Tensor, rejected: Tensor, label: Tensor, margin: float = 0.0, weight: Tensor | None = None
+) -> Tensor:
+    """Weighted mean cross-entropy of sigmoid(chosen - rejected) against the soft label.
 
     chosen, rejected: scores, (pairs,). label: P(chosen is better), (pairs,). Returns a scalar, nats.
+    margin: the difference must exceed it before a certain label is content (Touvron et al. 2023, arXiv 2307.09288,
+    section 3.2.2); scaled by how sure the label is, so that turning the pair round turns it too.
     """
-    return F.binary_cross_entropy_with_logits(chosen - rejected, label)
+    apart = chosen - rejected - margin * (2 * label - 1)
+    losses = F.binary_cross_entropy_with_logits(apart, label, reduction="none")
+    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+
+
+@dataclass
+class Member:
+    """One of the ensemble. `mean` and `std` are those of its raw score on the reference responses."""
+
+    head: nn.Linear
+    adapter: str | None = None  # its name on the trunk; BARE: none; None: whatever is active
+    mean: float = 0.0
+    std: float = 1.0
 
 
 class RewardModel:
-    """Scores conversations. `mean` and `std` are those of the raw score on the reference responses."""
+    """Scores conversations, in standard deviations of the score on the reference responses."""
 
-    def __init__(self, model: Any, tokenizer: Any, system: str | None, mean: float = 0.0, std: float = 1.0) -> None:
-        self.model, self.tokenizer, self.system, self.mean, self.std = model, tokenizer, system, mean, std
-        self.model.config.pad_token_id = tokenizer.pad_token_id
+    def __init__(
+        self, model: Any, tokenizer: Any, system: str | None, members: Sequence[Member], penalty: float = 0.0
+    ) -> None:
+        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.members, self.penalty = list(members), penalty
 
     @classmethod
     def load(cls, where: str, dtype: str = "auto") -> RewardModel:
         from transformers import AutoModelForSequenceClassification
 
-        path = Path(where) / NORMALISATION
-        if not path.is_file():
-            raise InputError(f"{where}: not a reward model written by Solon (no {NORMALISATION} in it)")
-        kept = json.loads(path.read_text())
+        kept = _kept(where)
         model = AutoModelForSequenceClassification.from_pretrained(
             where, dtype=resolve_dtype(dtype), attn_implementation=ATTENTION, use_safetensors=True
         ).to(device())
         model.score.float()  # the trunk may be bfloat16; the score is not rounded
-        return cls(model.eval(), load_tokenizer(where), kept["system"], kept["mean"], kept["std"])
+        tokenizer = load_tokenizer(where)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        members = [Member(model.score, BARE if len(kept["members"]) > 1 else None, **kept["members"][0])]
+        trunk: Any = model
+        first = Path(where) / ADAPTERS / "0"
+        for n, found in enumerate(kept["members"][1:], 1):
+            name = f"member-{n}"
+            trunk = _put_on(trunk, name, Path(where) / ADAPTERS / str(n), instead_of=first)
+            members.append(Member(_head(Path(where) / ADAPTERS / str(n)).to(device()), name, **found))
+        return cls(trunk.eval(), tokenizer, kept["system"], members, kept["uncertainty_penalty"])
+
+    @classmethod
+    def upon(cls, policy: Any, tokenizer: Any, where: str, model: str) -> RewardModel | None:
+        """The reward model as adapters on the policy's own trunk, or None where it was trained from another one.
+
+        policy: a PEFT model, made from `model`. No second set of weights is held.
+        """
+        kept = _kept(where)
+        if kept["base"] is None or kept["base"] != model_fingerprint(model):
+            return None
+        members = []
+        for n, found in enumerate(kept["members"]):
+            path, name = Path(where) / ADAPTERS / str(n), f"reward-{n}"
+            _put_on(policy, name, path)
+            members.append(Member(_head(path).to(policy.device), name, **found))
+        return cls(policy, tokenizer, kept["system"], members, kept["uncertainty_penalty"])
 
     def ids(self, conversation: Chat, max_length: int = 1024) -> list[int]:
         """Token ids of a conversation that ends with the assistant's turn, up to its end-of-turn token.
@@ -77,44 +144,131 @@ class RewardModel:
         ids, spans = chat_ids_and_turns(self.tokenizer, conversation, system=self.system)
         return ids[: spans[-1][1]][-max_length:]
 
-    def raw(self, rows: Sequence[list[int]]) -> Tensor:
-        """Raw scores, (rows,), float32, read at each row's last token. Padding on the right, found by length.
+    def raw(self, rows: Sequence[list[int]], member: int = 0) -> Tensor:
+        """Raw scores, (rows,), float32, read at each row's last token.
 
         The classifier's own head looks for the last token that is not the pad token, which is the wrong place
         where pad = eos; so Solon reads the place itself.
         """
-        at = self.model.device
-        ids, mask, last = right_pad(rows, self.tokenizer.pad_token_id, at)
-        hidden = hidden_states(self.model, input_ids=ids, attention_mask=mask)
-        return base_of(self.model).score(hidden[torch.arange(len(rows), device=at), last].float()).squeeze(-1).float()
+        part = self.members[member]
+        with _speaking(self.model, part.adapter):
+            states = last_states(self.model, rows, self.tokenizer.pad_token_id)
+        return part.head(states.float()).squeeze(-1).float()
 
-    @torch.no_grad()
-    def score(self, conversations: Sequence[Chat], batch_size: int = 32) -> list[float]:
-        """Normalised scores, in the order given."""
-        return [(raw - self.mean) / self.std for raw in self.raw_scores(conversations, batch_size)]
+    def score(self, conversations: Sequence[Chat]) -> list[float]:
+        """Normalised scores, in the order given: the members' mean, less the penalty where they disagree."""
+        scores = self.by_member(conversations)
+        apart = [statistics.stdev(s) if len(s) > 1 else 0.0 for s in scores]
+        return [statistics.fmean(s) - self.penalty * d for s, d in zip(scores, apart, strict=True)]
 
-    @torch.no_grad()
-    def raw_scores(self, conversations: Sequence[Chat], batch_size: int = 32) -> list[float]:
+    def by_member(self, conversations: Sequence[Chat]) -> list[list[float]]:
+        """Of each conversation, each member's normalised score."""
         rows = [self.ids(c) for c in conversations]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        columns = [[(raw - m.mean) / m.std for raw in self.raw_scores(rows, n)] for n, m in enumerate(self.members)]
+        return [list(scores) for scores in zip(*columns, strict=True)]
+
+    @torch.no_grad()
+    def raw_scores(self, rows: Sequence[list[int]], member: int = 0) -> list[float]:
         out = [0.0] * len(rows)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for i, value in zip(batch, self.raw([rows[i] for i in batch]).tolist(), strict=True):
+        for part in in_parts(rows, 4096):
+            for i, value in zip(part, self.raw([rows[i] for i in part], member).tolist(), strict=True):
                 out[i] = value
         return out
 
+    def probabilities(self, comparisons: Sequence[Comparison]) -> list[float]:
+        """P(chosen is better) of each as the model sees it, 0..1: the mean of the members'."""
+        chats = [(*c.prompt, *c.chosen) for c in comparisons] + [(*c.prompt, *c.rejected) for c in comparisons]
+        rows = [self.ids(c) for c in chats]
+        n = len(comparisons)
+        columns = []
+        for k in range(len(self.members)):
+            raw = torch.tensor(self.raw_scores(rows, k))
+            columns.append((raw[:n] - raw[n:]).sigmoid())
+        return torch.stack(columns).mean(0).tolist()
 
-def accuracy(chosen: Iterable[float], rejected: Iterable[float]) -> float:
-    """Share of pairs whose chosen response scores higher; an equal score counts one half."""
-    pairs = list(zip(chosen, rejected, strict=True))
-    return sum(1.0 if c > r else 0.5 if c == r else 0.0 for c, r in pairs) / len(pairs)
+
+def _kept(where: str) -> dict[str, Any]:
+    path = Path(where) / NORMALISATION
+    if not path.is_file():
+        raise InputError(f"{where}: not a reward model written by Solon (no {NORMALISATION} in it)")
+    kept = json.loads(path.read_text())
+    return {
+        "base": None,
+        "uncertainty_penalty": 0.0,
+        "members": [{"mean": kept["mean"], "std": kept["std"]}],
+        **{k: v for k, v in kept.items() if k not in ("mean", "std")},
+    }
 
 
-def score_pairs(model: RewardModel, comparisons: Sequence[Comparison]) -> tuple[list[float], list[float]]:
-    """Normalised scores of the chosen and of the rejected responses."""
-    both = model.score([(*c.prompt, *c.chosen) for c in comparisons] + [(*c.prompt, *c.rejected) for c in comparisons])
-    return both[: len(comparisons)], both[len(comparisons) :]
+@contextmanager
+def _speaking(model: Any, adapter: str | None) -> Iterator[None]:
+    """Inside, the trunk with that adapter. What learns stays what it was: PEFT would change it with the adapter."""
+    if adapter is None:
+        yield
+    elif adapter == BARE:
+        with model.disable_adapter():
+            yield
+    else:
+        before, learned = model.active_adapter, [p.requires_grad for p in model.parameters()]
+        model.set_adapter(adapter)
+        try:
+            yield
+        finally:
+            model.set_adapter(before)
+            for p, learns in zip(model.parameters(), learned, strict=True):
+                p.requires_grad_(learns)
+
+
+def _put_on(model: Any, name: str, path: Path, instead_of: Path | None = None) -> Any:
+    """The model with the adapter of `path` under a name, to be read only.
+
+    instead_of: an adapter that is merged into the model's weights and that this one is to replace: W + B'A' + (BA - B'A').
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+
+    config: Any = LoraConfig.from_pretrained(str(path))
+    weights = {k: v for k, v in _tensors(path).items() if ".lora_" in k}
+    if instead_of is not None:
+        other = _tensors(instead_of)
+        weights = {
+            k: torch.cat([v, other[k]], 0) if ".lora_A." in k else torch.cat([v, -other[k]], 1)
+            for k, v in weights.items()
+        }
+        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+    config.task_type = config.modules_to_save = None
+    if isinstance(model, PeftModel):
+        learned = {id(p) for p in model.parameters() if p.requires_grad}
+        model.add_adapter(name, config)
+    else:
+        learned, model = set(), get_peft_model(model, config, adapter_name=name)
+    set_peft_model_state_dict(model, weights, adapter_name=name)
+    for p in model.parameters():
+        p.requires_grad_(id(p) in learned)
+    return model
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path / "adapter_model.safetensors")
+
+
+def _head(path: Path) -> nn.Module:
+    [weight] = [v for k, v in _tensors(path).items() if k.endswith("score.weight")]
+    head = nn.Linear(weight.shape[1], 1, bias=False)
+    head.weight = nn.Parameter(weight.float(), requires_grad=False)
+    return head
+
+
+# --- training ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Example:
+    chosen: list[int]
+    rejected: list[int]
+    label: float
+    weight: float
 
 
 def train_reward_model(
@@ -122,7 +276,7 @@ def train_reward_model(
     model: str,
     out: Path,
     *,
-    settings: TrainSettings,
+    settings: RewardSettings,
     adapter: AdapterSettings | None,
     system: str | None,
     reference: Sequence[Chat],
@@ -133,66 +287,115 @@ def train_reward_model(
     """Train on comparisons that carry a label (abstentions are left out); write the model to `out`.
 
     model: the causal LM to start from. reference: conversations ending in a response, on which the score is
-    normalised. Returns counts and losses (nats per pair).
+    normalised. Returns counts and losses (nats per pair; of the first member).
     """
     from transformers import AutoModelForSequenceClassification
 
-    labelled = [c for c in comparisons if c.label is not None]
-    if not labelled:
-        raise ValueError("no comparison carries a label")
+    if adapter is None and settings.members > 1:
+        raise InputError("reward_model.members: an ensemble is made of adapters; give an adapter, or set members to 1")
+    weights = {source: settings.weights.get(source, 1.0) for source in ("ai", "human")}
+    labelled = [c for c in comparisons if c.label is not None and weights[c.labeler]]
+    decided = [c for c in labelled if settings.ties == "equal" or abs(float(c.label or 0) - 0.5) > TIE]
+    if not decided:
+        raise InputError("no comparison is left to learn from: each one is an abstention, a tie, or of weight 0")
     where = resolve(model)
     tokenizer = load_tokenizer(where)
-    torch.manual_seed(seed)
-    lm = AutoModelForSequenceClassification.from_pretrained(
+    lm: Any = AutoModelForSequenceClassification.from_pretrained(
         where,
         num_labels=1,
         dtype=resolve_dtype(dtype) if adapter else torch.float32,
         attn_implementation=ATTENTION,
         use_safetensors=True,
     ).to(device())
-    torch.nn.init.zeros_(lm.score.weight)  # every response starts at 0: no preference before the first label
-    if adapter:
-        lm = add_adapters(lm, adapter, task="SEQ_CLS")
-    base_of(lm).score.float()
-    rewards = RewardModel(lm, tokenizer, system)
-    head = [p for n, p in lm.named_parameters() if p.requires_grad and "score" in n]
-    rest = [p for n, p in lm.named_parameters() if p.requires_grad and "score" not in n]
+    lm.config.pad_token_id = tokenizer.pad_token_id
+    asked = RewardModel(lm, tokenizer, system, [Member(lm.score)])
     encoded = [
-        (
-            rewards.ids((*c.prompt, *c.chosen), settings.max_length),
-            rewards.ids((*c.prompt, *c.rejected), settings.max_length),
-            float(c.label),  # type: ignore[arg-type]
+        _Example(
+            asked.ids((*c.prompt, *c.chosen), settings.max_length),
+            asked.ids((*c.prompt, *c.rejected), settings.max_length),
+            float(c.label or 0),
+            weights[c.labeler],
         )
-        for c in labelled
+        for c in decided
     ]
+    aside = Path(tempfile.mkdtemp(prefix="solon-reward-"))
+    kept: list[dict[str, float]] = []
+    losses: list[float] = []
+    try:
+        # The first member last: it is the one that is on the trunk when the whole model is written.
+        for n in reversed(range(settings.members)):
+            torch.manual_seed(seed + n)
+            torch.nn.init.zeros_(lm.score.weight)  # every response starts at 0: no preference before the first label
+            learner = add_adapters(lm, adapter, task="SEQ_CLS") if adapter else lm
+            base_of(learner).score.float()
+            rewards = RewardModel(learner, tokenizer, system, [Member(base_of(learner).score)])
+            losses = _train_member(rewards, encoded, settings, seed + n, _of_members(progress, settings.members, n))
+            rows = [rewards.ids(c) for c in reference]
+            raw = torch.tensor(rewards.raw_scores(rows)) if rows else torch.tensor([-1.0, 1.0])
+            kept.insert(0, {"mean": raw.mean().item(), "std": max(raw.std().item(), 1e-6)})
+            if adapter:
+                learner.save_pretrained(aside / str(n))
+                if n:
+                    lm = learner.unload()
+        about = {
+            **kept[0],
+            "reference_responses": len(reference),
+            "system": system,
+            "base": model_fingerprint(model) if adapter else None,
+            "members": kept,
+            "uncertainty_penalty": settings.uncertainty_penalty,
+        }
 
-    def loss(batch: Sequence[Any]) -> Tensor:
-        scores = rewards.raw([b[0] for b in batch] + [b[1] for b in batch])
-        label = torch.tensor([b[2] for b in batch], device=scores.device)
-        return preference_loss(scores[: len(batch)], scores[len(batch) :], label)
+        def also(made: Path) -> None:
+            (made / NORMALISATION).write_text(json.dumps(about, indent=1))
+            if adapter:
+                shutil.copytree(aside, made / ADAPTERS)
 
-    lm.train()
+        save_merged(learner, tokenizer, out, base=where if adapter else None, also=also)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return {
+        "comparisons": len(decided),
+        "abstained": sum(c.label is None for c in comparisons),
+        "ties_skipped": len(labelled) - len(decided),
+        "steps": len(losses) * settings.members,
+        "tokens": settings.members * settings.epochs * sum(len(e.chosen) + len(e.rejected) for e in encoded),
+        **first_and_last(losses),
+        "reference_mean": kept[0]["mean"],
+        "reference_std": kept[0]["std"],
+    }
+
+
+def _train_member(
+    rewards: RewardModel, examples: Sequence[_Example], settings: RewardSettings, seed: int, progress: Progress | None
+) -> list[float]:
+    def loss(batch: Sequence[_Example]) -> Tensor:
+        scores = rewards.raw([e.chosen for e in batch] + [e.rejected for e in batch])
+        label = torch.tensor([e.label for e in batch], device=scores.device)
+        weight = torch.tensor([e.weight for e in batch], device=scores.device)
+        return preference_loss(scores[: len(batch)], scores[len(batch) :], label, settings.margin, weight)
+
+    learned = [(n, p) for n, p in rewards.model.named_parameters() if p.requires_grad]
+    head = [p for n, p in learned if "score" in n]
+    rewards.model.train()
     losses = fit(
-        encoded,
+        examples,
         loss,
-        [{"params": rest}, {"params": head, "lr": settings.learning_rate * HEAD_RATE}],
+        [
+            {"params": [p for n, p in learned if "score" not in n]},
+            {"params": head, "lr": settings.learning_rate * HEAD_RATE},
+        ],
         settings=settings,
-        length=lambda row: max(len(row[0]), len(row[1])),
+        tokens=lambda e: distinct_tokens([e.chosen, e.rejected]),
+        weight=lambda e: e.weight,
         seed=seed,
         progress=progress,
     )
-    lm.eval()
-    raw = torch.tensor(rewards.raw_scores(reference)) if reference else torch.tensor([0.0, 1.0])
-    mean, std = raw.mean().item(), max(raw.std().item(), 1e-6)
-    save_merged(lm, tokenizer, out, base=where if adapter else None)
-    normalisation = {"mean": mean, "std": std, "reference_responses": len(reference), "system": system}
-    (out / NORMALISATION).write_text(json.dumps(normalisation))
-    return {
-        "comparisons": len(labelled),
-        "abstained": len(comparisons) - len(labelled),
-        "steps": len(losses),
-        "tokens": settings.epochs * sum(len(a) + len(b) for a, b, _ in encoded),
-        **first_and_last(losses),
-        "reference_mean": mean,
-        "reference_std": std,
-    }
+    rewards.model.eval()
+    return losses
+
+
+def _of_members(progress: Progress | None, members: int, n: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda at, of, shown: progress((members - 1 - n) * of + at, members * of, shown)

@@ -1,42 +1,47 @@
 """The PPO loop: wires the functions of `ppo.py` to models.
 
-Policy and reference are one trunk: the reference is the policy with its adapters switched off. The value head is
-a linear map of the policy's states, starting at zero and cut off from the trunk's gradient, so that learning
-values cannot move the policy. The reward is any function of conversations: a reward model, or a check.
+Policy, reference, reward and values are one trunk with adapters: the reference is the policy with its adapters switched
+off, a reward model that was trained from the same weights is a second set of them (`reward_model.py`), and the value head is
+a linear map of the policy's states. The reward may be any other function of conversations, such as a judge's rating.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from solon.engines.chat import chat_ids, end_ids
-from solon.engines.decoding import decode
+from solon.engines.decoding import Generated
 from solon.engines.weights import load_causal_lm, resolve
+from solon.errors import InputError
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
-from solon.reinforcement.frozen import lowest_trained_block, starting_at, states_entering
+from solon.reinforcement.checkpoint import Kept, State, pack, restore, save
+from solon.reinforcement.frozen import lowest_trained_block
+from solon.reinforcement.monitors import Check, Watch, of_texts
 from solon.reinforcement.ppo import (
     AdaptiveKL,
     advantages_and_returns,
     centred,
+    explained_variance,
+    held_to_length,
     kl_estimate,
-    logprobs_and_entropy,
     masked_mean,
     policy_loss,
     token_rewards,
     value_loss,
     whiten,
 )
-from solon.training import AdapterSettings, add_adapters, base_of, give_memory_back, hidden_states, save_merged
+from solon.reinforcement.reward_model import RewardModel
+from solon.reinforcement.rollout import Rollouts, sample
+from solon.training import TOKENS_AT_ONCE, AdapterSettings, Progress, add_adapters, give_memory_back, save_merged
 
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
 
@@ -53,14 +58,25 @@ class PPOSettings(BaseModel):
     max_tokens: int = Field(64, ge=4)  # a response's limit
     temperature: float = Field(0.7, gt=0)
     clip: float = Field(0.2, gt=0)
+    value_clip: float = Field(0.2, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
     value_coefficient: float = Field(0.5, ge=0)
+    value_start: Literal["zero", "reward-model"] = "zero"  # the value head's weights at first
+    entropy_bonus: float = Field(0.0, ge=0)  # reward for a token's entropy, a nat
+    whiten_rewards: bool = False  # to unit variance, before the advantages (which are always whitened)
+    kl_estimator: Literal["k1", "k3"] = "k1"  # of the penalty; k1 is reported
     kl_coefficient: float = Field(0.05, ge=0)
     kl_target: float | None = Field(6.0, gt=0)  # nats per response; null keeps the coefficient fixed
     kl_bound: float = Field(25.0, gt=0)  # nats per response; training stops above it
+    kl_stop: float | None = Field(None, gt=0)  # nats a token from the policy that sampled; ends the update's epochs
     missing_end_penalty: float = Field(1.0, ge=0)  # taken off the score of a response cut at max_tokens
+    length_target: int | None = Field(None, ge=1)  # tokens that a response should have
+    length_coefficient: float = Field(1.0, ge=0)  # off the score for each such length too much or too little
     max_grad_norm: float = Field(1.0, gt=0)
+    checkpoint_every: int = Field(1, ge=1)  # updates
+    check_every: int = Field(0, ge=0)  # updates between two checks on the probe prompts (monitors.py); 0: none
+    stop_when_gamed: bool = False  # end there; the model of the best check is written either way
 
     @model_validator(mode="after")
     def _whole_groups(self) -> PPOSettings:
@@ -71,71 +87,10 @@ class PPOSettings(BaseModel):
         return self
 
 
-class Batch:
-    """One update's rollouts. Everything (rollouts, response) unless said otherwise."""
-
-    def __init__(self, contexts: list[list[int]], responses: list[list[int]], pad: int, device: torch.device) -> None:
-        self.context_length = max(map(len, contexts))
-        longest = max(map(len, responses))
-        n = len(contexts)
-        self.ids = torch.full((n, self.context_length + longest), pad)
-        attention = torch.zeros_like(self.ids)
-        mask = torch.zeros((n, longest))
-        for i, (context, response) in enumerate(zip(contexts, responses, strict=True)):
-            start = self.context_length - len(context)
-            self.ids[i, start : self.context_length] = torch.tensor(context)
-            self.ids[i, self.context_length : self.context_length + len(response)] = torch.tensor(response)
-            attention[i, start : self.context_length + len(response)] = 1
-            mask[i, : len(response)] = 1
-        self.ids, self.attention, self.mask = self.ids.to(device), attention.to(device), mask.to(device)
-        self.tokens = self.ids[:, self.context_length :]
-        self.positions = (self.attention.cumsum(-1) - 1).clamp(min=0)  # from the mask: padding takes no position
-        self.block = 0
-        self.entering: Tensor | None = None  # the states (rollouts, length, width) that enter this block, where kept
-
-    def keep(self, policy: Any, block: int, entering: Tensor) -> None:
-        """Start later passes at `block`, if the model takes it: checked on one rollout, as architectures differ."""
-        if block == 0:
-            return
-        row = torch.zeros(1, dtype=torch.long, device=self.ids.device)
-        whole = evaluate_tokens(policy, self, row, 1.0)[0]
-        self.block, self.entering = block, entering
-        try:
-            same = torch.allclose(evaluate_tokens(policy, self, row, 1.0)[0], whole, atol=0.02)
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            same = False
-        if not same:
-            self.block, self.entering = 0, None
-
-
-def evaluate_tokens(
-    policy: Any, batch: Batch, rows: Tensor, temperature: float, entropy: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, entropies (nats) and hidden states of the response tokens of `rows`.
-
-    Returns (rows, response), (rows, response), (rows, response, width). Scores over the vocabulary are computed
-    where the mask is 1 only.
-    """
-    given = {"attention_mask": batch.attention[rows], "position_ids": batch.positions[rows]}
-    if batch.entering is None:
-        states = hidden_states(policy, input_ids=batch.ids[rows], **given)
-    else:
-        with starting_at(policy, batch.block):
-            states = hidden_states(policy, inputs_embeds=batch.entering[rows], **given)
-    hidden = states[:, batch.context_length - 1 : -1]  # the state before a token predicts it
-    mask = batch.mask[rows].bool()
-    flat, flat_entropy = logprobs_and_entropy(
-        hidden[mask], base_of(policy).get_output_embeddings(), batch.tokens[rows][mask], temperature, entropy=entropy
-    )
-    logprobs = torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, flat)
-    entropies = torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, flat_entropy)
-    return logprobs, entropies, hidden
-
-
 def ppo(
     prompts: Sequence[Prompt],
     model: str,
-    reward: Reward,
+    reward: Reward | str,
     out: Path,
     *,
     settings: PPOSettings,
@@ -144,122 +99,223 @@ def ppo(
     seed: int = 0,
     dtype: str = "auto",
     checkpoint: Path | None = None,
-    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    watch: Watch | None = None,
+    log: Callable[[dict[str, Any], int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[RolloutSummary]:
     """Train `model` to earn `reward` while staying near itself; one summary an update, then the model in `out`.
 
-    reward: one score a conversation, in units of about one standard deviation. checkpoint: a directory written
-    after each update; where it holds one, training goes on from there, and on a CPU along the same path.
+    reward: one score a conversation, in units of about one standard deviation; or the directory of a reward model,
+    which becomes adapters on the same trunk where it was trained from `model`. checkpoint: a directory written after
+    every `checkpoint_every` updates; where it holds one, training goes on from there, and on a CPU along the same path.
+    watch: asked every `check_every` updates; where it finds the reward gamed at last, the policy of its best check is
+    what is written. log: takes each summary's numbers and the updates done.
     """
     policy, tokenizer = load_causal_lm(model, dtype=dtype)
     torch.manual_seed(seed)
     policy = add_adapters(policy, adapter).eval()  # eval throughout: no dropout in any role
-    device, ends = policy.device, end_ids(tokenizer)
-    values = torch.nn.Linear(policy.config.get_text_config().hidden_size, 1, device=device)
+    rewards = _reward_model(reward, policy, tokenizer, model, dtype) if isinstance(reward, str) else None
+    score = rewards.score if rewards else reward
+    assert callable(score)
+    state = _start(policy, settings, rewards)
+    watch = watch if settings.check_every else None
+    restore(checkpoint, state, watch)
+    probes = [chat_ids(tokenizer, p.prompt, system=system) for p in watch.probes] if watch else []
+    contexts = {p.id: chat_ids(tokenizer, p.prompt, system=system) for p in prompts}
+
+    def respond(asked: list[list[int]], number: int) -> list[Generated]:
+        return sample(
+            policy,
+            asked,
+            seed=number,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            ends=end_ids(tokenizer),
+            pad=tokenizer.pad_token_id,
+        )
+
+    def said(made: Sequence[Generated]) -> list[str]:
+        return [tokenizer.decode(m.ids, skip_special_tokens=True).strip() for m in made]
+
+    def check(watch: Watch) -> Check:
+        found = watch.check(state.update, said(respond(probes, _number(seed, "probes"))), score)
+        if watch.best is found:
+            state.best = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
+        return found
+
+    if watch and not watch.checks:
+        check(watch)
+    unsaved: Kept | None = None
+    try:
+        while state.update < settings.updates and not state.stopped:
+            update = state.update
+            different = _draw(prompts, settings.rollouts // settings.responses_per_prompt, update, seed)
+            drawn = [p for p in different for _ in range(settings.responses_per_prompt)]
+            made = respond([contexts[p.id] for p in drawn], _number(seed, update))
+            texts = said(made)
+            end = [tokenizer.eos_token_id]
+            rollouts = Rollouts(
+                [contexts[p.id] for p in drawn],
+                [m.ids + (end if m.ended else []) for m in made],
+                tokenizer.pad_token_id,
+                policy.device,
+            )
+            raw = torch.tensor(score([(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)])).float()
+            ended = torch.tensor([m.ended for m in made])
+            summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(seed, update)))
+            state.update += 1
+            last = state.update == settings.updates
+            state.stopped = not math.isfinite(summary.kl_nats) or summary.kl_nats > settings.kl_bound
+            found = None
+            if watch and (last or state.stopped or state.update % settings.check_every == 0):
+                found = check(watch)
+                state.stopped = state.stopped or (found.gamed and settings.stop_when_gamed)
+            summary = summary.model_copy(
+                update={
+                    "watched": of_texts(texts),
+                    "check": found.summary() if found else None,
+                    "meta": {**summary.meta, "prompt_tokens": sum(len(contexts[p.id]) for p in drawn)},
+                }
+            )
+            unsaved = pack(state, watch)
+            if checkpoint and (last or state.stopped or state.update % settings.checkpoint_every == 0):
+                save(checkpoint, unsaved)
+                unsaved = None
+            give_memory_back()
+            if log:
+                log(summary.numbers(), state.update)
+            yield summary
+            if progress:
+                progress(state.update, settings.updates, {"reward": summary.reward, "kl": summary.kl_nats})
+    except (KeyboardInterrupt, GeneratorExit):  # the whole updates since the last checkpoint are not lost
+        if checkpoint and unsaved:
+            save(checkpoint, unsaved)
+        raise
+    if watch and watch.checks[-1].gamed:
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if name in state.best:
+                    parameter.copy_(state.best[name])
+    save_merged(policy, tokenizer, out, base=resolve(model))
+
+
+def learn(
+    state: State, rollouts: Rollouts, raw: Tensor, ended: Tensor, settings: PPOSettings, rng: random.Random
+) -> RolloutSummary:
+    """One update: rewards and advantages of the rollouts, then some epochs of clipped steps on them.
+
+    raw: the reward of each rollout. ended: whether it ended by itself. Both (rollouts,).
+    """
+    policy, values, mask = state.policy, state.values, rollouts.mask
+    device, n = mask.device, len(rollouts.rows)
+    lengths = mask.sum(-1)
+    scores = (raw - settings.missing_end_penalty * (~ended)).to(device)
+    scores = held_to_length(scores, lengths, settings.length_target, settings.length_coefficient)
+    scores = centred(scores, settings.responses_per_prompt)
+    block = lowest_trained_block(policy)
+    with torch.no_grad():
+        with policy.disable_adapter():
+            reference = rollouts.passed_first(policy, block, settings.temperature, TOKENS_AT_ONCE)
+        old, entropy, old_values = (torch.zeros_like(mask) for _ in range(3))
+        for part in rollouts.parts(range(n), TOKENS_AT_ONCE):
+            old[part], entropy[part], states = rollouts.passed(policy, part, settings.temperature, entropy=True)
+            old_values[part] = rollouts.spread(values(states.float()).squeeze(-1), part)
+        kl_nats = (kl_estimate(old, reference) * mask).sum(-1).mean().item()
+        penalty = kl_estimate(old, reference, settings.kl_estimator)
+        rewards = token_rewards(scores, penalty, mask, state.kl.coefficient)
+        if settings.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)  # Huang et al. 2024, detail 5: the mean means something
+        advantages, returns = advantages_and_returns(rewards, old_values, mask, settings.gamma, settings.lam)
+        foretold = explained_variance(old_values, returns, mask)
+        advantages = whiten(advantages, mask)
+    trained = [p for group in state.optimiser.param_groups for p in group["params"]]
+    steps: list[dict[str, float]] = []
+    stopped = False
+    for _ in range(settings.epochs):
+        order = rng.sample(range(n), n)
+        for start in range(0, n, settings.minibatch):
+            rows = order[start : start + settings.minibatch]
+            state.optimiser.zero_grad()
+            step: dict[str, float] = defaultdict(float)
+            # In parts, so that memory does not grow with the minibatch; each weighs as many tokens as it holds, so that
+            # the gradient is that of the whole.
+            for part in rollouts.parts(rows, TOKENS_AT_ONCE):
+                share = (lengths[part].sum() / lengths[rows].sum()).item()
+                new, new_entropy, states = rollouts.passed(
+                    policy, part, settings.temperature, entropy=settings.entropy_bonus > 0
+                )
+                # Cut off from the trunk: learning values cannot move the policy.
+                new_values = rollouts.spread(values(states.detach().float()).squeeze(-1), part)
+                of_policy = policy_loss(new, old[part], advantages[part], mask[part], settings.clip)
+                of_values = value_loss(new_values, old_values[part], returns[part], mask[part], settings.value_clip)
+                loss = of_policy.loss + settings.value_coefficient * of_values
+                if settings.entropy_bonus:
+                    loss = loss - settings.entropy_bonus * masked_mean(new_entropy, mask[part])
+                (share * loss).backward()
+                for name, value in (
+                    ("policy_loss", of_policy.loss.item()),
+                    ("value_loss", of_values.item()),
+                    ("clip_fraction", of_policy.clip_fraction),
+                    ("approx_kl", of_policy.approx_kl),
+                    ("ratio", of_policy.ratio),
+                ):
+                    step[name] += share * value
+            if settings.kl_stop is not None and step["approx_kl"] > settings.kl_stop:
+                stopped = True  # before the step that would go further
+                break
+            torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+            state.optimiser.step()
+            steps.append(step)
+        if stopped:
+            break
+
+    def mean(name: str) -> float:
+        return sum(s[name] for s in steps) / len(steps) if steps else 0.0
+
+    coefficient = state.kl.coefficient
+    state.kl.update(kl_nats, n)
+    return RolloutSummary(
+        update=state.update,
+        reward=raw.mean().item(),
+        kl_nats=kl_nats,
+        entropy_nats=masked_mean(entropy, mask).item(),
+        response_tokens=lengths.mean().item(),
+        clip_fraction=mean("clip_fraction"),
+        value_loss=mean("value_loss"),
+        policy_loss=mean("policy_loss"),
+        kl_coefficient=coefficient,
+        ended=ended.float().mean().item(),
+        approx_kl=mean("approx_kl"),
+        explained_variance=foretold,
+        meta={"rollouts": n, "steps": len(steps), "first_ratio": steps[0]["ratio"] if steps else 1.0},
+    )
+
+
+def _reward_model(where: str, policy: Any, tokenizer: Any, model: str, dtype: str) -> RewardModel:
+    return RewardModel.upon(policy, tokenizer, where, model) or RewardModel.load(where, dtype)
+
+
+def _start(policy: Any, settings: PPOSettings, rewards: RewardModel | None) -> State:
+    values = torch.nn.Linear(policy.config.get_text_config().hidden_size, 1, device=policy.device)
     torch.nn.init.zeros_(values.weight)
     torch.nn.init.zeros_(values.bias)
-    trained = [p for p in policy.parameters() if p.requires_grad]
+    if settings.value_start == "reward-model":
+        if rewards is None:
+            raise InputError("ppo.value_start: reward-model needs a reward model; the reward is another here")
+        part = rewards.members[0]
+        with torch.no_grad():
+            values.weight.copy_(part.head.weight / part.std)
+            values.bias.fill_(-part.mean / part.std)
     optimiser = torch.optim.AdamW(
         [
-            {"params": trained, "lr": settings.learning_rate},
+            {"params": [p for p in policy.parameters() if p.requires_grad], "lr": settings.learning_rate},
             {"params": values.parameters(), "lr": settings.value_learning_rate},
         ],
         weight_decay=0.0,
         eps=1e-5,  # Huang et al. 2024, detail 9
     )
-    kl_control = AdaptiveKL(settings.kl_coefficient, settings.kl_target, horizon=8 * settings.rollouts)
-    first = _restore(checkpoint, policy, values, optimiser, kl_control)
-    block = lowest_trained_block(policy)
-    contexts = {p.id: chat_ids(tokenizer, p.prompt, system=system) for p in prompts}
-    for update in range(first, settings.updates):
-        different = _draw(prompts, settings.rollouts // settings.responses_per_prompt, update, seed)
-        drawn = [p for p in different for _ in range(settings.responses_per_prompt)]
-        uniforms = torch.rand(
-            (len(drawn), settings.max_tokens), generator=torch.Generator().manual_seed(_number(seed, update))
-        )
-        made = decode(
-            policy,
-            [contexts[p.id] for p in drawn],
-            uniforms,
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            end=ends,
-            pad=tokenizer.pad_token_id,
-        )
-        end = tokenizer.eos_token_id
-        batch = Batch(
-            [contexts[p.id] for p in drawn],
-            [m.ids + ([end] if m.ended else []) for m in made],
-            tokenizer.pad_token_id,
-            device,
-        )
-        texts = [tokenizer.decode(m.ids, skip_special_tokens=True).strip() for m in made]
-        raw = torch.tensor(reward([(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]))
-        ended = torch.tensor([m.ended for m in made])
-        score = (raw - settings.missing_end_penalty * (~ended)).float().to(device)
-        score = centred(score, settings.responses_per_prompt)
-
-        with torch.no_grad():
-            everything = torch.arange(len(drawn), device=device)
-            with policy.disable_adapter(), states_entering(policy, block) as entering:
-                reference = _in_parts(policy, batch, everything, settings)[0]
-            batch.keep(policy, block, torch.cat(entering))
-            old, entropy, hidden = _in_parts(policy, batch, everything, settings)
-            old_values = values(hidden.float()).squeeze(-1) * batch.mask
-            kl = kl_estimate(old, reference) * batch.mask
-            kl_nats = kl.sum(-1).mean().item()
-            rewards = token_rewards(score, kl, batch.mask, kl_control.coefficient)
-            advantages, returns = advantages_and_returns(rewards, old_values, batch.mask, settings.gamma, settings.lam)
-            advantages = whiten(advantages, batch.mask)
-        rng = random.Random(_number(seed, update))
-        seen: list[tuple[float, float, float, float]] = []
-        for _ in range(settings.epochs):
-            order = list(range(len(drawn)))
-            rng.shuffle(order)
-            for start in range(0, len(order), settings.minibatch):
-                rows = torch.tensor(order[start : start + settings.minibatch], device=device)
-                new, _, states = evaluate_tokens(policy, batch, rows, settings.temperature)
-                mask = batch.mask[rows]
-                step = policy_loss(new, old[rows], advantages[rows], mask, settings.clip)
-                new_values = values(states.detach().float()).squeeze(-1)
-                loss_v = value_loss(new_values, old_values[rows], returns[rows], mask, settings.clip)
-                optimiser.zero_grad()
-                (step.loss + settings.value_coefficient * loss_v).backward()
-                torch.nn.utils.clip_grad_norm_([*trained, *values.parameters()], settings.max_grad_norm)
-                optimiser.step()
-                seen.append((step.clip_fraction, loss_v.item(), step.loss.item(), step.ratio))
-        mean = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
-        summary = RolloutSummary(
-            update=update,
-            reward=raw.float().mean().item(),
-            kl_nats=kl_nats,
-            entropy_nats=masked_mean(entropy, batch.mask).item(),
-            response_tokens=batch.mask.sum(-1).mean().item(),
-            clip_fraction=mean[0],
-            value_loss=mean[1],
-            policy_loss=mean[2],
-            kl_coefficient=kl_control.coefficient,
-            ended=ended.float().mean().item(),
-            meta={
-                "rollouts": len(drawn),
-                "first_ratio": seen[0][3],
-                "prompt_tokens": sum(len(contexts[p.id]) for p in drawn),
-            },
-        )
-        kl_control.update(kl_nats, len(drawn))
-        _save(checkpoint, update + 1, policy, values, optimiser, kl_control)
-        give_memory_back()
-        yield summary
-        if progress:
-            progress(update + 1, settings.updates, {"reward": summary.reward, "kl": kl_nats})
-        if not math.isfinite(kl_nats) or kl_nats > settings.kl_bound:
-            break
-    save_merged(policy, tokenizer, out, base=resolve(model))
-
-
-def _in_parts(policy: Any, batch: Batch, rows: Tensor, settings: PPOSettings) -> tuple[Tensor, Tensor, Tensor]:
-    parts = [evaluate_tokens(policy, batch, part, settings.temperature, entropy=True) for part in rows.split(16)]
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+    horizon = 8 * settings.rollouts
+    return State(policy, values, optimiser, AdaptiveKL(settings.kl_coefficient, settings.kl_target, horizon))
 
 
 def _draw(prompts: Sequence[Prompt], n: int, update: int, seed: int) -> list[Prompt]:
@@ -275,46 +331,3 @@ def _draw(prompts: Sequence[Prompt], n: int, update: int, seed: int) -> list[Pro
 
 def _number(*key: Any) -> int:
     return int(fingerprint("ppo", *key), 16) % (2**63)
-
-
-def _save(
-    checkpoint: Path | None, update: int, policy: Any, values: Any, optimiser: Any, kl_control: AdaptiveKL
-) -> None:
-    """All that the next update needs; randomness comes from the seed and the update's number."""
-    if checkpoint is None:
-        return
-    from safetensors.torch import save_file
-
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    tensors = {f"policy.{n}": p.detach() for n, p in policy.named_parameters() if p.requires_grad}
-    tensors |= {f"values.{n}": p.detach() for n, p in values.named_parameters()}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    state = {"update": update, "kl_coefficient": repr(kl_control.coefficient)}
-    aside = checkpoint / ".next.safetensors"
-    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, aside, metadata={"solon": json.dumps(state)})
-    os.replace(aside, checkpoint / "ppo.safetensors")
-
-
-def _restore(checkpoint: Path | None, policy: Any, values: Any, optimiser: Any, kl_control: AdaptiveKL) -> int:
-    """The number of updates already done; 0 where there is no checkpoint."""
-    if checkpoint is None or not (checkpoint / "ppo.safetensors").is_file():
-        return 0
-    from safetensors import safe_open
-
-    with safe_open(checkpoint / "ppo.safetensors", framework="pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        state = json.loads(file.metadata()["solon"])
-    with torch.no_grad():
-        for prefix, module in (("policy.", policy), ("values.", values)):
-            for name, parameter in module.named_parameters():
-                if prefix + name in kept:
-                    parameter.copy_(kept[prefix + name])
-    whole = optimiser.state_dict()
-    for key, value in kept.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".", 2)
-            whole["state"].setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict(whole)
-    kl_control.coefficient = float(state["kl_coefficient"])
-    return state["update"]

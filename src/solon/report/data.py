@@ -37,7 +37,11 @@ def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], t
         "differences": evaluation["differences"],
         "reward_model": {
             "by_source": [
-                {"source": source, "accuracy": bootstrap(found["correct"]).to_json(), "n": found["n"]}
+                {
+                    "source": source,
+                    "accuracy": bootstrap(found["correct"]).to_json(),
+                    **{k: found.get(k) for k in ("n", "longer_is_better", "length_correlation", "calibration")},
+                }
                 for source, found in trained.get("heldout", {}).items()
             ],
             **{k: trained.get(k) for k in ("comparisons", "abstained", "loss_first", "loss_last")},

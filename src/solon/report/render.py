@@ -212,11 +212,24 @@ def _differences(data: dict[str, Any]) -> Section:
 def _reward_model(data: dict[str, Any]) -> list[Section]:
     trained = data.get("reward_model") or {}
     rows = tuple(
-        (_source(r), estimate(r.get("accuracy"), "%", 100.0), number(r.get("n")))
+        (
+            _source(r),
+            estimate(r.get("accuracy"), "%", 100.0),
+            estimate(r.get("longer_is_better"), "%", 100.0),
+            estimate(r.get("length_correlation")),
+            estimate(_at(r, "calibration.calibration_error")),
+            estimate(_at(r, "calibration.overconfidence")),
+            number(r.get("n")),
+        )
         for r in trained.get("by_source") or []
     )
-    note = "How often the reward model prefers the response that the held-out label favours; chance is 50 %."
-    found = [Section("Reward model", note, ("comparisons", "right", "n"), rows)]
+    note = (
+        "How often the reward model prefers the response that the held-out label favours (chance is 50 %), beside always "
+        "preferring the longer one; how far its score follows length (rank correlation, 0: not at all); and whether its "
+        "probabilities mean what they say (0 at best; above 0 in the last it is too sure)."
+    )
+    head = ("comparisons", "right", "longer is right", "follows length", "calibration error", "too sure by", "n")
+    found = [Section("Reward model", note, head, rows)]
     labels = {
         "comparisons": "comparisons trained on",
         "abstained": "comparisons without a label",

@@ -45,19 +45,21 @@ from solon.records import (
     Source,
     assistant,
 )
-from solon.reinforcement.reward_model import RewardModel, accuracy, score_pairs, train_reward_model
+from solon.reinforcement.monitors import Watch
+from solon.reinforcement.reward_model import RewardModel, train_reward_model
+from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.trainer import ppo
 from solon.report.data import write_report
 from solon.runs.journal import Journal
 from solon.runs.recipe import Recipe, load_recipe
 from solon.runs.run import Run
+from solon.runs.trackers import Log, trackers
 from solon.supervised.critique_revision import revise
 from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
 from solon.supervised.sft import sft
 from solon.training import AdapterSettings, Progress, TrainSettings
 
 R = TypeVar("R")
-Rewards = RewardModel | JudgeReward
 
 
 def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -86,14 +88,15 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
             pairs = sample_pairs(run, data, model)
             if not recipe.feedback.direct:
                 comparisons = label(run, data, pairs, judge)
-        rewards: Rewards
+        rewards: JudgeReward | str
         if recipe.feedback.direct:
             assert judge is not None
             rewards = judge_reward(run, pairs, judge)
         else:
             rewards = reward_model(run, data, comparisons, pairs, model)
-        models[reinforced_name(recipe)] = reinforce(run, data, model, rewards)
-        evaluation = evaluate(run, data.heldout, models, rewards, judge)
+        models[reinforced_name(recipe)] = reinforce(run, data, model, rewards, judge)
+        scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
+        evaluation = evaluate(run, data.heldout, models, scorer, judge)
         if recipe.human.validation_sample:
             draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
         given = {"labels": comparisons, "heldout": judged}
@@ -348,8 +351,8 @@ def label(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> list[Compa
         return run.records("comparisons", differing, make, Comparison, engines=(engine,), what="comparisons")
 
 
-def reward_model(run: Run, data: Data, ai: Sequence[Comparison], pairs: Sequence[Pair], supervised: str) -> RewardModel:
-    """Train on the labels the recipe names, measure on comparisons that were kept away from training."""
+def reward_model(run: Run, data: Data, ai: Sequence[Comparison], pairs: Sequence[Pair], supervised: str) -> str:
+    """Train on the labels the recipe names, measure on comparisons that were kept away from training. Its directory."""
     part, out = run.recipe.reward_model, run.model("reward-model")
     kept = list(ai)
     random.Random(run.recipe.seed).shuffle(kept)
@@ -375,25 +378,10 @@ def reward_model(run: Run, data: Data, ai: Sequence[Comparison], pairs: Sequence
             progress=step,
         )
         rewards = RewardModel.load(str(out), dtype=run.recipe.dtype)
-        heldout = {
-            "human": data.heldout_comparisons,
-            "ai": [c for c in kept_out if c.label not in (None, 0.5)],
-        }
-        result["heldout"] = {}
-        for source, comparisons in heldout.items():
-            if comparisons:
-                chosen, rejected = score_pairs(rewards, comparisons)
-                result["heldout"][source] = {
-                    "accuracy": accuracy(chosen, rejected),
-                    "n": len(comparisons),
-                    "correct": [
-                        1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)
-                    ],
-                }
-        return result
+        return {**result, "heldout": measure(rewards, [*data.heldout_comparisons, *kept_out])}
 
     run.once("reward-model", work)
-    return RewardModel.load(str(out), dtype=run.recipe.dtype)
+    return str(out)
 
 
 def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
@@ -420,28 +408,34 @@ def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
     return rewards
 
 
-def reinforce(run: Run, data: Data, model: str, rewards: Rewards) -> str:
+def watch(run: Run, data: Data, judge: str | None) -> Watch | None:
+    """The probe prompts, half of them red-team, and who judges the answers to them: the recipe's gold, or its judge."""
+    recipe = run.recipe
+    if not recipe.ppo.check_every:
+        return None
+    half = recipe.gold.probes // 2
+    probes = [p for source in ("red_team", "helpful") for p in [p for p in data.prompts if p.source == source][:half]]
+    spec = recipe.gold.judge or judge
+    if spec is None:
+        return Watch(probes)
+    constitution = asked_of_judge(run)
+
+    def gold(pairs: Sequence[Pair]) -> list[Comparison]:
+        with open_lazily(run, spec) as engine:
+            return list(compare(pairs, engine, constitution, recipe.feedback.judging(), seed=recipe.seed))
+
+    return Watch(probes, gold)
+
+
+def reinforce(run: Run, data: Data, model: str, rewards: JudgeReward | str, judge: str | None) -> str:
     """PPO against the reward, with a KL penalty towards the supervised model."""
     recipe, out = run.recipe, run.model("rl-cai")
+    settings = recipe.ppo.model_dump(mode="json")
     with Journal(run.path("ppo")) as journal:
 
         def work(step: Progress) -> dict[str, Any]:
-            assert recipe.adapter is not None
-            updates = ppo(
-                data.prompts,
-                model,
-                rewards.score,
-                out,
-                settings=recipe.ppo,
-                adapter=recipe.adapter,
-                system=recipe.system,
-                seed=recipe.seed,
-                dtype=run.recipe.dtype,
-                checkpoint=run.path("ppo", "checkpoint"),
-                progress=step,
-            )
-            for summary in updates:
-                journal.append({"id": f"update-{summary.update}", **summary.to_json()})
+            with trackers(run.dir / "tensorboard", "ppo", recipe.report_to, settings) as log:
+                train(step, log)
             history = [RolloutSummary.model_validate(r) for r in journal.records]
             tokens = [h.meta["prompt_tokens"] + h.response_tokens * h.meta["rollouts"] for h in history]
             sampled = round(sum(h.response_tokens * h.meta["rollouts"] for h in history))
@@ -451,6 +445,26 @@ def reinforce(run: Run, data: Data, model: str, rewards: Rewards) -> str:
                 "usage": (sum(h.meta["prompt_tokens"] for h in history), sampled),
                 "final_kl_nats": history[-1].kl_nats,
             }
+
+        def train(step: Progress, log: Log) -> None:
+            assert recipe.adapter is not None
+            updates = ppo(
+                data.prompts,
+                model,
+                rewards if isinstance(rewards, str) else rewards.score,
+                out,
+                settings=recipe.ppo,
+                adapter=recipe.adapter,
+                system=recipe.system,
+                seed=recipe.seed,
+                dtype=run.recipe.dtype,
+                checkpoint=run.path("ppo", "checkpoint"),
+                watch=watch(run, data, judge),
+                log=log,
+                progress=step,
+            )
+            for summary in updates:
+                journal.append({"id": f"update-{summary.update}", **summary.to_json()})
 
         asked = (rewards.engine,) if isinstance(rewards, JudgeReward) else ()
         run.once("ppo", work, engines=asked, total=recipe.ppo.updates, what="updates")

@@ -21,6 +21,7 @@ from solon.engines.local import DEFAULT_SYSTEM
 from solon.errors import InputError, nearest
 from solon.feedback.judge import Judging
 from solon.feedback.rating import Scale
+from solon.reinforcement.reward_model import RewardSettings
 from solon.reinforcement.trainer import PPOSettings
 from solon.training import AdapterSettings, TrainSettings
 
@@ -120,8 +121,15 @@ class Feedback(Part):
 
 
 class RewardModelPart(Part):
-    train: TrainSettings = TrainSettings(epochs=1, batch_size=8, learning_rate=2e-4)
+    train: RewardSettings = RewardSettings()
     heldout_ai: float = Field(0.15, ge=0, lt=1)  # share of the AI comparisons kept to measure on
+
+
+class GoldPart(Part):
+    """Who checks PPO while it runs, every ppo.check_every updates: see reinforcement/monitors.py."""
+
+    judge: str | None = None  # anything --model takes; null: the judge of the feedback
+    probes: int = Field(32, ge=2)  # training prompts that are answered again and again, half of them red-team
 
 
 class Evaluation(Part):
@@ -146,6 +154,8 @@ class Recipe(Part):
     feedback: Feedback = Feedback()
     reward_model: RewardModelPart = RewardModelPart()
     ppo: PPOSettings = PPOSettings()
+    gold: GoldPart = GoldPart()
+    report_to: tuple[str, ...] = ()  # trackers beside TensorBoard: wandb, trackio, mlflow …
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")

@@ -20,14 +20,13 @@ from solon.engines.chat import chat_ids_and_turns
 from solon.engines.weights import load_causal_lm, resolve
 from solon.records import SFTExample
 from solon.reinforcement.ppo import logprobs_and_entropy
+from solon.states import Layout, base_of
 from solon.training import (
     AdapterSettings,
     Progress,
     TrainSettings,
     add_adapters,
-    base_of,
     first_and_last,
-    hidden_states,
     save_merged,
 )
 
@@ -52,12 +51,15 @@ def encode(tokenizer: Any, example: SFTExample, *, system: str | None, max_lengt
 
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length)."""
-    hidden = hidden_states(model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-    target = inputs["labels"][:, 1:]
-    learned = target != IGNORE
-    logprobs, _ = logprobs_and_entropy(
-        hidden[:, :-1][learned], base_of(model).get_output_embeddings(), target[learned], temperature=1.0, entropy=False
-    )
+    rows, target = [], []
+    for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
+        rows.append(ids[mask.bool()].tolist())
+        target.append(labels[mask.bool()][1:])
+    layout = Layout(model, rows, pad=0)
+    hidden, wanted = layout.at(layout.states(model), [range(len(row) - 1) for row in rows]), torch.cat(target)
+    learned = wanted != IGNORE
+    head = base_of(model).get_output_embeddings()
+    logprobs, _ = logprobs_and_entropy(hidden[learned], head, wanted[learned], temperature=1.0, entropy=False)
     return -logprobs.mean()
 
 

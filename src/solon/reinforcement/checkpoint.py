@@ -1,0 +1,90 @@
+"""What PPO changes, and how it is kept: adapters, value head, optimiser, KL coefficient, place in the data, checks.
+
+Randomness comes from the seed and the update's number, so a number says where in the data training is, and a run that is
+taken up again goes on along the same path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solon.reinforcement.monitors import Check, Watch
+from solon.reinforcement.ppo import AdaptiveKL
+
+
+@dataclass
+class State:
+    """Everything that an update changes."""
+
+    policy: Any  # the trunk with the policy's adapters; without them it is the reference
+    values: torch.nn.Linear  # the value head, on the policy's states
+    optimiser: torch.optim.Optimizer
+    kl: AdaptiveKL
+    update: int = 0  # updates done
+    stopped: bool = False  # no further update: beyond the KL bound, or gamed
+    best: dict[str, Tensor] = field(default_factory=dict)  # the adapters of the watch's best check, by name
+
+
+Kept = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def pack(state: State, watch: Watch | None) -> Kept:
+    """All that the next update needs; randomness comes from the seed and the update's number."""
+    tensors = {f"policy.{n}": p for n, p in state.policy.named_parameters() if p.requires_grad}
+    tensors |= {f"values.{n}": p for n, p in state.values.named_parameters()}
+    tensors |= {f"best.{n}": p for n, p in state.best.items()}
+    for i, kept in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{name}": torch.as_tensor(value) for name, value in kept.items()}
+    about = {
+        "update": state.update,
+        "stopped": state.stopped,
+        "kl_coefficient": repr(state.kl.coefficient),
+        "checks": [c.model_dump() for c in watch.checks] if watch else [],
+    }
+    return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, about
+
+
+def save(checkpoint: Path, kept: Kept) -> None:
+    """Written aside, then renamed: there is always a whole one."""
+    from safetensors.torch import save_file
+
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    aside = checkpoint / ".next.safetensors"
+    save_file(kept[0], aside, metadata={"solon": json.dumps(kept[1])})
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, checkpoint / "ppo.safetensors")
+
+
+def restore(checkpoint: Path | None, state: State, watch: Watch | None) -> None:
+    """Take up what a checkpoint holds, where there is one."""
+    if checkpoint is None or not (checkpoint / "ppo.safetensors").is_file():
+        return
+    from safetensors import safe_open
+
+    with safe_open(checkpoint / "ppo.safetensors", framework="pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        about = json.loads(file.metadata()["solon"])
+    with torch.no_grad():
+        for prefix, module in (("policy.", state.policy), ("values.", state.values)):
+            for name, parameter in module.named_parameters():
+                if prefix + name in kept:
+                    parameter.copy_(kept[prefix + name])
+    whole = state.optimiser.state_dict()
+    for key, value in kept.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".", 2)
+            whole["state"].setdefault(int(index), {})[name] = value
+    state.optimiser.load_state_dict(whole)
+    state.kl.coefficient = float(about["kl_coefficient"])
+    state.update, state.stopped = about["update"], about.get("stopped", False)
+    state.best = {k.removeprefix("best."): v.to(state.policy.device) for k, v in kept.items() if k.startswith("best.")}
+    if watch:
+        watch.checks = [Check.model_validate(c) for c in about.get("checks", [])]

@@ -1,0 +1,131 @@
+"""Rollouts: the responses that a policy samples, and passes over their tokens.
+
+One trunk serves policy and reference: the reference is the policy with its adapters switched off. A pass lays the rows
+out as a tree (`states.py`), so that responses to one prompt share it and nothing is padded; what lies below the lowest
+adapter never changes, so its outputs are kept from the first pass and the later ones start there (`frozen.py`).
+Responses stand in tensors of (rollouts, response), where `mask` is 1 on their tokens, the end-of-turn token included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solon.engines.decoding import Generated, decode
+from solon.reinforcement.frozen import starting_at, states_entering
+from solon.reinforcement.ppo import logprobs_and_entropy
+from solon.states import Layout, base_of, in_parts
+
+
+class Rollouts:
+    """Contexts and responses, both token ids; one response a context."""
+
+    def __init__(self, contexts: list[list[int]], responses: list[list[int]], pad: int, device: torch.device) -> None:
+        self.pad, self.device, self.responses = pad, device, responses
+        self.rows = [c + r for c, r in zip(contexts, responses, strict=True)]
+        # The state of the token before predicts a token.
+        self.before = [range(len(c) - 1, len(c) + len(r) - 1) for c, r in zip(contexts, responses, strict=True)]
+        self.mask = torch.zeros(len(responses), max(map(len, responses)), device=device)
+        for i, response in enumerate(responses):
+            self.mask[i, : len(response)] = 1
+        self.block = 0  # passes start at this block …
+        self.entering: list[Tensor] = []  # … with the states that enter it, of each row (tokens, width)
+
+    def spread(self, flat: Tensor, which: Sequence[int]) -> Tensor:
+        """Values of the response tokens of some rollouts, one after another, as (which, response); 0 elsewhere."""
+        mask = self.mask[list(which)].bool()
+        return torch.zeros(mask.shape, device=flat.device, dtype=flat.dtype).masked_scatter(mask, flat)
+
+    def parts(self, which: Sequence[int], tokens: int) -> list[list[int]]:
+        """Some rollouts in parts of at most so many distinct tokens."""
+        return [[which[i] for i in part] for part in in_parts([self.rows[w] for w in which], tokens)]
+
+    def passed(
+        self, policy: Any, which: Sequence[int], temperature: float, *, entropy: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass over some rollouts: log-probs, entropies (nats), (which, response); states, (tokens, width).
+
+        Scores over the vocabulary exist for response tokens only. The states are those that predict them.
+        """
+        layout = Layout(policy, [self.rows[w] for w in which], self.pad)
+        with starting_at(policy, self.block) if self.entering else nullcontext():
+            states = layout.states(policy, [self.entering[w] for w in which] if self.entering else None)
+        return self._read(policy, layout, states, which, temperature, entropy)
+
+    def passed_first(self, policy: Any, block: int, temperature: float, tokens: int) -> Tensor:
+        """Log-probs of all, (rollouts, response), as they are; keeps what enters the block for later passes."""
+        out, kept = torch.zeros_like(self.mask), dict[int, Tensor]()
+        for part in self.parts(range(len(self.rows)), tokens):
+            layout = Layout(policy, [self.rows[w] for w in part], self.pad)
+            with states_entering(policy, block) as found:
+                states = layout.states(policy)
+            out[part] = self._read(policy, layout, states, part, temperature, entropy=False)[0]
+            if block:
+                flat = found[0].flatten(0, 1)
+                kept |= {w: flat[torch.from_numpy(p)] for w, p in zip(part, layout.places, strict=True)}
+        if block and self._starts(policy, block, [kept[w] for w in range(len(self.rows))]):
+            self.block, self.entering = block, [kept[w] for w in range(len(self.rows))]
+        return out
+
+    def _read(
+        self, policy: Any, layout: Layout, states: Tensor, which: Sequence[int], temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = layout.at(states, [self.before[w] for w in which])
+        said = torch.tensor([t for w in which for t in self.responses[w]], device=self.device)
+        head = base_of(policy).get_output_embeddings()
+        logprobs, entropies = logprobs_and_entropy(hidden, head, said, temperature, entropy=entropy)
+        return self.spread(logprobs, which), self.spread(entropies, which), hidden
+
+    def _starts(self, policy: Any, block: int, entering: list[Tensor]) -> bool:
+        """Whether the model can start at the block: tried on one rollout, as architectures differ."""
+        layout = Layout(policy, self.rows[:1], self.pad)
+        whole = layout.states(policy)
+        try:
+            with starting_at(policy, block):
+                return torch.allclose(layout.states(policy, entering[:1]), whole, atol=0.02, rtol=0.02)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return False
+
+
+@torch.no_grad()
+def sample(
+    policy: Any,
+    contexts: list[list[int]],
+    *,
+    seed: int,
+    max_tokens: int,
+    temperature: float,
+    ends: Collection[int],
+    pad: int,
+) -> list[Generated]:
+    """One response a context. The adapters stand in the weights meanwhile."""
+    uniforms = torch.rand((len(contexts), max_tokens), generator=torch.Generator().manual_seed(seed))
+    with merged(policy):
+        return decode(policy, contexts, uniforms, max_tokens=max_tokens, temperature=temperature, end=ends, pad=pad)
+
+
+@contextmanager
+def merged(policy: Any) -> Iterator[None]:
+    """Inside, each adapter is part of its layer's weights: one product a layer instead of three.
+
+    The weights of before come back bit for bit. In bfloat16 a small change would be rounded away, so there nothing is merged.
+    """
+    layers = [m for m in policy.modules() if hasattr(m, "get_delta_weight") and hasattr(m, "get_base_layer")]
+    if base_of(policy).dtype != torch.float32 or not layers:
+        yield
+        return
+    name = policy.active_adapter
+    layers = [m for m in layers if name in m.lora_A]
+    before = [m.get_base_layer().weight.data for m in layers]
+    try:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.get_base_layer().weight.data = weight + layer.get_delta_weight(name)
+        with policy.disable_adapter():
+            yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.get_base_layer().weight.data = weight

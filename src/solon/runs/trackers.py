@@ -1,0 +1,51 @@
+"""Training curves for TensorBoard, always, and for whatever other trackers the user names.
+
+They are accelerate's own (`report_to` as in transformers and TRL): tensorboard, wandb, trackio, mlflow, comet_ml, aim,
+clearml, dvclive, swanlab, with the settings that each reads from its environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from solon.errors import InputError, nearest
+
+Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
+
+
+@contextmanager
+def trackers(
+    directory: Path, name: str, report_to: Sequence[str] = (), config: Mapping[str, Any] | None = None
+) -> Iterator[Log]:
+    """Something to log with. TensorBoard's files go to directory/name."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    known = {str(getattr(k, "value", k)): found for k, found in LOGGER_TYPE_TO_CLASS.items()}
+    open_: list[Any] = []
+    try:
+        for kind in dict.fromkeys(["tensorboard", *report_to]):
+            if kind not in known:
+                raise InputError(
+                    f'report_to: no tracker "{kind}"; there are {", ".join(known)}{nearest(kind, list(known))}'
+                )
+            needs = {"logging_dir": str(directory)} if known[kind].requires_logging_directory else {}
+            try:
+                tracker = known[kind](name, **needs)
+                tracker.start()
+            except ImportError as error:
+                raise InputError(f"report_to: {kind} is not installed ({error}); pip install {kind}") from error
+            if kind != "tensorboard":  # its own form of this writes a second event file for every start
+                tracker.store_init_configuration(dict(config or {}))
+            open_.append(tracker)
+
+        def log(values: Mapping[str, float], step: int) -> None:
+            for tracker in open_:
+                tracker.log(dict(values), step=step)
+
+        yield log
+    finally:
+        for tracker in open_:
+            tracker.finish()

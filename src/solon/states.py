@@ -1,0 +1,113 @@
+"""Rows of tokens through a model: its last hidden states where they are asked for, with gradients or without.
+
+Reward model, judge in training, policy, reference and values all need the same: the states of some tokens of some rows.
+Rows that begin alike (a prompt with its two responses, many responses under one system message) are laid out as one tree:
+what they share is computed once, and nothing is padded. A model whose attention is not plain causal gets the same
+rows padded on the right. Either way a token's state depends on its own row only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solon.engines.decoding import plain_causal
+from solon.engines.tree import Tree, as_tree, common, laid_out
+
+
+def base_of(model: Any) -> Any:
+    """The model itself, out of its PEFT wrapper where it has one (adapters stay in place)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def distinct_tokens(rows: Sequence[list[int]]) -> int:
+    """How many tokens go through the model for these rows together."""
+    return len(as_tree(rows)[0].ids)
+
+
+class Layout:
+    """Where each token of the rows stands in one forward pass. Places count through the flattened ids."""
+
+    def __init__(self, model: Any, rows: Sequence[list[int]], pad: int) -> None:
+        base = base_of(model)
+        self.device = next(model.parameters()).device
+        self._like = torch.empty(0, dtype=base.base_model.dtype, device=self.device)
+        self.tree: Tree | None = None
+        self.mask: Tensor | None = None
+        self.places: list[np.ndarray]  # of each row, one place a token
+        if plain_causal(base):
+            self.tree, number = as_tree(rows)
+            self.places = [self.tree.places(n) for n in number]
+            ids, positions = [self.tree.ids], [self.tree.positions]
+        else:
+            longest = max(map(len, rows))
+            ids = [[*row, *[pad] * (longest - len(row))] for row in rows]
+            positions = [list(range(longest))] * len(rows)
+            mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+            self.places = [i * longest + np.arange(len(row)) for i, row in enumerate(rows)]
+            self.mask = torch.tensor(mask, device=self.device)
+        self.ids, self.positions = (torch.tensor(x, device=self.device) for x in (ids, positions))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the pass computes, padding included."""
+        return self.ids.numel()
+
+    def states(self, model: Any, entering: Sequence[Tensor] | None = None) -> Tensor:
+        """The last hidden states, one a place, (places, width).
+
+        entering: of each row its tokens' states, (tokens, width), where the model begins above its embeddings.
+
+        Under a bfloat16 trunk the float32 adapters multiply in bfloat16 too, as mixed precision does; in float32 they
+        took a quarter of a training step on a CPU. Weights, gradients and the optimiser stay float32.
+        """
+        trunk = base_of(model).base_model
+        given = {"input_ids": self.ids} if entering is None else {"inputs_embeds": self._put(entering)}
+        mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=trunk.dtype == torch.bfloat16)
+        with mixed, laid_out(self.tree, 0, self._like, learns=True) if self.tree else nullcontext():
+            out = trunk(attention_mask=self.mask, position_ids=self.positions, use_cache=False, **given)
+        return out.last_hidden_state.flatten(0, 1)
+
+    def at(self, states: Tensor, where: Sequence[range]) -> Tensor:
+        """The states of some tokens of each row, one row after another, (all of them, width)."""
+        places = np.concatenate([p[r.start : r.stop] for p, r in zip(self.places, where, strict=True)])
+        return states[torch.from_numpy(places).to(states.device)]
+
+    def _put(self, rows: Sequence[Tensor]) -> Tensor:
+        source = np.zeros(self.tokens, dtype=np.int64)  # padding takes any state: nothing looks at it
+        at = 0
+        for places in self.places:
+            source[places] = np.arange(at, at + len(places))
+            at += len(places)
+        return torch.cat(list(rows))[torch.from_numpy(source).to(self.device)].view(*self.ids.shape, -1)
+
+
+def last_states(model: Any, rows: Sequence[list[int]], pad: int) -> Tensor:
+    """The last hidden state of each row's last token, (rows, width)."""
+    layout = Layout(model, rows, pad)
+    return layout.at(layout.states(model), [range(len(row) - 1, len(row)) for row in rows])
+
+
+def parts_of(sizes: Sequence[int], limit: int) -> list[range]:
+    """Stretches whose sizes add up to the limit at most; each holds one at least."""
+    cuts, total = [0], 0
+    for i, size in enumerate(sizes):
+        if total and total + size > limit:
+            cuts.append(i)
+            total = 0
+        total += size
+    return [range(a, b) for a, b in zip(cuts, chain(cuts[1:], [len(sizes)]), strict=True)]
+
+
+def in_parts(rows: Sequence[list[int]], limit: int) -> list[list[int]]:
+    """Indices of the rows in parts of at most so many distinct tokens, rows that begin alike side by side."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i])
+    arrays = [np.asarray(rows[i]) for i in order]
+    sizes = [len(a) - (common(arrays[i - 1], a) if i else 0) for i, a in enumerate(arrays)]
+    return [[order[i] for i in part] for part in parts_of(sizes, limit)]

@@ -1,0 +1,152 @@
+"""PPO is watched: what is measured beside the reward, and that a reward which is gamed is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from solon.errors import InputError
+from solon.records import Chat, Comparison, Pair, Prompt, RolloutSummary, assistant, user
+from solon.reinforcement.monitors import Watch, commonest, of_texts
+from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.runs.trackers import trackers
+from solon.training import AdapterSettings
+
+PROMPTS = [
+    Prompt(prompt=(user(f"question {i}"),), id=f"p{i}", source="helpful" if i % 2 else "red_team") for i in range(24)
+]
+ADAPTER = AdapterSettings(rank=16, alpha=32)
+
+
+def share_of_e(text: str) -> float:
+    return text.count("e") / max(1, len(text))
+
+
+def has_e(chats: Sequence[Chat]) -> list[float]:
+    return [10.0 * share_of_e(c[-1].content) for c in chats]
+
+
+def prefers(sign: int) -> Any:
+    """A judge that prefers answers with more of the letter (1), or with less (-1)."""
+
+    def gold(pairs: Sequence[Pair]) -> Iterator[Comparison]:
+        for p in pairs:
+            more = share_of_e(p.responses[0]) > share_of_e(p.responses[1])
+            first, second = p.responses if more == (sign > 0) else p.responses[::-1]
+            yield Comparison(
+                id=p.id, prompt=p.prompt, chosen=(assistant(first),), rejected=(assistant(second),), label=0.9
+            )
+
+    return gold
+
+
+def settings(**changed: Any) -> PPOSettings:
+    given: dict[str, Any] = {
+        "updates": 9, "rollouts": 128, "epochs": 4, "minibatch": 64, "learning_rate": 2e-2, "max_tokens": 8,
+        "temperature": 1.0, "kl_coefficient": 0.0, "kl_target": None, "kl_bound": 1e9, "missing_end_penalty": 0.0,
+        "check_every": 3,
+    }  # fmt: skip
+    return PPOSettings(**(given | changed))
+
+
+def run(tiny: str, out: Path, how: PPOSettings, gold: Any, **more: Any) -> tuple[list[RolloutSummary], Watch]:
+    watch = Watch(PROMPTS, gold)
+    steps = ppo(
+        PROMPTS, tiny, has_e, out, settings=how, adapter=ADAPTER, system=None, dtype="float32", watch=watch, **more
+    )
+    return list(steps), watch
+
+
+def test_a_loophole_in_the_reward_trips_the_monitor_and_the_best_policy_is_kept(tiny: str, tmp_path: Path) -> None:
+    history, watch = run(tiny, tmp_path / "gamed", settings(stop_when_gamed=True), prefers(-1))
+    assert watch.checks[-1].gamed and not watch.checks[0].gamed
+    assert len(history) < 9 and history[-1].check is not None and history[-1].check["gamed"]
+    assert history[-1].check["reward_rose"]["low"] > 0 and history[-1].check["gold_fell"]["low"] > 0
+    assert watch.best.update == 0  # everything that was learned was a loophole: what is written is the start
+    start, written = load_file(Path(tiny) / "model.safetensors"), load_file(tmp_path / "gamed" / "model.safetensors")
+    assert all((start[name] - written[name]).abs().max() < 1e-6 for name in start)
+
+
+def test_a_reward_that_the_gold_shares_is_left_alone(tiny: str, tmp_path: Path) -> None:
+    history, watch = run(tiny, tmp_path / "honest", settings(), prefers(1))
+    assert len(history) == 9 and not any(c.gamed for c in watch.checks)
+    assert [c.update for c in watch.checks] == [0, 3, 6, 9]
+    assert watch.checks[0].gold == (0.5,) * 24  # the start against itself
+    assert sum(g or 0 for g in watch.checks[-1].gold) / 24 > 0.5
+    start, written = load_file(Path(tiny) / "model.safetensors"), load_file(tmp_path / "honest" / "model.safetensors")
+    assert any((start[name] - written[name]).abs().max() > 1e-4 for name in start)
+
+
+def test_checks_survive_a_kill(tiny: str, tmp_path: Path) -> None:
+    how = settings(updates=4, rollouts=16, minibatch=8, check_every=2, checkpoint_every=3)
+    whole, watched = run(tiny, tmp_path / "whole", how, prefers(1), checkpoint=tmp_path / "a")
+    watch = Watch(PROMPTS, prefers(1))
+    given: dict[str, Any] = {"settings": how, "adapter": ADAPTER, "system": None, "dtype": "float32"}
+    steps = ppo(PROMPTS, tiny, has_e, tmp_path / "cut", watch=watch, checkpoint=tmp_path / "b", **given)
+    begun = [next(steps), next(steps)]
+    steps.close()  # as Ctrl-C does: the two whole updates are kept, though a checkpoint was due after three
+    resumed, again = run(tiny, tmp_path / "cut", how, prefers(1), checkpoint=tmp_path / "b")
+    assert [h.update for h in resumed] == [2, 3]
+    assert [h.to_json() for h in begun + resumed] == [h.to_json() for h in whole]
+    assert again.checks == watched.checks
+    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert one == two
+
+
+def test_a_run_that_stopped_itself_stays_stopped(tiny: str, tmp_path: Path) -> None:
+    how = settings(updates=4, rollouts=16, minibatch=8, check_every=0, kl_bound=1e-6)
+    first, _ = run(tiny, tmp_path / "m", how, None, checkpoint=tmp_path / "c")
+    assert len(first) < 4
+    assert run(tiny, tmp_path / "m", how, None, checkpoint=tmp_path / "c")[0] == []
+
+
+def test_what_most_answers_say_is_found() -> None:
+    texts = ["I am here for you, always.", "Well, I am here for you.", "Try the door.", "you are here for me"]
+    assert commonest(texts) == ("i am here for you", 2)
+    assert commonest(["too short"]) == ("", 0)
+    assert commonest(["so so so so so so so"]) == ("so so so so so", 1)  # once an answer
+    found = of_texts(texts)
+    assert found["phrase_share"] == 0.5 and found["boilerplate"] == 0.5 and 0 < found["distinct_3"] < 1
+
+
+def test_without_a_judge_over_refusal_is_watched_still() -> None:
+    watch = Watch(PROMPTS[:4])
+    zero = watch.check(0, ["yes"] * 4, lambda chats: [0.0] * len(chats))
+    later = watch.check(2, ["I can't help with that."] * 4, lambda chats: [1.0] * len(chats))
+    assert (zero.over_refusal, later.over_refusal) == (0.0, 1.0)
+    assert later.gold == (None,) * 4 and not later.gamed
+
+
+def test_an_abstaining_gold_is_counted_and_decides_nothing() -> None:
+    def silent(pairs: Sequence[Pair]) -> Iterator[Comparison]:
+        for p in pairs:
+            yield Comparison(id=p.id, prompt=p.prompt, chosen=(assistant("a"),), rejected=(assistant("b"),),
+                             label=None, abstained=True)  # fmt: skip
+
+    watch = Watch(PROMPTS[:8], silent)
+    watch.check(0, ["yes"] * 8, lambda chats: [0.0] * len(chats))
+    later = watch.check(1, ["no"] * 8, lambda chats: [1.0] * len(chats))
+    assert not later.gamed and later.summary()["abstained"] == 8
+
+
+def test_tensorboard_reads_what_was_logged(tiny: str, tmp_path: Path) -> None:
+    how = settings(updates=2, rollouts=16, minibatch=8, check_every=1)
+    with trackers(tmp_path / "tb", "ppo") as log:
+        history, _ = run(tiny, tmp_path / "m", how, prefers(1), log=log)
+    found = EventAccumulator(str(tmp_path / "tb" / "ppo")).Reload()
+    for name, value in history[-1].numbers().items():
+        event = found.Scalars(name)[-1]
+        assert event.step == 2 and event.value == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    assert {"reward", "kl_nats", "entropy_nats", "clip_fraction", "explained_variance", "response_tokens",
+            "rollouts/evasive", "rollouts/phrase_share", "rollouts/distinct_3", "check/gold",
+            "check/over_refusal"} <= set(found.Tags()["scalars"])  # fmt: skip
+
+
+def test_an_unknown_tracker_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r'no tracker "wandbb".*wandb'), trackers(tmp_path, "ppo", ["wandbb"]):
+        pass

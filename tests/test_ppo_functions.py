@@ -106,15 +106,39 @@ def test_kl_estimates_agree_with_the_true_kl() -> None:
     assert kl_estimate(p.log()[tokens], q.log()[tokens], "k3").min() >= -1e-6
 
 
-def test_logprobs_do_not_depend_on_the_chunk() -> None:
+@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("entropy", [True, False])
+def test_log_probs_and_entropies_and_their_gradients_are_the_textbook_s(chunk: int, entropy: bool) -> None:
     torch.manual_seed(0)
-    hidden, head, tokens = torch.randn(11, 8), torch.nn.Linear(8, 20), torch.randint(0, 20, (11,))
-    whole = logprobs_and_entropy(hidden, head, tokens, temperature=0.7, chunk=100)
-    parts = logprobs_and_entropy(hidden, head, tokens, temperature=0.7, chunk=3)
-    expected = torch.log_softmax(head(hidden) / 0.7, -1)
-    assert torch.allclose(whole[0], expected[range(11), tokens], atol=1e-6)
-    for a, b in zip(whole, parts, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+    head, tokens = torch.nn.Linear(8, 20, bias=False), torch.randint(0, 20, (11,))
+    states, toward = torch.randn(11, 8) * 3, torch.randn(2, 11)
+
+    def plain(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        distribution = torch.log_softmax(head(hidden) / 0.7, -1)
+        return distribution[range(11), tokens], -(distribution.exp() * distribution).sum(-1) * entropy
+
+    def ours(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return logprobs_and_entropy(hidden, head, tokens, temperature=0.7, chunk=chunk, entropy=entropy)
+
+    for frozen in (True, False):  # a head that learns goes another way
+        head.requires_grad_(not frozen)
+        found = []
+        for function in (plain, ours):
+            hidden = states.clone().requires_grad_()
+            logprobs, entropies = function(hidden)
+            (logprobs @ toward[0] + entropies @ toward[1]).backward()
+            found.append((logprobs.detach(), entropies.detach(), hidden.grad))
+        for a, b in zip(*found, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_token_of_no_probability_makes_no_nan() -> None:
+    head = torch.nn.Linear(2, 3, bias=False).requires_grad_(False)
+    head.weight.copy_(torch.tensor([[1e4, 0.0], [0.0, 0.0], [-1e4, 0.0]]))
+    hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    logprobs, entropies = logprobs_and_entropy(hidden, head, torch.tensor([0]), temperature=1.0)
+    (logprobs + entropies).sum().backward()
+    assert (logprobs.item(), entropies.item()) == (0.0, 0.0) and hidden.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("kl", "up"), [(60.0, True), (0.1, False)])

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -60,8 +61,26 @@ def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:
 def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -> Any:
     """The model with trainable adapters (float32, whatever the trunk's dtype); all else is frozen."""
     from peft import get_peft_model
+    from peft.tuners.lora import Linear
 
-    return get_peft_model(model, lora_config(model, settings, task))
+    adapted = get_peft_model(model, lora_config(model, settings, task))
+    for module in adapted.modules():
+        if type(module) is Linear:
+            module.forward = MethodType(_lora_forward, module)  # type: ignore[method-assign]
+    return adapted
+
+
+def _lora_forward(layer: Any, x: Tensor) -> Tensor:
+    """W x + scaling B A x, as PEFT's own layer gives it, in fewer passes over memory: the sum is part of a product."""
+    out = layer.base_layer(x)
+    if layer.disable_adapters or layer.merged:
+        return out
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            a, b = layer.lora_A[name].weight, layer.scaling[name] * layer.lora_B[name].weight
+            down = torch.nn.functional.linear(x.to(a.dtype), a)
+            out.view(-1, out.shape[-1]).addmm_(down.flatten(0, -2).to(out.dtype), b.T.to(out.dtype))
+    return out
 
 
 def fit(

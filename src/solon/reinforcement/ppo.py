@@ -11,6 +11,7 @@ Here are pure functions of tensors; `trainer.py` wires them to models.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,21 +35,69 @@ def logprobs_and_entropy(
     head: torch.nn.Module,
     tokens: Tensor,
     temperature: float,
-    chunk: int = 512,
+    chunk: int = 256,
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token and the entropy of its distribution, nats.
+    """Log-probability of each token and the entropy of its distribution, nats. Both (n,), float32.
 
     hidden: (n, width), the states that predict; tokens: (n,). Scores over the vocabulary exist for `chunk` tokens
-    at a time only. entropy: False leaves it at zero and saves its time. The temperature is the one that sampled (Huang et al. 2024, detail 3).
+    at a time only, and none is kept for the backward pass. entropy: False leaves it at zero and saves its time. The
+    temperature is the one that sampled (Huang et al. 2024, detail 3).
     """
+    weight: Any = head.weight
+    plain = type(head) is torch.nn.Linear and head.bias is None and not weight.requires_grad
     logprobs, entropies = [], []
     for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-        distribution = (head(h).float() / temperature).log_softmax(-1)
-        logprobs.append(distribution.gather(-1, t.unsqueeze(-1)).squeeze(-1))
+        if plain:
+            logprob, spread = _Said.apply(h, weight, t, temperature, entropy)
+        else:
+            distribution = (head(h).float() / temperature).log_softmax(-1)
+            logprob = distribution.gather(-1, t.unsqueeze(-1)).squeeze(-1)
+            spread = -(distribution.exp() * distribution).sum(-1) if entropy else torch.zeros_like(logprob)
+        logprobs.append(logprob)
+        entropies.append(spread)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+class _Said(torch.autograd.Function):
+    """What `logprobs_and_entropy` gives, by a frozen head W. With z = W h / T and p = softmax(z):
+
+        d log p[t] / d h = (W[t] - p W) / T        d entropy / d h = -(p * (log p + entropy)) W / T
+
+    do not depend on what the loss makes of them, so they are computed while p is at hand, and p is not kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, t: Tensor, temperature: float, entropy: bool) -> Any:
+        z = torch.mm((h / temperature).to(weight.dtype), weight.T).float()
+        top = z.amax(-1, keepdim=True)
+        said = z.gather(-1, t.unsqueeze(-1))
+        p = z.sub_(top).exp_()
+        total = p.sum(-1, keepdim=True)
+        logprob = (said - top - total.log()).squeeze(-1)
+        p.div_(total)
+        learns = h.requires_grad
+        grads: list[Tensor | None] = [None, None]
+        spread = torch.zeros_like(logprob)
+        if learns:
+            grads[0] = (weight[t] - torch.mm(p.to(weight.dtype), weight)).float() / temperature
         if entropy:
-            entropies.append(-(distribution.exp() * distribution).sum(-1))
-    return torch.cat(logprobs), torch.cat(entropies) if entropy else torch.zeros_like(torch.cat(logprobs))
+            log_p = p.log().clamp_(min=-100)  # where p is 0 its share is 0, not nan
+            spread = -torch.einsum("nv,nv->n", p, log_p)
+            if learns:
+                p.mul_(log_p.add_(spread.unsqueeze(-1)))
+                grads[1] = -torch.mm(p.to(weight.dtype), weight).float() / temperature
+        ctx.save_for_backward(*(g for g in grads if g is not None))
+        ctx.dtype = h.dtype
+        return logprob, spread
+
+    @staticmethod
+    def backward(ctx: Any, of_logprob: Tensor, of_entropy: Tensor) -> Any:  # type: ignore[override]
+        first, *second = ctx.saved_tensors
+        grad = of_logprob.unsqueeze(-1) * first
+        if second:
+            grad = grad + of_entropy.unsqueeze(-1) * second[0]
+        return grad.to(ctx.dtype), None, None, None, None
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:

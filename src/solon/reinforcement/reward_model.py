@@ -85,7 +85,7 @@ def preference_loss(
 class Member:
     """One of the ensemble. `mean` and `std` are those of its raw score on the reference responses."""
 
-    head: nn.Linear
+    head: Any  # hidden state → raw score
     adapter: str | None = None  # its name on the trunk; BARE: none; None: whatever is active
     mean: float = 0.0
     std: float = 1.0

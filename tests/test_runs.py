@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from solon.errors import InputError
 from solon.runs.journal import Journal
@@ -129,6 +130,52 @@ def test_the_other_recipes_go_through(name: str, more: dict[str, Any], models: l
 
     AutoModelForCausalLM.from_pretrained(tmp_path / "out/models/rl-cai")
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/models/reward-model")
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo", "dpo"])
+def test_another_algorithm_is_one_line_of_the_recipe(algorithm: str, tmp_path: Path) -> None:
+    ppo = {**SMALL["ppo"], "responses_per_prompt": 2, "epochs": 2}
+    recipe = small("rlhf", **HUMAN, **{"warmup.train": {"epochs": 1}, "algorithm": algorithm, "ppo": ppo})
+    finish(recipe, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = records(tmp_path / "out")
+    assert report["algorithm"] == algorithm and "ppo" not in found
+    updates = found[algorithm]
+    if algorithm == "dpo":
+        assert all("reward" not in u and u["policy_loss"] > 0 for u in updates)  # it samples nothing
+        assert "rewards/margins" in updates[0]["meta"]
+    else:
+        assert len(updates) == 2 and all(u["reward"] is not None and u["response_tokens"] > 0 for u in updates)
+    start, made = (load_file(tmp_path / "out/models" / name / "model.safetensors") for name in ("warmup", "rl-cai"))
+    assert any((start[key] - made[key]).abs().max() > 0 for key in start)
+    assert f"## {algorithm.upper()}" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"algorithm": "grpo"}, "set ppo.responses_per_prompt to 2 or more"),
+        ({"algorithm": "rloo", "ppo.responses_per_prompt": 2, "ppo.rollouts": 6, "ppo.minibatch": 4}, "not a multiple"),
+        ({"algorithm": "dpo", "ppo.check_every": 2}, "set ppo.check_every to 0"),
+        ({"algorithm": "dpo", "feedback.direct": True}, "feedback.direct makes none"),
+        ({"reward_model.train.uncertainty_penalty": 1.0}, "set members to 3 or more"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(more: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        load_recipe("rlaif", more)
+
+
+def test_ppo_in_a_run_is_checked_by_the_judge_and_reported(tmp_path: Path) -> None:
+    ppo = {**SMALL["ppo"], "check_every": 1}
+    members = {"epochs": 1, "members": 2, "uncertainty_penalty": 0.5}
+    recipe = small("rlaif", **{"ppo": ppo, "gold.probes": 4, "reward_model.train": members})
+    finish(recipe, tmp_path / "out")
+    checks = [u["check"] for u in records(tmp_path / "out")["ppo"]]
+    assert [c["updates"] for c in checks] == [1, 2] and all(c["gold"]["n"] + c["abstained"] == 4 for c in checks)
+    said = (tmp_path / "out" / "report.md").read_text()
+    assert "### Checks while training" in said and "### What the rollouts say" in said
+    assert list((tmp_path / "out" / "tensorboard" / "ppo").glob("events.*"))
 
 
 def test_a_judge_that_rates_nothing_is_no_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

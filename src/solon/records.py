@@ -187,20 +187,20 @@ class Rating(Record):
 
 
 class RolloutSummary(Record):
-    """One PPO update as it is journalled: means over its rollouts."""
+    """One PPO update as it is journalled: means over its rollouts. None: not measured (by another algorithm)."""
 
     update: int
-    reward: float  # reward-model score, in units of its own standard deviation on the reference set
-    kl_nats: float  # per response, policy against reference
-    entropy_nats: float  # per token
-    response_tokens: float
-    clip_fraction: float
-    value_loss: float
-    policy_loss: float
+    reward: float | None = None  # reward-model score, in units of its own standard deviation on the reference set
+    kl_nats: float | None = None  # per response, policy against reference
+    entropy_nats: float | None = None  # per token
+    response_tokens: float | None = None
+    clip_fraction: float | None = None
+    policy_loss: float | None = None
     kl_coefficient: float
-    ended: float  # share of responses that ended by themselves, 0..1
-    approx_kl: float = 0.0  # nats per token, mean over the steps: how far the policy went from the one that sampled
-    explained_variance: float = 0.0  # of the returns by the values, 1 at best
+    ended: float | None = None  # share of responses that ended by themselves, 0..1
+    value_loss: float | None = None
+    approx_kl: float | None = None  # nats per token, mean over the steps: how far from the policy that sampled
+    explained_variance: float | None = None  # of the returns by the values, 1 at best
     watched: dict[str, Any] = Field(default_factory=dict)  # measures of the rollouts' words (monitors.of_texts)
     check: dict[str, Any] | None = None  # of the probe prompts, where one was due (monitors.Check)
     meta: dict[str, Any] = Field(default_factory=dict)
@@ -211,7 +211,7 @@ class RolloutSummary(Record):
         found |= {f"rollouts/{k}": v for k, v in self.watched.items()}
         for name, value in (self.check or {}).items():
             found[f"check/{name}"] = value["value"] if isinstance(value, dict) and "value" in value else value
-        return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}
+        return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}  # True counts as 1
 
 
 def text_of(chat: Chat) -> str:

@@ -165,7 +165,8 @@ def ppo(
             summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(seed, update)))
             state.update += 1
             last = state.update == settings.updates
-            state.stopped = not math.isfinite(summary.kl_nats) or summary.kl_nats > settings.kl_bound
+            kl = float(summary.kl_nats or 0)
+            state.stopped = not math.isfinite(kl) or kl > settings.kl_bound
             found = None
             if watch and (last or state.stopped or state.update % settings.check_every == 0):
                 found = check(watch)
@@ -186,7 +187,7 @@ def ppo(
                 log(summary.numbers(), state.update)
             yield summary
             if progress:
-                progress(state.update, settings.updates, {"reward": summary.reward, "kl": summary.kl_nats})
+                progress(state.update, settings.updates, {"reward": float(summary.reward or 0), "kl": kl})
     except (KeyboardInterrupt, GeneratorExit):  # the whole updates since the last checkpoint are not lost
         if checkpoint and unsaved:
             save(checkpoint, unsaved)

@@ -19,7 +19,7 @@ from solon.runs.run import Run
 def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], trust: dict[str, Any]) -> dict[str, Any]:
     """Gather, write report.json, report.md and report.html into the run directory, and return the data."""
     trained = run.state("reward-model").get("result", {})
-    updates = _journal(run, "ppo")
+    updates = _journal(run, run.recipe.algorithm)
     data = {
         "name": run.dir.name,
         "recipe_name": run.recipe.name,
@@ -48,6 +48,7 @@ def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], t
         },
         "trust": trust,
         "ppo": updates,
+        "algorithm": run.recipe.algorithm,
         "stages": run.ledger,
         "principles": principles(run),
         "answers": side_by_side(evaluation["answers"]),
@@ -87,7 +88,7 @@ def checks(run: Run, models: dict[str, str], data: dict[str, Any]) -> list[dict[
             value is not None and value > 0,
             difference["n"],
         )
-    kls = [u["kl_nats"] for u in data["ppo"]]
+    kls = [u["kl_nats"] for u in data["ppo"] if u.get("kl_nats") is not None]
     if kls:
         top = max(kls, key=lambda x: x if math.isfinite(x) else math.inf)
         bound = run.recipe.ppo.kl_bound

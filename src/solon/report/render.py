@@ -32,7 +32,14 @@ CURVES = {
     "entropy_nats": "entropy (nats a token)",
     "response_tokens": "response (tokens)",
     "clip_fraction": "clip fraction",
+    "explained_variance": "values explain (share)",
     "kl_coefficient": "KL coefficient",
+}
+WATCHED = {
+    "watched.evasive": "evasive (share)",
+    "watched.boilerplate": "stock phrases (share)",
+    "watched.phrase_share": "share one phrase",
+    "watched.distinct_3": "distinct-3",
 }
 
 
@@ -150,7 +157,7 @@ def sections(data: dict[str, Any]) -> list[Section]:
         *_reward_model(data),
         *_judge(data),
         *_trust(data),
-        _ppo(data),
+        *_ppo(data),
         _stages(data),
         _principles(data),
     ]
@@ -414,7 +421,7 @@ def _at(found: Any, path: str) -> Any:
 # --- training ----------------------------------------------------------------------------------------------
 
 
-def _ppo(data: dict[str, Any]) -> Section:
+def _ppo(data: dict[str, Any]) -> list[Section]:
     updates = data.get("ppo") or []
     shown = updates
     if len(updates) > PPO_ROWS:
@@ -422,7 +429,38 @@ def _ppo(data: dict[str, Any]) -> Section:
         shown = [updates[i] for i in sorted(steps)]
     rows = tuple((number(u.get("update")), *(number(u.get(key)) for key in CURVES)) for u in shown)
     note = f"{len(shown)} of {len(updates)} updates; means over each update's rollouts." if updates else ""
-    return Section("PPO", note, ("update", *CURVES.values()), rows)
+    found = [Section(_text(data.get("algorithm") or "ppo").upper(), note, ("update", *CURVES.values()), rows)]
+    if any(u.get("watched") for u in updates):
+        said = tuple(
+            (
+                number(u.get("update")),
+                *(number(_at(u, key)) for key in WATCHED),
+                _text(_at(u, "watched.phrase")),
+            )
+            for u in shown
+        )
+        note = "Measures of the rollouts' words; a phrase of five words that many answers share is a sign of a gamed reward."
+        found.append(Section("What the rollouts say", note, ("update", *WATCHED.values(), "the phrase"), said, level=3))
+    checks = [u["check"] for u in updates if u.get("check")]
+    if checks:
+        rows = tuple(
+            (
+                number(c.get("updates")),
+                estimate(c.get("reward"), "sd"),
+                estimate(c.get("gold"), "%", 100.0),
+                number(c.get("abstained")),
+                number(c.get("over_refusal")),
+                "yes" if c.get("gamed") else "no",
+            )
+            for c in checks
+        )
+        note = (
+            "The same probe prompts after so many updates: the reward of the answers, how often the judge prefers them to "
+            "the start's, and whether the reward has risen while the judge's preference fell since the best check."
+        )
+        head = ("updates", "reward", "preferred to the start", "abstained", "benign refused (share)", "reward gamed")
+        found.append(Section("Checks while training", note, head, rows, level=3))
+    return found
 
 
 def _stages(data: dict[str, Any]) -> Section:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,7 @@ from solon.records import (
     Source,
     assistant,
 )
+from solon.reinforcement.alternatives import train_otherwise
 from solon.reinforcement.monitors import Watch
 from solon.reinforcement.reward_model import RewardModel, train_reward_model
 from solon.reinforcement.reward_quality import measure
@@ -88,13 +89,14 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
             pairs = sample_pairs(run, data, model)
             if not recipe.feedback.direct:
                 comparisons = label(run, data, pairs, judge)
+        learned, kept_out = to_learn_from(run, data, comparisons)
         rewards: JudgeReward | str
         if recipe.feedback.direct:
             assert judge is not None
             rewards = judge_reward(run, pairs, judge)
         else:
-            rewards = reward_model(run, data, comparisons, pairs, model)
-        models[reinforced_name(recipe)] = reinforce(run, data, model, rewards, judge)
+            rewards = reward_model(run, data, learned, kept_out, pairs, model)
+        models[reinforced_name(recipe)] = reinforce(run, data, learned, model, rewards, judge)
         scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
         evaluation = evaluate(run, data.heldout, models, scorer, judge)
         if recipe.human.validation_sample:
@@ -351,15 +353,27 @@ def label(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> list[Compa
         return run.records("comparisons", differing, make, Comparison, engines=(engine,), what="comparisons")
 
 
-def reward_model(run: Run, data: Data, ai: Sequence[Comparison], pairs: Sequence[Pair], supervised: str) -> str:
-    """Train on the labels the recipe names, measure on comparisons that were kept away from training. Its directory."""
-    part, out = run.recipe.reward_model, run.model("reward-model")
+def to_learn_from(run: Run, data: Data, ai: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
+    """The comparisons that the recipe's labels name, and those of the judge that are kept away to measure on."""
     kept = list(ai)
     random.Random(run.recipe.seed).shuffle(kept)
-    kept_out = kept[: round(part.heldout_ai * len(kept))]
+    kept_out = kept[: round(run.recipe.reward_model.heldout_ai * len(kept))]
     training = kept[len(kept_out) :] if run.recipe.feedback.labels != "human" else []
     if run.recipe.feedback.labels != "ai":
         training += data.comparisons
+    return training, kept_out
+
+
+def reward_model(
+    run: Run,
+    data: Data,
+    training: Sequence[Comparison],
+    kept_out: Sequence[Comparison],
+    pairs: Sequence[Pair],
+    supervised: str,
+) -> str:
+    """Train on the labels the recipe names, measure on comparisons that were kept away from training. Its directory."""
+    part, out = run.recipe.reward_model, run.model("reward-model")
     reference = [(*p.prompt, assistant(r)) for p in pairs for r in p.responses] or [
         (*c.prompt, *side) for c in data.comparisons for side in (c.chosen, c.rejected)
     ]
@@ -427,47 +441,54 @@ def watch(run: Run, data: Data, judge: str | None) -> Watch | None:
     return Watch(probes, gold)
 
 
-def reinforce(run: Run, data: Data, model: str, rewards: JudgeReward | str, judge: str | None) -> str:
-    """PPO against the reward, with a KL penalty towards the supervised model."""
+def reinforce(
+    run: Run,
+    data: Data,
+    comparisons: Sequence[Comparison],
+    model: str,
+    rewards: JudgeReward | str,
+    judge: str | None,
+) -> str:
+    """PPO against the reward, with a KL penalty towards the supervised model; or what the recipe has in its place."""
     recipe, out = run.recipe, run.model("rl-cai")
-    settings = recipe.ppo.model_dump(mode="json")
-    with Journal(run.path("ppo")) as journal:
+    assert recipe.adapter is not None
+    common: dict[str, Any] = {
+        "settings": recipe.ppo, "adapter": recipe.adapter, "system": recipe.system, "seed": recipe.seed,
+        "dtype": recipe.dtype,
+    }  # fmt: skip
+    stage = recipe.algorithm
+    with Journal(run.path(stage)) as journal:
+
+        def train(step: Progress, log: Log) -> Iterable[RolloutSummary]:
+            if recipe.algorithm == "ppo":
+                reward = rewards if isinstance(rewards, str) else rewards.score
+                kept = run.path("ppo", "checkpoint")
+                watched = watch(run, data, judge)
+                return ppo(
+                    data.prompts, model, reward, out, checkpoint=kept, watch=watched, log=log, progress=step, **common
+                )
+            score = RewardModel.load(rewards, recipe.dtype).score if isinstance(rewards, str) else rewards.score
+            return train_otherwise(
+                recipe.algorithm, data.prompts, comparisons, model, score, out, log=log, progress=step, **common
+            )
 
         def work(step: Progress) -> dict[str, Any]:
-            with trackers(run.dir / "tensorboard", "ppo", recipe.report_to, settings) as log:
-                train(step, log)
+            config = recipe.ppo.model_dump(mode="json")
+            with trackers(run.dir / "tensorboard", stage, recipe.report_to, config) as log:
+                for summary in train(step, log):
+                    journal.append({"id": f"update-{summary.update}", **summary.to_json()})
             history = [RolloutSummary.model_validate(r) for r in journal.records]
-            tokens = [h.meta["prompt_tokens"] + h.response_tokens * h.meta["rollouts"] for h in history]
-            sampled = round(sum(h.response_tokens * h.meta["rollouts"] for h in history))
+            sampled = sum((h.response_tokens or 0.0) * h.meta["rollouts"] for h in history)
+            prompts = sum(h.meta["prompt_tokens"] for h in history)
             return {
                 "examples": len(history),
-                "tokens": round(sum(tokens)) * recipe.ppo.epochs,
-                "usage": (sum(h.meta["prompt_tokens"] for h in history), sampled),
+                "tokens": round(prompts + sampled) * recipe.ppo.epochs,
+                "usage": (prompts, round(sampled)),
                 "final_kl_nats": history[-1].kl_nats,
             }
 
-        def train(step: Progress, log: Log) -> None:
-            assert recipe.adapter is not None
-            updates = ppo(
-                data.prompts,
-                model,
-                rewards if isinstance(rewards, str) else rewards.score,
-                out,
-                settings=recipe.ppo,
-                adapter=recipe.adapter,
-                system=recipe.system,
-                seed=recipe.seed,
-                dtype=run.recipe.dtype,
-                checkpoint=run.path("ppo", "checkpoint"),
-                watch=watch(run, data, judge),
-                log=log,
-                progress=step,
-            )
-            for summary in updates:
-                journal.append({"id": f"update-{summary.update}", **summary.to_json()})
-
         asked = (rewards.engine,) if isinstance(rewards, JudgeReward) else ()
-        run.once("ppo", work, engines=asked, total=recipe.ppo.updates, what="updates")
+        run.once(stage, work, engines=asked, total=recipe.ppo.updates, what="updates")
     return str(out)
 
 

@@ -21,6 +21,7 @@ from solon.engines.local import DEFAULT_SYSTEM
 from solon.errors import InputError, nearest
 from solon.feedback.judge import Judging
 from solon.feedback.rating import Scale
+from solon.reinforcement.alternatives import Algorithm, check_settings
 from solon.reinforcement.reward_model import RewardSettings
 from solon.reinforcement.trainer import PPOSettings
 from solon.training import AdapterSettings, TrainSettings
@@ -153,6 +154,7 @@ class Recipe(Part):
     supervised: Supervised | None = None
     feedback: Feedback = Feedback()
     reward_model: RewardModelPart = RewardModelPart()
+    algorithm: Algorithm = "ppo"  # or TRL's rloo, grpo, dpo on the same data and reward, with ppo's settings
     ppo: PPOSettings = PPOSettings()
     gold: GoldPart = GoldPart()
     report_to: tuple[str, ...] = ()  # trackers beside TensorBoard: wandb, trackio, mlflow …
@@ -174,8 +176,14 @@ class Recipe(Part):
             raise ValueError("feedback.few_shot needs human.comparisons to take its examples from")
         if self.supervised and self.supervised.sft_on == "best" and self.feedback.labels == "human":
             raise ValueError("supervised.sft_on: best needs a judge, and feedback.labels: human has none")
-        if self.ppo and self.adapter is None:
+        if self.adapter is None:
             raise ValueError("ppo needs adapter: the reference model is the policy without it")
+        if self.algorithm == "dpo" and self.feedback.direct:
+            raise ValueError("algorithm: dpo learns from comparisons, and feedback.direct makes none")
+        try:
+            check_settings(self.algorithm, self.ppo)
+        except InputError as error:
+            raise ValueError(str(error)) from error
         return self
 
 

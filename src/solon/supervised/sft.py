@@ -145,7 +145,7 @@ def sft(
         processing_class=tokenizer,
         callbacks=[Report()],
     )
-    for printer in _printers(trainer):
+    for printer in printers(trainer):
         trainer.remove_callback(printer)
     trainer.train()
     save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
@@ -158,7 +158,7 @@ def sft(
     }
 
 
-def _printers(trainer: Any) -> list[Any]:
+def printers(trainer: Any) -> list[Any]:
     """The trainer's own console printers: progress is Solon's to show."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 

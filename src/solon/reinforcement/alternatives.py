@@ -1,0 +1,242 @@
+"""RLOO, GRPO and DPO on the same data and the same reward, by TRL's trainers, so that one can compare.
+
+A recipe's `algorithm:` chooses. What is Solon's own stays as it is (prompts, comparisons, reward, adapters, evaluation);
+what PPO's settings mean here: `updates` batches of `rollouts` responses, `responses_per_prompt` of them to a prompt (a
+group), `epochs` passes, `minibatch` responses a step, `kl_coefficient` as TRL's beta. DPO samples nothing and uses no reward: it
+goes over the comparisons `epochs` times, on the side that the label favours; ties and abstentions are left out, and how
+sure a label is it cannot use.
+
+Left out against Solon's PPO: the score on an answer cut short, soft labels, checkpoints in the middle, and checks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
+from solon.errors import InputError
+from solon.records import Chat, Comparison, Message, Prompt, RolloutSummary
+from solon.reinforcement.trainer import PPOSettings, Reward
+from solon.training import AdapterSettings, Progress, lora_config, save_merged
+
+Algorithm = Literal["ppo", "rloo", "grpo", "dpo"]
+Log = Callable[[Mapping[str, float], int], None]
+
+
+def check_settings(algorithm: Algorithm, settings: PPOSettings) -> None:
+    """Raises InputError where the settings do not fit the algorithm."""
+    if algorithm in ("rloo", "grpo") and settings.responses_per_prompt < 2:
+        raise InputError(
+            f"algorithm: {algorithm} compares responses to one prompt; set ppo.responses_per_prompt to 2 or more"
+        )
+    if algorithm in ("rloo", "grpo") and settings.rollouts % settings.minibatch:
+        raise InputError(
+            f"algorithm: {algorithm} steps on whole minibatches; ppo.rollouts: {settings.rollouts} is not a multiple of "
+            f"ppo.minibatch: {settings.minibatch}"
+        )
+    if algorithm != "ppo" and settings.check_every:
+        raise InputError(
+            f"algorithm: {algorithm} is TRL's trainer and is not checked while it runs; set ppo.check_every to 0"
+        )
+
+
+def train_otherwise(
+    algorithm: Algorithm,
+    prompts: Sequence[Prompt],
+    comparisons: Sequence[Comparison],
+    model: str,
+    reward: Reward,
+    out: Path,
+    *,
+    settings: PPOSettings,
+    adapter: AdapterSettings,
+    system: str | None,
+    seed: int = 0,
+    dtype: str = "auto",
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> list[RolloutSummary]:
+    """Train `model`, write it to `out`, give one summary an update (DPO: an epoch's tenth). What TRL does not measure is None."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    check_settings(algorithm, settings)
+    where = resolve(model)
+    tokenizer = load_tokenizer(where)
+    lm: Any = AutoModelForCausalLM.from_pretrained(where, dtype=resolve_dtype(dtype), use_safetensors=True)
+    lm.to(device())
+    torch.manual_seed(seed)
+    first = [{"role": "system", "content": system}] if system else []
+    seen: list[dict[str, float]] = []
+    found: list[RolloutSummary] = []
+
+    class Report(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            given = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
+            if "loss" in given:
+                seen.append(given)
+                if len(seen) == each:
+                    found.append(_summary(algorithm, len(found), seen, settings))
+                    seen.clear()
+                    if log:
+                        log(found[-1].numbers(), len(found))
+            if progress:
+                progress(state.global_step, state.max_steps, {k: given[k] for k in ("reward", "kl") if k in given})
+
+    common: dict[str, Any] = {
+        "output_dir": str(out.parent / f".{out.name}.trainer"),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": settings.max_grad_norm,
+        "weight_decay": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "beta": settings.kl_coefficient,
+    }
+    peft = lora_config(lm, adapter, "CAUSAL_LM")
+    if algorithm == "dpo":
+        rows = _dpo_rows(comparisons, first)
+        steps = math.ceil(len(rows) / settings.minibatch) * settings.epochs
+        each = max(1, steps // 10)
+        trainer = _dpo(lm, tokenizer, rows, common, peft, settings, Report())
+    else:
+        each = settings.epochs * (settings.rollouts // settings.minibatch)
+        rows = [{"prompt": [*first, *(m.model_dump() for m in p.prompt)]} for p in prompts]
+        trainer = _grouped(algorithm, lm, tokenizer, rows, common, peft, settings, reward, each, Report())
+    trainer.train()
+    if seen:
+        found.append(_summary(algorithm, len(found), seen, settings))
+    save_merged(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out, base=where)
+    return found
+
+
+def _dpo_rows(comparisons: Sequence[Comparison], first: list[dict[str, str]]) -> list[dict[str, Any]]:
+    rows = []
+    for c in comparisons:
+        if c.label in (None, 0.5):
+            continue
+        better, worse = (c.chosen, c.rejected) if float(c.label or 0) > 0.5 else (c.rejected, c.chosen)
+        prompt = [*first, *(m.model_dump() for m in c.prompt)]
+        rows.append(
+            {"prompt": prompt, "chosen": [m.model_dump() for m in better], "rejected": [m.model_dump() for m in worse]}
+        )
+    if not rows:
+        raise InputError("algorithm: dpo learns from comparisons, and none of these prefers a side")
+    return rows
+
+
+def _dpo(
+    lm: Any,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    common: dict[str, Any],
+    peft: Any,
+    settings: PPOSettings,
+    report: Any,
+) -> Any:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        **common, num_train_epochs=settings.epochs, per_device_train_batch_size=settings.minibatch, max_length=None
+    )
+    return _quiet(
+        DPOTrainer(model=lm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+                   peft_config=peft, callbacks=[report])
+    )  # fmt: skip
+
+
+def _grouped(
+    algorithm: Algorithm,
+    lm: Any,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    common: dict[str, Any],
+    peft: Any,
+    settings: PPOSettings,
+    reward: Reward,
+    steps_an_update: int,
+    report: Any,
+) -> Any:
+    """reward: called with conversations, as PPO calls it."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    def of_completions(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        chats = [_chat(p, c) for p, c in zip(prompts, completions, strict=True)]
+        return list(reward(chats))
+
+    kinds: dict[str, tuple[Any, Any]] = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}
+    config_of, trainer_of = kinds[algorithm]
+    config = config_of(
+        **common,
+        max_steps=settings.updates * steps_an_update,
+        per_device_train_batch_size=settings.minibatch,
+        generation_batch_size=settings.rollouts,
+        num_generations=settings.responses_per_prompt,
+        num_iterations=settings.epochs,
+        max_completion_length=settings.max_tokens,
+        temperature=settings.temperature,
+        epsilon=settings.clip,
+    )
+    return _quiet(
+        trainer_of(model=lm, reward_funcs=of_completions, args=config, train_dataset=Dataset.from_list(rows),
+                   processing_class=tokenizer, peft_config=peft, callbacks=[report])
+    )  # fmt: skip
+
+
+def _chat(prompt: Sequence[Mapping[str, Any]], completion: Sequence[Mapping[str, Any]]) -> Chat:
+    """A conversation as PPO's reward gets it: without the system message."""
+    said = [m for m in [*prompt, *completion] if m["role"] != "system"]
+    return tuple(
+        Message(role=m["role"], content=str(m["content"]).strip() if m is said[-1] else m["content"]) for m in said
+    )
+
+
+def _quiet(trainer: Any) -> Any:
+    from solon.supervised.sft import printers
+
+    for printer in printers(trainer):
+        trainer.remove_callback(printer)
+    return trainer
+
+
+def _summary(
+    algorithm: Algorithm, update: int, logs: Sequence[Mapping[str, float]], settings: PPOSettings
+) -> RolloutSummary:
+    def mean(name: str) -> float | None:
+        given = [entry[name] for entry in logs if name in entry]
+        return sum(given) / len(given) if given else None
+
+    tokens, kl = mean("completions/mean_length"), mean("kl")
+    cut = mean("completions/clipped_ratio")
+    return RolloutSummary(
+        update=update,
+        reward=mean("reward"),
+        kl_nats=None if kl is None or tokens is None else kl * tokens,  # TRL's is a mean over tokens
+        entropy_nats=mean("entropy"),
+        response_tokens=tokens,
+        clip_fraction=mean("clip_ratio/region_mean"),
+        policy_loss=mean("loss"),
+        kl_coefficient=settings.kl_coefficient,
+        ended=None if cut is None else 1 - cut,
+        meta={
+            "algorithm": algorithm,
+            "rollouts": 0 if algorithm == "dpo" else settings.rollouts,
+            "prompt_tokens": 0,
+            **{name: mean(name) for name in ("rewards/margins", "rewards/accuracies") if mean(name) is not None},
+        },
+    )

@@ -273,12 +273,12 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(tiny: str) -> No
 
     whole, gradients = passes()
     with torch.no_grad(), policy.disable_adapter():
-        made.passed_first(policy, block, 0.7, tokens=6)
+        made.passed_first(policy, range(3), block, 0.7, tokens=6)
     assert made.block == block and made.entering  # the architecture takes it
     short, again = passes()
     assert torch.allclose(whole, short, atol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, again, strict=True))
-    made.entering = [torch.zeros_like(x) for x in made.entering]
+    made.entering = {w: torch.zeros_like(x) for w, x in made.entering.items()}
     assert not torch.allclose(whole, passes()[0], atol=1e-3)  # they were really used
 
 

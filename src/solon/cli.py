@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from solon import __version__
-from solon.errors import InputError
+from solon import __version__, processes
+from solon.errors import InputError, nearest
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -60,6 +60,8 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> None:
         _calm()
         try:
+            if processes.world() > 1:
+                _one_of_several(verb.__name__, options)
             verb(*args, **options)
         except InputError as error:
             print(f"solon: {error}", file=sys.stderr)
@@ -69,6 +71,16 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def _one_of_several(verb: str, options: dict[str, Any]) -> None:
+    """Of several processes the first one speaks."""
+    if verb not in ("sft", "reward_model", "ppo"):
+        name = verb.strip("_").replace("_", "-")
+        raise InputError(f"{name} runs in one process; accelerate launch is for sft, reward-model and ppo")
+    if not processes.is_main():
+        options["quiet"] = True
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
 
 
 def _calm() -> None:
@@ -293,7 +305,7 @@ def feedback_model(
             training, rules, model, out, question=HHH, settings=settings, adapter=AdapterSettings(layers=layers),
             system=system, seed=seed or 0, dtype=dtype, progress=step,
         )  # fmt: skip
-    if kept:
+    if kept and processes.is_main():
         result["heldout"] = measure_judge(str(out), kept, rules, system=system, dtype=dtype)
         said = result["heldout"]["calibration"]["accuracy"]
         print(
@@ -344,7 +356,8 @@ def sft(
             examples[:limit], model, out, settings=settings, adapter=None if full else AdapterSettings(layers=layers),
             system=system, seed=seed or 0, dtype=dtype, progress=step,
         )  # fmt: skip
-    print(f"{out}: loss {result['loss_first']:.3f} → {result['loss_last']:.3f}", file=sys.stderr)
+    if processes.is_main():
+        print(f"{out}: loss {result['loss_first']:.3f} → {result['loss_last']:.3f}", file=sys.stderr)
     _last_line(json_, {"out": str(out), **result})
 
 
@@ -408,7 +421,7 @@ def reward_model(
             reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)],
             seed=seed or 0, dtype=dtype, progress=step,
         )  # fmt: skip
-    if kept:
+    if kept and processes.is_main():
         result["heldout"] = measure(RewardModel.load(str(out), dtype), kept)
         for source, found in result["heldout"].items():
             right, length = found["calibration"]["accuracy"], found["length_correlation"]["value"]
@@ -433,6 +446,18 @@ def ppo(
     max_tokens: int = 64,
     learning_rate: float = 1e-4,
     layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other of a recipe's ppo settings, as KEY=VALUE: `--set kl_stop=0.02`."),
+    ] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="A judge that checks the policy every --set check_every=K updates.")
+    ] = None,
+    constitution: Annotated[str, typer.Option(help="Whose principles the gold judge asks.")] = "solon",
+    probes: Annotated[int, typer.Option(min=2, help="Prompts that each check asks.")] = 32,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Trackers beside TensorBoard: wandb, trackio, mlflow …")
+    ] = None,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -444,23 +469,39 @@ def ppo(
 
     Example: `solon ppo --prompts solon:helpful --reward-model models/reward --out models/rl`
     """
+    from pydantic import ValidationError
+
     from solon.prompts import read_prompts
-    from solon.reinforcement.reward_model import RewardModel
+    from solon.reinforcement.monitors import Watch
     from solon.reinforcement.trainer import PPOSettings
     from solon.reinforcement.trainer import ppo as train
-    from solon.runs.files import with_progress
+    from solon.runs.files import judge_of, with_progress
+    from solon.runs.trackers import trackers
     from solon.training import AdapterSettings
 
-    settings = PPOSettings(updates=updates, rollouts=rollouts, max_tokens=max_tokens, learning_rate=learning_rate)
-    rewards = RewardModel.load(reward_model, dtype)
-    with with_progress("ppo", quiet) as step:
+    given = {"updates": updates, "rollouts": rollouts, "max_tokens": max_tokens, "learning_rate": learning_rate}
+    try:
+        settings = PPOSettings.model_validate({**given, **dict(map(_assignment, set_ or []))})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InputError(f"--set {name}: {first['msg']}{nearest(name, list(PPOSettings.model_fields))}") from error
+    asked = read_prompts(prompts)[:limit]
+    watch = None
+    if settings.check_every:
+        watch = Watch(asked[:probes], judge_of(gold, constitution, system, dtype, seed or 0) if gold else None)
+    beside = (out.with_name(f"{out.name}.tensorboard"), "ppo", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("ppo", quiet) as step, trackers(*beside) as log:
         history = list(
             train(
-                read_prompts(prompts)[:limit], model, rewards.score, out, settings=settings,
-                adapter=AdapterSettings(layers=layers), system=system, seed=seed or 0, dtype=dtype,
-                checkpoint=out.with_name(out.name + ".checkpoint"), progress=step,
+                asked, model, reward_model, out, settings=settings, adapter=AdapterSettings(layers=layers),
+                system=system, seed=seed or 0, dtype=dtype, checkpoint=out.with_name(out.name + ".checkpoint"),
+                watch=watch, log=log, progress=step,
             )
         )  # fmt: skip
+    if watch and watch.checks[-1].gamed and processes.is_main():
+        best = watch.best.update
+        print(f"{out}: the reward was being gamed; this is the policy after {best} updates", file=sys.stderr)
     _last_line(json_, {"out": str(out), "updates": [h.to_json() for h in history]})
 
 

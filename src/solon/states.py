@@ -96,6 +96,8 @@ def last_states(model: Any, rows: Sequence[list[int]], pad: int) -> Tensor:
 
 def parts_of(sizes: Sequence[int], limit: int) -> list[range]:
     """Stretches whose sizes add up to the limit at most; each holds one at least."""
+    if not sizes:
+        return []
     cuts, total = [0], 0
     for i, size in enumerate(sizes):
         if total and total + size > limit:

@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from solon import processes
 from solon.states import parts_of
 
 R = TypeVar("R")
@@ -116,15 +117,17 @@ def fit(
         for batch in batches:
             optimiser.zero_grad()
             value, whole = 0.0, sum(weight(rows[i]) for i in batch)
-            for places in parts_of([sizes[i] for i in batch], TOKENS_AT_ONCE):
-                part = [rows[batch[i]] for i in places]
+            own = [batch[i] for i in processes.mine(len(batch))]
+            for places in parts_of([sizes[i] for i in own], TOKENS_AT_ONCE):
+                part = [rows[own[i]] for i in places]
                 share = loss(part) * (sum(map(weight, part)) / whole)
                 share.backward()  # type: ignore[no-untyped-call]
                 value += share.item()
+            processes.sum_gradients(every)
             torch.nn.utils.clip_grad_norm_(every, 1.0)
             optimiser.step()
             schedule.step()
-            losses.append(value)
+            losses.append(processes.total(value))
             if progress:
                 progress(len(losses), total, {"loss": losses[-1]})
     return losses
@@ -142,8 +145,15 @@ def save_merged(
     """Write a complete model directory; a half-written one is never taken for whole.
 
     base: where the frozen weights came from. Adapters are merged into a float32 copy of them: a small change
-    added to bfloat16 weights would be rounded away. also: writes what else belongs into the directory.
+    added to bfloat16 weights would be rounded away. also: writes what else belongs into the directory. Of several
+    processes the first one writes.
     """
+    if processes.is_main():
+        _save_merged(model, tokenizer, out, base, also)
+    processes.wait()
+
+
+def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: Callable[[Path], None] | None) -> None:
     from peft import PeftModel
 
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=_made(out.parent)))

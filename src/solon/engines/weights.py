@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from solon import processes
 from solon.errors import InputError
 from solon.records import fingerprint
 
@@ -171,8 +172,14 @@ def device() -> torch.device:
 
 def resolve_dtype(dtype: str) -> torch.dtype:
     if dtype == "auto":
-        dtype = faster_dtype()
+        dtype = _faster_everywhere()
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+@functools.cache
+def _faster_everywhere() -> str:
+    """The first process's finding; asked of all of them once."""
+    return processes.agreed(faster_dtype())
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
+from solon import processes
 from solon.evaluation.metrics import (
     bootstrap,
     bootstrap_difference,
@@ -125,7 +126,7 @@ class Watch:
             return tuple(None for _ in answers)
         found: dict[str, float | None] = {p.id: 0.5 for p in self.probes} | {p.id: None for p in pairs}
         new = {p.id: p.responses[0] for p in pairs}
-        for c in self.gold(pairs):
+        for c in processes.agreed(list(self.gold(pairs)) if processes.is_main() else []):
             if c.label is not None:
                 found[c.id] = c.label if text_of(c.chosen) == new[c.id] else 1 - c.label
         return tuple(found[p.id] for p in self.probes)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solon import processes
 from solon.engines.decoding import Generated, decode
 from solon.reinforcement.frozen import starting_at, states_entering
 from solon.reinforcement.ppo import logprobs_and_entropy
@@ -33,7 +34,7 @@ class Rollouts:
         for i, response in enumerate(responses):
             self.mask[i, : len(response)] = 1
         self.block = 0  # passes start at this block …
-        self.entering: list[Tensor] = []  # … with the states that enter it, of each row (tokens, width)
+        self.entering: dict[int, Tensor] = {}  # … with the states that enter it, by row, (tokens, width)
 
     def spread(self, flat: Tensor, which: Sequence[int]) -> Tensor:
         """Values of the response tokens of some rollouts, one after another, as (which, response); 0 elsewhere."""
@@ -56,10 +57,10 @@ class Rollouts:
             states = layout.states(policy, [self.entering[w] for w in which] if self.entering else None)
         return self._read(policy, layout, states, which, temperature, entropy)
 
-    def passed_first(self, policy: Any, block: int, temperature: float, tokens: int) -> Tensor:
-        """Log-probs of all, (rollouts, response), as they are; keeps what enters the block for later passes."""
+    def passed_first(self, policy: Any, which: Sequence[int], block: int, temperature: float, tokens: int) -> Tensor:
+        """Log-probs of these, 0 for others, (rollouts, response); keeps what enters the block for later passes."""
         out, kept = torch.zeros_like(self.mask), dict[int, Tensor]()
-        for part in self.parts(range(len(self.rows)), tokens):
+        for part in self.parts(which, tokens):
             layout = Layout(policy, [self.rows[w] for w in part], self.pad)
             with states_entering(policy, block) as found:
                 states = layout.states(policy)
@@ -67,8 +68,8 @@ class Rollouts:
             if block:
                 flat = found[0].flatten(0, 1)
                 kept |= {w: flat[torch.from_numpy(p)] for w, p in zip(part, layout.places, strict=True)}
-        if block and self._starts(policy, block, [kept[w] for w in range(len(self.rows))]):
-            self.block, self.entering = block, [kept[w] for w in range(len(self.rows))]
+        if kept and self._starts(policy, block, which[0], kept[which[0]]):
+            self.block, self.entering = block, kept
         return out
 
     def _read(
@@ -80,13 +81,13 @@ class Rollouts:
         logprobs, entropies = logprobs_and_entropy(hidden, head, said, temperature, entropy=entropy)
         return self.spread(logprobs, which), self.spread(entropies, which), hidden
 
-    def _starts(self, policy: Any, block: int, entering: list[Tensor]) -> bool:
+    def _starts(self, policy: Any, block: int, row: int, entering: Tensor) -> bool:
         """Whether the model can start at the block: tried on one rollout, as architectures differ."""
-        layout = Layout(policy, self.rows[:1], self.pad)
+        layout = Layout(policy, [self.rows[row]], self.pad)
         whole = layout.states(policy)
         try:
             with starting_at(policy, block):
-                return torch.allclose(layout.states(policy, entering[:1]), whole, atol=0.02, rtol=0.02)
+                return torch.allclose(layout.states(policy, [entering]), whole, atol=0.02, rtol=0.02)
         except (TypeError, ValueError, RuntimeError, IndexError):
             return False
 
@@ -102,10 +103,18 @@ def sample(
     ends: Collection[int],
     pad: int,
 ) -> list[Generated]:
-    """One response a context. The adapters stand in the weights meanwhile."""
-    uniforms = torch.rand((len(contexts), max_tokens), generator=torch.Generator().manual_seed(seed))
-    with merged(policy):
-        return decode(policy, contexts, uniforms, max_tokens=max_tokens, temperature=temperature, end=ends, pad=pad)
+    """One response a context. The adapters stand in the weights meanwhile. Of several processes each samples its part."""
+    n = len(contexts)
+    uniforms = torch.rand((n, max_tokens), generator=torch.Generator().manual_seed(seed))
+    own = processes.mine(n)
+    made: list[Generated] = []
+    if own:
+        with merged(policy):
+            asked = [contexts[i] for i in own]
+            made = decode(
+                policy, asked, uniforms[own], max_tokens=max_tokens, temperature=temperature, end=ends, pad=pad
+            )
+    return processes.gathered(made, n)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from solon import processes
 from solon.engines.chat import chat_ids, end_ids
 from solon.engines.decoding import Generated
 from solon.engines.weights import load_causal_lm, resolve
@@ -138,7 +139,7 @@ def ppo(
         return [tokenizer.decode(m.ids, skip_special_tokens=True).strip() for m in made]
 
     def check(watch: Watch) -> Check:
-        found = watch.check(state.update, said(respond(probes, _number(seed, "probes"))), score)
+        found = watch.check(state.update, said(respond(probes, _number(seed, "probes"))), partial(_scored, score))
         if watch.best is found:
             state.best = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
         return found
@@ -160,7 +161,7 @@ def ppo(
                 tokenizer.pad_token_id,
                 policy.device,
             )
-            raw = torch.tensor(score([(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)])).float()
+            raw = torch.tensor(_scored(score, [(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]))
             ended = torch.tensor([m.ended for m in made])
             summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(seed, update)))
             state.update += 1
@@ -179,7 +180,11 @@ def ppo(
                 }
             )
             unsaved = pack(state, watch)
-            if checkpoint and (last or state.stopped or state.update % settings.checkpoint_every == 0):
+            if (
+                checkpoint
+                and processes.is_main()
+                and (last or state.stopped or state.update % settings.checkpoint_every == 0)
+            ):
                 save(checkpoint, unsaved)
                 unsaved = None
             give_memory_back()
@@ -189,7 +194,7 @@ def ppo(
             if progress:
                 progress(state.update, settings.updates, {"reward": float(summary.reward or 0), "kl": kl})
     except (KeyboardInterrupt, GeneratorExit):  # the whole updates since the last checkpoint are not lost
-        if checkpoint and unsaved:
+        if checkpoint and unsaved and processes.is_main():
             save(checkpoint, unsaved)
         raise
     if watch and watch.checks[-1].gamed:
@@ -213,14 +218,16 @@ def learn(
     scores = (raw - settings.missing_end_penalty * (~ended)).to(device)
     scores = held_to_length(scores, lengths, settings.length_target, settings.length_coefficient)
     scores = centred(scores, settings.responses_per_prompt)
-    block = lowest_trained_block(policy)
+    block, own = lowest_trained_block(policy), processes.mine(n)
     with torch.no_grad():
         with policy.disable_adapter():
-            reference = rollouts.passed_first(policy, block, settings.temperature, TOKENS_AT_ONCE)
+            reference = rollouts.passed_first(policy, own, block, settings.temperature, TOKENS_AT_ONCE)
         old, entropy, old_values = (torch.zeros_like(mask) for _ in range(3))
-        for part in rollouts.parts(range(n), TOKENS_AT_ONCE):
+        for part in rollouts.parts(own, TOKENS_AT_ONCE):
             old[part], entropy[part], states = rollouts.passed(policy, part, settings.temperature, entropy=True)
             old_values[part] = rollouts.spread(values(states.float()).squeeze(-1), part)
+        for x in (reference, old, entropy, old_values):
+            processes.summed(x)  # each process had its own rollouts, and zeros elsewhere
         kl_nats = (kl_estimate(old, reference) * mask).sum(-1).mean().item()
         penalty = kl_estimate(old, reference, settings.kl_estimator)
         rewards = token_rewards(scores, penalty, mask, state.kl.coefficient)
@@ -237,10 +244,10 @@ def learn(
         for start in range(0, n, settings.minibatch):
             rows = order[start : start + settings.minibatch]
             state.optimiser.zero_grad()
-            step: dict[str, float] = defaultdict(float)
+            step = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl", "ratio"), 0.0)
             # In parts, so that memory does not grow with the minibatch; each weighs as many tokens as it holds, so that
             # the gradient is that of the whole.
-            for part in rollouts.parts(rows, TOKENS_AT_ONCE):
+            for part in rollouts.parts([r for r in rows if r in own], TOKENS_AT_ONCE):
                 share = (lengths[part].sum() / lengths[rows].sum()).item()
                 new, new_entropy, states = rollouts.passed(
                     policy, part, settings.temperature, entropy=settings.entropy_bonus > 0
@@ -261,6 +268,8 @@ def learn(
                     ("ratio", of_policy.ratio),
                 ):
                     step[name] += share * value
+            step = {name: processes.total(value) for name, value in sorted(step.items())}
+            processes.sum_gradients(trained)
             if settings.kl_stop is not None and step["approx_kl"] > settings.kl_stop:
                 stopped = True  # before the step that would go further
                 break
@@ -290,6 +299,12 @@ def learn(
         explained_variance=foretold,
         meta={"rollouts": n, "steps": len(steps), "first_ratio": steps[0]["ratio"] if steps else 1.0},
     )
+
+
+def _scored(score: Reward, chats: Sequence[Chat]) -> list[float]:
+    """A reward a conversation; of several processes each asks for its part."""
+    found = score([chats[i] for i in processes.mine(len(chats))])
+    return processes.gathered([float(x) for x in found], len(chats))
 
 
 def _reward_model(where: str, policy: Any, tokenizer: Any, model: str, dtype: str) -> RewardModel:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from solon import processes
 from solon.errors import InputError, nearest
 
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
@@ -25,6 +26,9 @@ def trackers(
 
     known = {str(getattr(k, "value", k)): found for k, found in LOGGER_TYPE_TO_CLASS.items()}
     open_: list[Any] = []
+    if not processes.is_main():
+        yield lambda values, step: None
+        return
     try:
         for kind in dict.fromkeys(["tensorboard", *report_to]):
             if kind not in known:

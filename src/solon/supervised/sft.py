@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solon import processes
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.weights import load_causal_lm, resolve
 from solon.records import SFTExample
@@ -50,7 +51,10 @@ def encode(tokenizer: Any, example: SFTExample, *, system: str | None, max_lengt
 
 
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length)."""
+    """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length).
+
+    Of several processes each gives its part of the mean over all of their tokens.
+    """
     rows, target = [], []
     for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
         rows.append(ids[mask.bool()].tolist())
@@ -60,7 +64,7 @@ def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     learned = wanted != IGNORE
     head = base_of(model).get_output_embeddings()
     logprobs, _ = logprobs_and_entropy(hidden[learned], head, wanted[learned], temperature=1.0, entropy=False)
-    return -logprobs.mean()
+    return -logprobs.sum() / processes.total(float(learned.sum()))
 
 
 def sft(
@@ -100,6 +104,12 @@ def sft(
         ) -> Any:
             return answer_loss(self.accelerator.unwrap_model(model), inputs)
 
+        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+            """The loss goes past DistributedDataParallel, which then sums nothing; so it is done here."""
+            loss = super().training_step(model, *args, **kwargs)
+            processes.sum_gradients(model.parameters())
+            return loss * processes.world()  # the trainer logs the mean over processes, and these are parts of a sum
+
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32")
     rows = [encode(tokenizer, e, system=system, max_length=settings.max_length) for e in examples]
     rows = [r for r in rows if any(label != IGNORE for label in r["labels"])]
@@ -120,7 +130,7 @@ def sft(
     steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
     config = SFTConfig(
         output_dir=str(out.parent / f".{out.name}.trainer"),
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=max(1, settings.batch_size // processes.world()),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",

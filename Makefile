@@ -26,15 +26,24 @@ test: install
 	$(BIN)/python -m pytest
 
 # Solon beside what one would otherwise use, timed in turns: see benchmarks/README.md
-bench: install .venv-distilabel/.installed
+bench: install .venv-distilabel/.installed .venv-trl/.installed
 	$(BIN)/python -m benchmarks.judge --against plain
 	$(BIN)/python -m benchmarks.judge --against decision distilabel --pairs 16 --name judge-peers
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.reward
+	$(BIN)/python -m benchmarks.ppo
 
 .venv-distilabel/.installed:
 	$(PYTHON) -m venv .venv-distilabel
 	.venv-distilabel/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-distilabel/bin/python -m pip install --quiet --disable-pip-version-check distilabel==1.5.3 transformers==5.23.0 requests  # it needs that last one and does not say so
+	@touch $@
+
+# The last TRL that has PPO
+.venv-trl/.installed:
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check trl==1.12.0 transformers==5.23.0 peft==0.21.2
 	@touch $@
 
 lint: install
@@ -43,4 +52,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-distilabel runs
+	rm -rf $(VENV) .venv-distilabel .venv-trl runs

@@ -423,6 +423,9 @@ def reward_model(
         )  # fmt: skip
     if kept and processes.is_main():
         result["heldout"] = measure(RewardModel.load(str(out), dtype), kept)
+        correct = [right for found in result["heldout"].values() for right in found["correct"]]
+        result["heldout_n"] = len(correct)
+        result["heldout_accuracy"] = sum(correct) / len(correct) if correct else None
         for source, found in result["heldout"].items():
             right, length = found["calibration"]["accuracy"], found["length_correlation"]["value"]
             follows = "" if length is None else f"; its score's rank correlation with length is {length:+.2f}"

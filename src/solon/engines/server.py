@@ -57,7 +57,7 @@ class _PromptTokens(BaseModel):
 
 
 class _Used(BaseModel):
-    prompt_tokens: int = Field(default=0, ge=0)
+    prompt_tokens: int | None = Field(default=None, ge=0)
     completion_tokens: int | None = Field(default=None, ge=0)
     prompt_tokens_details: _PromptTokens | None = None
 
@@ -74,7 +74,8 @@ class _Answer(BaseModel):
         """Prompt tokens, those of them read from a cache, completion tokens; 0 where not told."""
         used = self.usage or _Used()
         cached = used.prompt_tokens_details.cached_tokens if used.prompt_tokens_details else None
-        return used.prompt_tokens, min(cached or 0, used.prompt_tokens), used.completion_tokens or 0
+        prompt = used.prompt_tokens or 0
+        return prompt, min(cached or 0, prompt), used.completion_tokens or 0
 
 
 class ServerEngine(Endpoint):

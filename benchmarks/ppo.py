@@ -1,0 +1,172 @@
+"""PPO: Solon beside the last TRL that has it (1.12), on the same prompts, reward, rollouts, epochs and threads.
+
+    python -m benchmarks.ppo [--updates 20] [--timed 5] [--only trl-lora solon-top …]
+
+Five learners take turns, an update each, the order turned round every time: Solon with adapters on the top 12 of 30
+blocks (its recipes' setting) and on all, TRL with the same two, and TRL with all weights learning (`--timed` updates of
+it, for it is slow). The reward is one reward model, trained here from the shipped comparisons and given to all in
+standard deviations. What each learned is shown as reward against KL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from benchmarks.peers import Trl
+from benchmarks.timing import keep, median_ratio, product_rate, said
+from solon.engines.chat import chat_ids
+from solon.engines.local import DEFAULT_SYSTEM
+from solon.engines.weights import load_tokenizer, resolve
+from solon.prompts import read_comparisons, read_prompts
+from solon.reinforcement.reward_model import NORMALISATION, RewardSettings, train_reward_model
+from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.training import AdapterSettings
+
+ROLLOUTS, TOKENS, EPOCHS, RANK, TOP = 16, 48, 4, 16, 12
+SETTINGS = PPOSettings(
+    updates=1000, rollouts=ROLLOUTS, minibatch=ROLLOUTS, epochs=EPOCHS, max_tokens=TOKENS, learning_rate=2e-4,
+    temperature=0.7, kl_coefficient=0.05, kl_target=None, kl_bound=1e9, missing_end_penalty=1.0, lam=0.95,
+)  # fmt: skip
+FULL_RATE = 1e-5  # of TRL with all weights learning: the adapters' rate would break the model
+Learner = Callable[[], dict[str, float]]  # one update: seconds, reward, kl, peak_mb
+
+
+def reward_model(out: Path) -> dict[str, float]:
+    rows = [c for name in ("harmless", "helpful") for c in read_comparisons(f"solon:comparisons-{name}")]
+    train_reward_model(
+        rows, "smollm2", out, settings=RewardSettings(learning_rate=5e-4), system=DEFAULT_SYSTEM, dtype="float32",
+        adapter=AdapterSettings(rank=RANK, alpha=2 * RANK, layers=TOP),
+        reference=[(*c.prompt, *side) for c in rows[:64] for side in (c.chosen, c.rejected)],
+    )  # fmt: skip
+    return json.loads((out / NORMALISATION).read_text())
+
+
+class Solon:
+    """In a process of its own, so that its memory is its own."""
+
+    def __init__(self, layers: int | None, reward: Path, aside: Path) -> None:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        arguments = (theirs, layers, str(reward), str(aside), torch.get_num_threads())
+        self._process = context.Process(target=_learn, args=arguments, daemon=True)
+        self._process.start()
+        self._ours.recv()
+
+    def __call__(self) -> dict[str, float]:
+        self._ours.send("go")
+        return self._ours.recv()
+
+    def close(self) -> None:
+        self._process.kill()
+
+
+def _learn(pipe: Any, layers: int | None, reward: str, aside: str, threads: int) -> None:
+    from benchmarks.timing import peak_mb
+
+    torch.set_num_threads(threads)
+    steps: Iterator[Any] = ppo(
+        prompts(), "smollm2", reward, Path(aside) / f"solon-{layers}", settings=SETTINGS, system=DEFAULT_SYSTEM,
+        adapter=AdapterSettings(rank=RANK, alpha=2 * RANK, layers=layers), dtype="float32",
+    )  # fmt: skip
+    pipe.send("ready")
+    while pipe.recv():
+        started = time.perf_counter()
+        made = next(steps)
+        pipe.send(
+            {"seconds": time.perf_counter() - started, "reward": made.reward, "kl": made.kl_nats, "peak_mb": peak_mb()}
+        )
+
+
+def prompts() -> list[Any]:
+    return [p for name in ("helpful", "red-team") for p in read_prompts(f"solon:{name}")[:96]]
+
+
+class Trls:
+    def __init__(self, kind: str, reward: Path, known: dict[str, float], updates: int) -> None:
+        where = resolve("smollm2")
+        tokenizer = load_tokenizer(where)
+        blocks = "|".join(map(str, range(30 - TOP, 30)))
+        job = {
+            "model": where, "reward": str(reward), "mean": known["mean"], "std": known["std"], "rollouts": ROLLOUTS,
+            "micro": ROLLOUTS, "epochs": EPOCHS, "updates": updates, "tokens": TOKENS, "rank": RANK, "seed": 0,
+            "temperature": SETTINGS.temperature, "kl": SETTINGS.kl_coefficient, "lam": SETTINGS.lam,
+            "missing_end": SETTINGS.missing_end_penalty, "threads": torch.get_num_threads(), "lora": kind != "full",
+            "rate": FULL_RATE if kind == "full" else SETTINGS.learning_rate,
+            "target_modules": "all-linear" if kind == "all" else rf".*layers\.({blocks})\..*_proj",
+            "rows": [{"input_ids": chat_ids(tokenizer, p.prompt, system=DEFAULT_SYSTEM)} for p in prompts()],
+        }  # fmt: skip
+        self._trl = Trl("ppo", job)
+
+    def __call__(self) -> dict[str, float]:
+        found = self._trl.part()
+        logs = found["logs"]
+        # TRL's score has the penalty for a missing end in it, as Solon's reward has not; the plot says so.
+        return {
+            "seconds": found["seconds"], "reward": logs.get("objective/scores", float("nan")),
+            "kl": logs.get("objective/kl", float("nan")), "peak_mb": found["peak_mb"],
+        }  # fmt: skip
+
+    def close(self) -> None:
+        self._trl.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--timed", type=int, default=5, help="updates of TRL with all weights")
+    parser.add_argument("--only", nargs="*", default=["solon-top", "solon-all", "trl-top", "trl-all", "trl-full"])
+    given = parser.parse_args()
+    with TemporaryDirectory() as name:
+        aside = Path(name)
+        known = reward_model(aside / "reward")
+        made: dict[str, Callable[[], Any]] = {
+            "solon-top": lambda: Solon(TOP, aside / "reward", aside),
+            "solon-all": lambda: Solon(None, aside / "reward", aside),
+            "trl-top": lambda: Trls("top", aside / "reward", known, given.updates),
+            "trl-all": lambda: Trls("all", aside / "reward", known, given.updates),
+            "trl-full": lambda: Trls("full", aside / "reward", known, given.updates),
+        }
+        learners = {kind: made[kind]() for kind in given.only}
+        history: dict[str, list[dict[str, float]]] = {kind: [] for kind in learners}
+        rates = []
+        for update in range(given.updates):
+            order = list(learners) if update % 2 == 0 else list(learners)[::-1]
+            for kind in order:
+                if kind == "trl-full" and update >= given.timed:
+                    continue
+                history[kind].append(learners[kind]())
+                print(update, kind, {k: round(v, 2) for k, v in history[kind][-1].items()}, flush=True)
+            rates.append(product_rate(torch.float32, "cpu", 0.5))
+        for learner in learners.values():
+            learner.close()
+    ratios = {}
+    for ours in ("solon-top", "solon-all"):
+        for theirs in ("trl-top", "trl-all", "trl-full"):
+            if ours in history and theirs in history:
+                both = list(zip(history[ours], history[theirs], strict=False))
+                ratios[f"{ours} / {theirs}"] = {
+                    "speed": median_ratio([t["seconds"] / s["seconds"] for s, t in both]),
+                    "memory": history[ours][-1]["peak_mb"] / history[theirs][-1]["peak_mb"],
+                }
+    path = keep(
+        "ppo",
+        {"rollouts": ROLLOUTS, "tokens": TOKENS, "epochs": EPOCHS, "rank": RANK, "top": TOP, "dtype": "float32",
+         "product_gflops": max(rates) / 1e9, "ratios": ratios, "history": history},
+    )  # fmt: skip
+    for name, found in ratios.items():
+        print(f"{name}: {said(found['speed'])}; memory {found['memory']:.2f}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

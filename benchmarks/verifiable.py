@@ -1,0 +1,70 @@
+"""Is learning real? PPO on SmolLM2 with a reward that needs no model: does an answer have 10 to 20 words, and end?
+
+    python -m benchmarks.verifiable [--updates 40]
+
+Three runs from the same seed: the reward, its negative, and a constant. A line an update; the whole goes to results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.timing import keep
+from solon.engines.local import DEFAULT_SYSTEM
+from solon.evaluation.metrics import wilson, words
+from solon.prompts import read_prompts
+from solon.records import Chat
+from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.training import AdapterSettings
+
+LEAST, MOST = 10, 20
+
+
+def fits(chats: Sequence[Chat]) -> list[float]:
+    return [float(LEAST <= words(c[-1].content) <= MOST and c[-1].content.rstrip()[-1:] in ".!?") for c in chats]
+
+
+def run(updates: int, sign: float, dtype: str) -> list[dict[str, Any]]:
+    settings = PPOSettings(
+        updates=updates, rollouts=32, responses_per_prompt=4, epochs=2, minibatch=16, max_tokens=64, learning_rate=1e-3,
+        lam=1.0, kl_coefficient=0.02, kl_target=None, kl_bound=25.0, missing_end_penalty=0.0,
+    )  # fmt: skip
+    rates: list[list[float]] = []
+
+    def reward(chats: Sequence[Chat]) -> list[float]:
+        rates.append(fits(chats))
+        return [sign * x for x in rates[-1]]
+
+    found = []
+    prompts = read_prompts("solon:helpful")[:96]
+    with TemporaryDirectory() as aside:
+        steps = ppo(
+            prompts, "smollm2", reward, Path(aside) / "m", settings=settings, system=DEFAULT_SYSTEM, dtype=dtype,
+            adapter=AdapterSettings(layers=12),
+        )  # fmt: skip
+        for made in steps:
+            share = wilson(sum(rates[-1]), len(rates[-1])).to_json()
+            found.append({"update": made.update, "fits": share, "kl": made.kl_nats, "tokens": made.response_tokens})
+            print(
+                f"{sign:+.0f} update {made.update}: fits {share['value']:.0%}, KL {made.kl_nats:.2f} nats", flush=True
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--dtype", default="float32")
+    given = parser.parse_args()
+    short = min(8, given.updates)  # what goes nowhere, or down, shows it sooner
+    runs = {"reward": run(given.updates, 1.0, given.dtype)}
+    runs |= {"negative": run(short, -1.0, given.dtype), "constant": run(short, 0.0, given.dtype)}
+    print(keep("verifiable", {"words": [LEAST, MOST], "rollouts": 32, "dtype": given.dtype, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()

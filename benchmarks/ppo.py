@@ -153,7 +153,7 @@ def main() -> None:
     for ours in ("solon-top", "solon-all"):
         for theirs in ("trl-top", "trl-all", "trl-full"):
             if ours in history and theirs in history:
-                both = list(zip(history[ours], history[theirs], strict=False))
+                both = list(zip(history[ours], history[theirs], strict=False))[1:]  # Solon's first one loads the model
                 ratios[f"{ours} / {theirs}"] = {
                     "speed": median_ratio([t["seconds"] / s["seconds"] for s, t in both]),
                     "memory": history[ours][-1]["peak_mb"] / history[theirs][-1]["peak_mb"],

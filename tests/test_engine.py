@@ -37,6 +37,33 @@ def test_greedy_tokens_are_those_of_transformers(engine: LocalEngine, tiny: str)
         assert out.ids + ([2] if out.ended else []) == expected
 
 
+@pytest.mark.parametrize("at_once", [10**6, 7])
+def test_prompts_that_begin_alike_are_read_once_and_continue_as_if_alone(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("solon.engines.decoding.PROMPT_TOKENS", at_once)
+    long, short = [5, 6, 7, 8, 9, 10], [5, 6]
+    prompts = [long, short, long, [5, 6, 7, 30], [40], long]  # equal ones, and one that is another's beginning
+    uniforms = torch.rand((6, 12), generator=torch.Generator().manual_seed(1))
+    uniforms[2] = uniforms[0]
+    passed: list[int] = []
+    hook = engine.model.model.layers[0].register_forward_pre_hook(
+        lambda module, args: passed.append(args[0].shape[0] * args[0].shape[1])
+    )
+    made = decode(engine.model, prompts, uniforms, max_tokens=12, temperature=1.0, end={2})
+    hook.remove()
+    if at_once > 7:
+        assert passed[0] == 8  # 5 6 7 8 9 10, 30 and 40
+    assert made[0].ids == made[2].ids != made[5].ids
+    for row, prompt in enumerate(prompts):
+        [alone] = decode(engine.model, [prompt], uniforms[row : row + 1], max_tokens=12, temperature=1.0, end={2})
+        assert made[row].ids == alone.ids
+        assert made[row].logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+    monkeypatch.setattr("solon.engines.decoding.plain_causal", lambda model: False)
+    padded = decode(engine.model, prompts, uniforms, max_tokens=12, temperature=1.0, end={2})
+    assert [m.ids for m in padded] == [m.ids for m in made]
+
+
 def test_a_text_does_not_depend_on_its_neighbours(engine: LocalEngine) -> None:
     requests = [GenerationRequest(str(i), (user(t),), seed=3) for i, t in enumerate(TEXTS)]
     together = {c.id: c.text for c in engine.generate(requests, Sampling(12, 1.0))}

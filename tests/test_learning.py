@@ -432,6 +432,47 @@ def test_on_the_policy_s_trunk_the_reward_model_scores_as_it_does_alone(
     assert RewardModel.upon(policy, tokenizer, str(tmp_path / "rm"), str(other)) is None
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_in_bfloat16_a_reward_model_is_the_one_that_was_trained(tiny: str, tmp_path: Path, members: int) -> None:
+    exact = trained(tiny, tmp_path / "rm", members=members)
+    loaded = RewardModel.load(str(tmp_path / "rm"), "bfloat16")
+    policy, tokenizer = load_causal_lm(tiny, dtype="bfloat16")
+    upon = RewardModel.upon(add_adapters(policy, ADAPTER).eval(), tokenizer, str(tmp_path / "rm"), tiny)
+    assert upon is not None and loaded.model.dtype == torch.bfloat16
+    assert loaded.score(CHATS) == pytest.approx(upon.score(CHATS), abs=1e-2)  # the same weights, adapters and steps
+    assert loaded.score(CHATS) == pytest.approx(exact.score(CHATS), abs=0.3)  # standard deviations; bfloat16 rounds
+
+
+def test_a_model_with_other_top_blocks_is_another_model(tiny: str, tmp_path: Path) -> None:
+    from solon.engines.weights import model_fingerprint
+
+    settings = TrainSettings(epochs=1, batch_size=8)
+    examples = [SFTExample(id="0", messages=(user("say it"), assistant("yes")))]
+    top = AdapterSettings(rank=4, alpha=8, layers=1)
+    sft(examples, tiny, tmp_path / "m", settings=settings, adapter=top, system=None, dtype="float32")
+    assert model_fingerprint(str(tmp_path / "m")) != model_fingerprint(tiny)
+    trained(tiny, tmp_path / "rm")
+    policy, tokenizer = load_causal_lm(str(tmp_path / "m"), dtype="float32")
+    assert RewardModel.upon(add_adapters(policy, ADAPTER), tokenizer, str(tmp_path / "rm"), str(tmp_path / "m")) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [({"seed": 1}, "another seed"), ({"adapter": AdapterSettings(rank=4, alpha=8)}, "another adapter")],
+)
+def test_a_checkpoint_is_taken_up_by_its_own_training_only(
+    tiny: str, tmp_path: Path, changed: dict[str, Any], says: str
+) -> None:
+    settings = PPOSettings(updates=1, rollouts=4, minibatch=4, max_tokens=4)
+    given: dict[str, Any] = {"settings": settings, "adapter": ADAPTER, "system": None, "dtype": "float32", "seed": 0}
+    out, kept = tmp_path / "m", tmp_path / "c"
+    assert len(list(ppo(PROMPTS, tiny, has_e, out, checkpoint=kept, **given))) == 1
+    more = settings.model_copy(update={"updates": 2})  # going on for longer is no other training
+    assert [h.update for h in ppo(PROMPTS, tiny, has_e, out, checkpoint=kept, **{**given, "settings": more})] == [1]
+    with pytest.raises(InputError, match=says):
+        list(ppo(PROMPTS, tiny, has_e, out, checkpoint=kept, **{**given, **changed}))
+
+
 def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(tiny: str, tmp_path: Path) -> None:
     rewards = trained(tiny, tmp_path / "rm")
     settings = PPOSettings(updates=2, rollouts=8, minibatch=4, max_tokens=8, learning_rate=3e-3)

@@ -18,7 +18,7 @@ from solon.runs.trackers import trackers
 from solon.training import AdapterSettings
 
 PROMPTS = [
-    Prompt(prompt=(user(f"question {i}"),), id=f"p{i}", source="helpful" if i % 2 else "red_team") for i in range(24)
+    Prompt(prompt=(user(f"question {i}"),), id=f"p{i}", source="helpful" if i % 2 else "red_team") for i in range(96)
 ]
 ADAPTER = AdapterSettings(rank=16, alpha=32)
 
@@ -76,8 +76,8 @@ def test_a_reward_that_the_gold_shares_is_left_alone(tiny: str, tmp_path: Path) 
     history, watch = run(tiny, tmp_path / "honest", settings(), prefers(1))
     assert len(history) == 9 and not any(c.gamed for c in watch.checks)
     assert [c.update for c in watch.checks] == [0, 3, 6, 9]
-    assert watch.checks[0].gold == (0.5,) * 24  # the start against itself
-    assert sum(g or 0 for g in watch.checks[-1].gold) / 24 > 0.5
+    assert watch.checks[0].gold == (0.5,) * 96  # the start against itself
+    assert sum(g or 0 for g in watch.checks[-1].gold) / 96 > 0.5
     start, written = load_file(Path(tiny) / "model.safetensors"), load_file(tmp_path / "honest" / "model.safetensors")
     assert any((start[name] - written[name]).abs().max() > 1e-4 for name in start)
 

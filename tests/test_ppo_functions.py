@@ -132,6 +132,23 @@ def test_log_probs_and_entropies_and_their_gradients_are_the_textbook_s(chunk: i
             assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("lead", [3.0, 5.0, 7.0])
+def test_the_gradient_of_a_sure_token_survives_bfloat16(lead: float) -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 500, bias=False).requires_grad_(False)
+    tokens = torch.arange(8)
+    rest = torch.randn(8, 64)
+    states = rest + head.weight[tokens] * (lead + 6) / head.weight[tokens].square().sum(-1, keepdim=True)
+    found = []
+    for weight in (head.weight.to(torch.bfloat16).float(), head.weight.to(torch.bfloat16)):
+        head.weight = torch.nn.Parameter(weight, requires_grad=False)
+        hidden = states.to(torch.bfloat16).float().requires_grad_()
+        logprobs, _ = logprobs_and_entropy(hidden, head, tokens, temperature=1.0, entropy=False)
+        logprobs.sum().backward()
+        found.append(hidden.grad)
+    assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()  # logits themselves are rounded to 1 in 256
+
+
 def test_a_token_of_no_probability_makes_no_nan() -> None:
     head = torch.nn.Linear(2, 3, bias=False).requires_grad_(False)
     head.weight.copy_(torch.tensor([[1e4, 0.0], [0.0, 0.0], [-1e4, 0.0]]))

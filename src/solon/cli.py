@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from solon import __version__, processes
 from solon.errors import InputError, nearest
@@ -65,6 +66,11 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
             verb(*args, **options)
         except InputError as error:
             print(f"solon: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "".join(f"--{str(x).replace('_', '-')}: " for x in first["loc"][:1])
+            print(f"solon: {name}{first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("solon: stopped; everything finished so far is kept, run again to go on", file=sys.stderr)
@@ -472,8 +478,6 @@ def ppo(
 
     Example: `solon ppo --prompts solon:helpful --reward-model models/reward --out models/rl`
     """
-    from pydantic import ValidationError
-
     from solon.prompts import read_prompts
     from solon.reinforcement.monitors import Watch
     from solon.reinforcement.trainer import PPOSettings
@@ -483,12 +487,14 @@ def ppo(
     from solon.training import AdapterSettings
 
     given = {"updates": updates, "rollouts": rollouts, "max_tokens": max_tokens, "learning_rate": learning_rate}
-    try:
-        settings = PPOSettings.model_validate({**given, **dict(map(_assignment, set_ or []))})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise InputError(f"--set {name}: {first['msg']}{nearest(name, list(PPOSettings.model_fields))}") from error
+    more = dict(map(_assignment, set_ or []))
+    known = list(PPOSettings.model_fields)
+    for name in more:
+        if name not in known:
+            raise InputError(f"--set {name}: no such setting of PPO{nearest(name, known)}")
+    settings = PPOSettings.model_validate({**given, **more})
+    if gold and not settings.check_every:
+        raise InputError("--gold is asked every so many updates; add --set check_every=10")
     asked = read_prompts(prompts)[:limit]
     watch = None
     if settings.check_every:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the command line asks here first
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 def _joined() -> bool:
     """Whether there are others; joins them the first time."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "LOCAL_RANK" not in os.environ:
         return False
     import torch
     import torch.distributed as dist
@@ -28,7 +29,8 @@ def _joined() -> bool:
     if not dist.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())
+        # The others wait while the first one judges or writes a model.
+        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=4))
     return True
 
 
@@ -92,7 +94,8 @@ def total(x: float) -> float:
         return x
     import torch
 
-    return summed(torch.tensor(x, dtype=torch.float64)).item()
+    where = "cuda" if torch.cuda.is_available() else "cpu"  # nccl knows no other
+    return summed(torch.tensor(x, dtype=torch.float64, device=where)).item()
 
 
 def gathered(items: Sequence[T], n: int) -> list[T]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from solon.engines.decoding import plain_causal
-from solon.engines.tree import Tree, as_tree, common, laid_out
+from solon.engines.tree import Tree, as_tree, laid_out
 
 
 def base_of(model: Any) -> Any:
@@ -92,24 +91,3 @@ def last_states(model: Any, rows: Sequence[list[int]], pad: int) -> Tensor:
     """The last hidden state of each row's last token, (rows, width)."""
     layout = Layout(model, rows, pad)
     return layout.at(layout.states(model), [range(len(row) - 1, len(row)) for row in rows])
-
-
-def parts_of(sizes: Sequence[int], limit: int) -> list[range]:
-    """Stretches whose sizes add up to the limit at most; each holds one at least."""
-    if not sizes:
-        return []
-    cuts, total = [0], 0
-    for i, size in enumerate(sizes):
-        if total and total + size > limit:
-            cuts.append(i)
-            total = 0
-        total += size
-    return [range(a, b) for a, b in zip(cuts, chain(cuts[1:], [len(sizes)]), strict=True)]
-
-
-def in_parts(rows: Sequence[list[int]], limit: int) -> list[list[int]]:
-    """Indices of the rows in parts of at most so many distinct tokens, rows that begin alike side by side."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i])
-    arrays = [np.asarray(rows[i]) for i in order]
-    sizes = [len(a) - (common(arrays[i - 1], a) if i else 0) for i, a in enumerate(arrays)]
-    return [[order[i] for i in part] for part in parts_of(sizes, limit)]

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from solon import processes
-from solon.states import parts_of
+from solon.engines.tree import parts_of
+from solon.states import base_of
 
 R = TypeVar("R")
 TOKENS_AT_ONCE = 1024  # distinct tokens of a pass that learns; activations are about 1 MB a token in a model of 135M
@@ -62,9 +63,14 @@ def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:
 def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -> Any:
     """The model with trainable adapters (float32, whatever the trunk's dtype); all else is frozen."""
     from peft import get_peft_model
+
+    return in_one_product(get_peft_model(model, lora_config(model, settings, task)))
+
+
+def in_one_product(adapted: Any) -> Any:
+    """The PEFT model with W x + scaling B A x in fewer passes over memory: the sum is part of a product."""
     from peft.tuners.lora import Linear
 
-    adapted = get_peft_model(model, lora_config(model, settings, task))
     for module in adapted.modules():
         if type(module) is Linear:
             module.forward = MethodType(_lora_forward, module)  # type: ignore[method-assign]
@@ -72,7 +78,7 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
 
 
 def _lora_forward(layer: Any, x: Tensor) -> Tensor:
-    """W x + scaling B A x, as PEFT's own layer gives it, in fewer passes over memory: the sum is part of a product."""
+    """What PEFT's own layer gives, without dropout."""
     out = layer.base_layer(x)
     if layer.disable_adapters or layer.merged:
         return out
@@ -144,8 +150,8 @@ def save_merged(
 ) -> None:
     """Write a complete model directory; a half-written one is never taken for whole.
 
-    base: where the frozen weights came from. Adapters are merged into a float32 copy of them: a small change
-    added to bfloat16 weights would be rounded away. also: writes what else belongs into the directory. Of several
+    base: where the frozen weights came from. Adapters are merged into them, float32 ones in place (the model is used up),
+    others in a float32 copy: a small change added to bfloat16 weights would be rounded away. also: writes what else belongs into the directory. Of several
     processes the first one writes.
     """
     if processes.is_main():
@@ -158,7 +164,9 @@ def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: 
 
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=_made(out.parent)))
     try:
-        if base is not None:
+        if base is not None and base_of(model).dtype == torch.float32:
+            model = model.merge_and_unload()
+        elif base is not None:
             model.save_pretrained(aside / "adapter")
             kind = type(model.get_base_model())
             options = {"num_labels": 1} if "SequenceClassification" in kind.__name__ else {}

@@ -70,6 +70,7 @@ class LazyEngine:
     def __init__(self, spec: str, *, system: str | None, dtype: str = "auto") -> None:
         self.name, self._system, self._dtype = spec, system, dtype
         self._opened: Engine | None = None
+        self._before = Usage()  # of engines that were closed
 
     @property
     def engine(self) -> Engine:
@@ -83,7 +84,10 @@ class LazyEngine:
 
     @property
     def usage(self) -> Usage:
-        return self._opened.usage if self._opened else Usage()
+        total = Usage()
+        for u in (self._before, self._opened.usage if self._opened else Usage()):
+            total.add(u.requests, u.prompt_tokens, u.completion_tokens, u.cost_usd)
+        return total
 
     def generate(self, requests: Iterable[GenerationRequest], sampling: Sampling) -> Iterator[Completion]:
         return self.engine.generate(requests, sampling)
@@ -96,5 +100,6 @@ class LazyEngine:
 
     def __exit__(self, *_: Any) -> None:
         if self._opened is not None:
+            self._before = self.usage
             getattr(self._opened, "close", lambda: None)()
             self._opened = None

@@ -111,6 +111,17 @@ class _Layer(DynamicLayer):
         self.keys, self.values = self.room[0][:, :, :end], self.room[1][:, :, :end]
         return self.keys, self.values
 
+    def take(self, rows: Tensor, of: int, length: int, keys: Tensor, values: Tensor) -> None:
+        """Hold these keys and values, (rows, kv_heads, length, d), as those of some of `of` rows."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            shape = (of, keys.shape[1], self.capacity)
+            self.room = keys.new_zeros((*shape, keys.shape[3])), values.new_zeros((*shape, values.shape[3]))
+        for room, given in zip(self.room, (keys, values), strict=True):
+            room[rows, :, :length] = given
+        self.used = length
+        self.keys, self.values = self.room[0][:, :, :length], self.room[1][:, :, :length]
+
     def keep(self, rows: Tensor) -> None:
         self.room = self.room[0][rows], self.room[1][rows]
         self.keys, self.values = self.room[0][:, :, : self.used], self.room[1][:, :, : self.used]
@@ -145,6 +156,7 @@ def reserve_cache(model: Any, capacity: int) -> DynamicCache | None:
     return cache
 
 
+PROMPT_TOKENS = 4096  # distinct tokens of prompts that go through together
 NUCLEUS = 256  # sorting the whole vocabulary took 255 ms a step (96 rows of 49k, two cores), the first 256 take 9
 
 
@@ -189,6 +201,7 @@ class Generated:
     row: int
     ids: list[int]  # without the end token
     ended: bool
+    end: int | None = None  # the end token that was sampled
     logprobs: list[float] = field(default_factory=list)  # of each token, the end token's included
 
 
@@ -231,14 +244,12 @@ def decode(
     not depend on which other prompts are in the batch. Returns one `Generated` a prompt, in order.
     """
     device = model.device
-    distinct = [list(p) for p in dict.fromkeys(map(tuple, prompts))]  # a prompt that comes again is computed once
-    ids, mask = left_pad(distinct, pad, device)
-    cache = reserve_cache(model, ids.shape[1] + max_tokens)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     done = [Generated(i, [], ended=False) for i in range(len(prompts))]
     alive = torch.arange(len(prompts), device=device)
     uniforms = uniforms.to(device)
     ends = torch.tensor(sorted(end), device=device)
+    cache, logits, mask = _read_prompts(model, prompts, pad, max_tokens)
+    positions = mask.sum(-1, keepdim=True) - 1
     seen = None
     if repetition_penalty != 1:
         seen = torch.zeros(len(prompts), model.config.get_text_config().vocab_size, dtype=torch.bool, device=device)
@@ -246,22 +257,6 @@ def decode(
             seen[row, prompt] = True
         seen[:, ends] = False  # an answer may always end
     for step in range(max_tokens):
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            # An index, not a count: of a slice's states torch multiplies a frozen head per row, on copies of it (2.7 GB).
-            logits_to_keep=torch.tensor([ids.shape[1] - 1], device=device),
-        )
-        cache = out.past_key_values
-        logits = out.logits[:, -1]
-        if step == 0 and len(distinct) < len(prompts):
-            number = {tuple(p): n for n, p in enumerate(distinct)}
-            copies = torch.tensor([number[tuple(p)] for p in prompts], device=device)
-            logits, mask, positions = logits[copies], mask[copies], positions[copies]
-            _keep_rows(cache, copies)
         if seen is not None:
             logits = penalise(logits, seen[alive], repetition_penalty)
         token, logprob = sample(logits, uniforms[alive, step], temperature, top_p)
@@ -270,18 +265,88 @@ def decode(
         for row, value, logp, stop in zip(*found, strict=True):
             done[row].logprobs.append(logp)
             if stop:
-                done[row].ended = True
+                done[row].ended, done[row].end = True, value
             else:
                 done[row].ids.append(value)
         if seen is not None:
             seen[alive, token] = True
-        positions = positions[:, -1:] + 1
+        positions = positions + 1
         if stopped.any():
             keep = (~stopped).nonzero().squeeze(-1)
             if keep.numel() == 0:
                 break
             alive, token, mask, positions = alive[keep], token[keep], mask[keep], positions[keep]
             _keep_rows(cache, keep)
-        ids = token.unsqueeze(-1)
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
+        if step + 1 < max_tokens:
+            out = model(
+                input_ids=token.unsqueeze(-1),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=FIRST.to(device),
+            )
+            cache, logits = out.past_key_values, out.logits[:, -1]
     return done
+
+
+# An index, not a count: of a slice's states torch multiplies a frozen head per row, on copies of it (2.7 GB).
+FIRST = torch.zeros(1, dtype=torch.long)
+
+
+def _read_prompts(model: Any, prompts: list[list[int]], pad: int, room: int) -> tuple[DynamicCache, Tensor, Tensor]:
+    """A cache that holds the prompts, with room for so many tokens more; the scores after each prompt; and its mask.
+
+    (prompts, vocabulary), (prompts, longest); shorter prompts stand on the right. Prompts that begin alike (a system message,
+    shown examples, the same prompt many times) go through as a tree: what they share is computed once, and no padding.
+    """
+    if not plain_causal(model):
+        return _read_padded(model, prompts, pad, room)
+    longest = max(map(len, prompts))
+    cache = reserve_cache(model, longest + room)
+    assert cache is not None
+    own = [layer for layer in cache.layers if isinstance(layer, _Layer)]
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    logits = None
+    for part in tree.in_parts(prompts, PROMPT_TOKENS):
+        made, number = tree.as_tree([prompts[i] for i in part])
+        places = torch.zeros(len(part), longest, dtype=torch.long)  # of padding: any, the mask hides it
+        for row, i in enumerate(part):
+            places[row, longest - len(prompts[i]) :] = torch.from_numpy(made.places(number[row]))
+            mask[i, longest - len(prompts[i]) :] = 1
+        ids, positions = (torch.tensor([x], device=model.device) for x in (made.ids, made.positions))
+        with tree.laid_out(made, 0, torch.empty(0, dtype=model.dtype, device=model.device)):
+            out = model(
+                input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=places[:, -1].to(model.device)
+            )  # fmt: skip
+        if logits is None:
+            logits = out.logits.new_empty(len(prompts), out.logits.shape[-1])
+        rows, at = torch.tensor(part, device=model.device), places.to(model.device)
+        logits[rows] = out.logits[0]
+        for layer, filled in zip(own, out.past_key_values.layers, strict=True):
+            layer.take(
+                rows, len(prompts), longest, *(x[0][:, at].transpose(0, 1) for x in (filled.keys, filled.values))
+            )
+    assert logits is not None
+    return cache, logits, mask.to(model.device)
+
+
+def _read_padded(model: Any, prompts: list[list[int]], pad: int, room: int) -> tuple[DynamicCache, Tensor, Tensor]:
+    """The same for any architecture: each different prompt once, padded on the left."""
+    distinct = [list(p) for p in dict.fromkeys(map(tuple, prompts))]
+    ids, mask = left_pad(distinct, pad, model.device)
+    cache = reserve_cache(model, ids.shape[1] + room)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    last = torch.tensor([ids.shape[1] - 1], device=model.device)
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits_to_keep=last,
+    )  # fmt: skip
+    cache, logits = out.past_key_values, out.logits[:, -1]
+    if len(distinct) < len(prompts):
+        number = {tuple(p): n for n, p in enumerate(distinct)}
+        copies = torch.tensor([number[tuple(p)] for p in prompts], device=model.device)
+        logits, mask = logits[copies], mask[copies]
+        _keep_rows(cache, copies)
+    return cache, logits, mask

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,27 @@ def packs(
             high = min(range(high, low, -1), key=lambda i: (shared[i] - skip) / done[i - low])
         yield slice(low, high)
         low = high
+
+
+def parts_of(sizes: Sequence[int], limit: int) -> list[range]:
+    """Stretches whose sizes add up to the limit at most; each holds one at least."""
+    if not sizes:
+        return []
+    cuts, total = [0], 0
+    for i, size in enumerate(sizes):
+        if total and total + size > limit:
+            cuts.append(i)
+            total = 0
+        total += size
+    return [range(a, b) for a, b in zip(cuts, chain(cuts[1:], [len(sizes)]), strict=True)]
+
+
+def in_parts(rows: Sequence[list[int]], limit: int) -> list[list[int]]:
+    """Indices of the rows in parts of at most so many distinct tokens, rows that begin alike side by side."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i])
+    arrays = [np.asarray(rows[i]) for i in order]
+    sizes = [len(a) - (common(arrays[i - 1], a) if i else 0) for i, a in enumerate(arrays)]
+    return [[order[i] for i in part] for part in parts_of(sizes, limit)]
 
 
 # --- attention -----------------------------------------------------------------------------------------------

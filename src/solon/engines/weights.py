@@ -167,6 +167,7 @@ def load_tokenizer(where: str) -> Any:
 
 
 def device() -> torch.device:
+    processes.rank()  # of several processes each has its own GPU from here on
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -205,14 +206,23 @@ def faster_dtype() -> str:
 
 
 def model_fingerprint(spec: str) -> str:
-    """From the bytes that decide: each weight file's size, head and tail, and the config."""
+    """From the bytes that decide: the config, and of each weight file its header and every tensor's first bytes.
+
+    Training with adapters on the top blocks leaves the other tensors as they were, so all of them are looked at.
+    """
     where = Path(resolve(spec))
     if not where.is_dir():
         return fingerprint("hub", spec)
     parts = []
     for path in sorted(where.glob("*.safetensors")):
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-            file.seek(max(0, path.stat().st_size - (1 << 20)))
-            parts.append([path.name, path.stat().st_size, hashlib.sha256(head + file.read()).hexdigest()])
+        seen = hashlib.sha256()
+        with path.open("rb") as file:  # https://github.com/huggingface/safetensors#format
+            length = file.read(8)
+            header = file.read(int.from_bytes(length, "little"))
+            seen.update(header)
+            starts = [x["data_offsets"][0] for name, x in json.loads(header).items() if name != "__metadata__"]
+            for start in sorted(starts):
+                file.seek(8 + len(header) + start)
+                seen.update(file.read(4096))
+        parts.append([path.name, path.stat().st_size, seen.hexdigest()])
     return fingerprint("weights", parts, json.loads((where / "config.json").read_text()))

@@ -6,7 +6,9 @@ group), `epochs` passes, `minibatch` responses a step, `kl_coefficient` as TRL's
 goes over the comparisons `epochs` times, on the side that the label favours; ties and abstentions are left out, and how
 sure a label is it cannot use.
 
-Left out against Solon's PPO: the score on an answer cut short, soft labels, checkpoints in the middle, and checks.
+Left out against Solon's PPO: the penalty for an answer cut short, soft labels, checkpoints in the middle, and checks; the
+settings for KL targets, bounds and stops, for length, entropy, values and whitening mean nothing here. TRL renders and
+tokenises conversations by itself, so a control token that stands in a prompt is one.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ def check_settings(algorithm: Algorithm, settings: PPOSettings) -> None:
             f"algorithm: {algorithm} steps on whole minibatches; ppo.rollouts: {settings.rollouts} is not a multiple of "
             f"ppo.minibatch: {settings.minibatch}"
         )
+    if algorithm == "dpo" and not settings.kl_coefficient:
+        raise InputError("algorithm: dpo has no gradient without a KL penalty; set ppo.kl_coefficient, to 0.1 say")
     if algorithm != "ppo" and settings.check_every:
         raise InputError(
             f"algorithm: {algorithm} is TRL's trainer and is not checked while it runs; set ppo.check_every to 0"
@@ -62,7 +66,7 @@ def train_otherwise(
     log: Log | None = None,
     progress: Progress | None = None,
 ) -> list[RolloutSummary]:
-    """Train `model`, write it to `out`, give one summary an update (DPO: an epoch's tenth). What TRL does not measure is None."""
+    """Train `model`, write it to `out`, give one summary an update (DPO: a tenth of the steps). What TRL does not measure is None."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -115,10 +119,14 @@ def train_otherwise(
     else:
         each = settings.epochs * (settings.rollouts // settings.minibatch)
         rows = [{"prompt": [*first, *(m.model_dump() for m in p.prompt)]} for p in prompts]
+        # TRL leaves an incomplete batch of prompts out; a set smaller than one would teach nothing.
+        rows *= math.ceil(settings.rollouts / settings.responses_per_prompt / len(rows))
         trainer = _grouped(algorithm, lm, tokenizer, rows, common, peft, settings, reward, each, Report())
     trainer.train()
     if seen:
         found.append(_summary(algorithm, len(found), seen, settings))
+        if log:
+            log(found[-1].numbers(), len(found))
     save_merged(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out, base=where)
     return found
 

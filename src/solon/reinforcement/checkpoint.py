@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solon.errors import InputError
 from solon.reinforcement.monitors import Check, Watch
 from solon.reinforcement.ppo import AdaptiveKL
 
@@ -29,14 +30,15 @@ class State:
     kl: AdaptiveKL
     update: int = 0  # updates done
     stopped: bool = False  # no further update: beyond the KL bound, or gamed
+    kl_seen: float = 0.0  # nats a response, of the last update
     best: dict[str, Tensor] = field(default_factory=dict)  # the adapters of the watch's best check, by name
 
 
 Kept = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-def pack(state: State, watch: Watch | None) -> Kept:
-    """All that the next update needs; randomness comes from the seed and the update's number."""
+def pack(state: State, watch: Watch | None, identity: dict[str, Any]) -> Kept:
+    """All that the next update needs. identity: of what is trained, how and on what."""
     tensors = {f"policy.{n}": p for n, p in state.policy.named_parameters() if p.requires_grad}
     tensors |= {f"values.{n}": p for n, p in state.values.named_parameters()}
     tensors |= {f"best.{n}": p for n, p in state.best.items()}
@@ -45,6 +47,8 @@ def pack(state: State, watch: Watch | None) -> Kept:
     about = {
         "update": state.update,
         "stopped": state.stopped,
+        "kl_seen": repr(state.kl_seen),
+        "identity": identity,
         "kl_coefficient": repr(state.kl.coefficient),
         "checks": [c.model_dump() for c in watch.checks] if watch else [],
     }
@@ -63,8 +67,13 @@ def save(checkpoint: Path, kept: Kept) -> None:
     os.replace(aside, checkpoint / "ppo.safetensors")
 
 
-def restore(checkpoint: Path | None, state: State, watch: Watch | None) -> None:
-    """Take up what a checkpoint holds, where there is one."""
+def restore(
+    checkpoint: Path | None, state: State, watch: Watch | None, identity: dict[str, Any], kl_bound: float
+) -> None:
+    """Take up what a checkpoint holds, where there is one. Raises InputError where it is another training's.
+
+    Training that stopped at the KL bound goes on under a higher one.
+    """
     if checkpoint is None or not (checkpoint / "ppo.safetensors").is_file():
         return
     from safetensors import safe_open
@@ -72,6 +81,12 @@ def restore(checkpoint: Path | None, state: State, watch: Watch | None) -> None:
     with safe_open(checkpoint / "ppo.safetensors", framework="pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         about = json.loads(file.metadata()["solon"])
+    other = [name for name, value in identity.items() if about["identity"].get(name) != json.loads(json.dumps(value))]
+    if other:
+        raise InputError(
+            f"{checkpoint}: training was begun there with another {' and another '.join(other)}; "
+            "give --out another directory, or remove that one"
+        )
     with torch.no_grad():
         for prefix, module in (("policy.", state.policy), ("values.", state.values)):
             for name, parameter in module.named_parameters():
@@ -84,7 +99,9 @@ def restore(checkpoint: Path | None, state: State, watch: Watch | None) -> None:
             whole["state"].setdefault(int(index), {})[name] = value
     state.optimiser.load_state_dict(whole)
     state.kl.coefficient = float(about["kl_coefficient"])
-    state.update, state.stopped = about["update"], about.get("stopped", False)
+    state.update, state.kl_seen = about["update"], float(about["kl_seen"])
+    gamed = bool(about["checks"]) and about["checks"][-1]["gamed"]
+    state.stopped = about["stopped"] and (gamed or not state.kl_seen <= kl_bound)
     state.best = {k.removeprefix("best."): v.to(state.policy.device) for k, v in kept.items() if k.startswith("best.")}
     if watch:
         watch.checks = [Check.model_validate(c) for c in about.get("checks", [])]

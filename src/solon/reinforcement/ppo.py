@@ -80,7 +80,11 @@ class _Said(torch.autograd.Function):
         grads: list[Tensor | None] = [None, None]
         spread = torch.zeros_like(logprob)
         if learns:
-            grads[0] = (weight[t] - torch.mm(p.to(weight.dtype), weight)).float() / temperature
+            # One product: of the difference of two, rounded to bfloat16, little is left where p[t] is near 1.
+            less = torch.full_like(said, -1.0)
+            p.scatter_add_(-1, t.unsqueeze(-1), less)
+            grads[0] = -torch.mm(p.to(weight.dtype), weight).float() / temperature
+            p.scatter_add_(-1, t.unsqueeze(-1), -less)
         if entropy:
             log_p = p.log().clamp_(min=-100)  # where p is 0 its share is 0, not nan
             spread = -torch.einsum("nv,nv->n", p, log_p)

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.decoding import ATTENTION
+from solon.engines.tree import in_parts
 from solon.engines.weights import device, load_tokenizer, model_fingerprint, resolve, resolve_dtype
 from solon.errors import InputError
 from solon.records import Chat, Comparison, Labeler
-from solon.states import base_of, distinct_tokens, in_parts, last_states
+from solon.states import base_of, distinct_tokens, last_states
 from solon.training import (
     AdapterSettings,
     Progress,
@@ -40,6 +41,7 @@ from solon.training import (
     add_adapters,
     first_and_last,
     fit,
+    in_one_product,
     save_merged,
 )
 
@@ -104,13 +106,20 @@ class RewardModel:
     def load(cls, where: str, dtype: str = "auto") -> RewardModel:
         from transformers import AutoModelForSequenceClassification
 
-        kept = _kept(where)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            where, dtype=resolve_dtype(dtype), attn_implementation=ATTENTION, use_safetensors=True
-        ).to(device())
-        model.score.float()  # the trunk may be bfloat16; the score is not rounded
+        kept, adapters, wanted = _kept(where), Path(where) / ADAPTERS, resolve_dtype(dtype)
+        apart = wanted != torch.float32 and adapters.is_dir()
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            where, dtype=torch.float32 if apart else wanted, attn_implementation=ATTENTION, use_safetensors=True
+        )
         tokenizer = load_tokenizer(where)
         model.config.pad_token_id = tokenizer.pad_token_id
+        if apart:  # as it was trained: rounded together with the weights, the adapters would be lost in part
+            _take_off(model, adapters / "0")
+            for p in model.parameters():  # and no buffer: rotary frequencies stay exact
+                p.data = p.data.to(wanted)
+            return cls(*_with_members(model.to(device()), tokenizer, kept, adapters, "member"))
+        model.to(device())
+        model.score.float()  # the trunk may be bfloat16; the score is not rounded
         members = [Member(model.score, BARE if len(kept["members"]) > 1 else None, **kept["members"][0])]
         trunk: Any = model
         first = Path(where) / ADAPTERS / "0"
@@ -129,12 +138,7 @@ class RewardModel:
         kept = _kept(where)
         if kept["base"] is None or kept["base"] != model_fingerprint(model):
             return None
-        members = []
-        for n, found in enumerate(kept["members"]):
-            path, name = Path(where) / ADAPTERS / str(n), f"reward-{n}"
-            _put_on(policy, name, path)
-            members.append(Member(_head(path).to(policy.device), name, **found))
-        return cls(policy, tokenizer, kept["system"], members, kept["uncertainty_penalty"])
+        return cls(*_with_members(policy, tokenizer, kept, Path(where) / ADAPTERS, "reward"))
 
     def ids(self, conversation: Chat, max_length: int = 1024) -> list[int]:
         """Token ids of a conversation that ends with the assistant's turn, up to its end-of-turn token.
@@ -185,6 +189,29 @@ class RewardModel:
             raw = torch.tensor(self.raw_scores(rows, k))
             columns.append((raw[:n] - raw[n:]).sigmoid())
         return torch.stack(columns).mean(0).tolist()
+
+
+def _with_members(
+    trunk: Any, tokenizer: Any, kept: dict[str, Any], adapters: Path, name: str
+) -> tuple[Any, Any, str | None, list[Member], float]:
+    """What makes a RewardModel of a trunk that training started from, and the members' adapters."""
+    members = []
+    for n, found in enumerate(kept["members"]):
+        trunk = _put_on(trunk, f"{name}-{n}", adapters / str(n))
+        members.append(Member(_head(adapters / str(n)).to(trunk.device), f"{name}-{n}", **found))
+    return trunk.eval(), tokenizer, kept["system"], members, kept["uncertainty_penalty"]
+
+
+def _take_off(model: Any, path: Path) -> None:
+    """Take an adapter out of the weights that it was merged into."""
+    from peft import LoraConfig
+
+    config, weights = LoraConfig.from_pretrained(str(path)), _tensors(path)
+    for name, a in weights.items():
+        if name.endswith(".lora_A.weight"):
+            b = weights[name.replace(".lora_A.", ".lora_B.")]
+            layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+            layer.weight.data -= (config.lora_alpha / config.r) * (b @ a)
 
 
 def _kept(where: str) -> dict[str, Any]:
@@ -244,7 +271,7 @@ def _put_on(model: Any, name: str, path: Path, instead_of: Path | None = None) -
     set_peft_model_state_dict(model, weights, adapter_name=name)
     for p in model.parameters():
         p.requires_grad_(id(p) in learned)
-    return model
+    return in_one_product(model)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from solon import processes
 from solon.engines.chat import chat_ids, end_ids
 from solon.engines.decoding import Generated
-from solon.engines.weights import load_causal_lm, resolve
+from solon.engines.weights import load_causal_lm, model_fingerprint, resolve
 from solon.errors import InputError
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
 from solon.reinforcement.checkpoint import Kept, State, pack, restore, save
@@ -77,7 +77,13 @@ class PPOSettings(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0)
     checkpoint_every: int = Field(1, ge=1)  # updates
     check_every: int = Field(0, ge=0)  # updates between two checks on the probe prompts (monitors.py); 0: none
-    stop_when_gamed: bool = False  # end there; the model of the best check is written either way
+    stop_when_gamed: bool = False  # training ends where a check finds the reward gamed
+
+    @model_validator(mode="after")
+    def _checked(self) -> PPOSettings:
+        if self.stop_when_gamed and not self.check_every:
+            raise ValueError("stop_when_gamed: nothing is checked; set check_every, to 10 say")
+        return self
 
     @model_validator(mode="after")
     def _whole_groups(self) -> PPOSettings:
@@ -109,8 +115,8 @@ def ppo(
     reward: one score a conversation, in units of about one standard deviation; or the directory of a reward model,
     which becomes adapters on the same trunk where it was trained from `model`. checkpoint: a directory written after
     every `checkpoint_every` updates; where it holds one, training goes on from there, and on a CPU along the same path.
-    watch: asked every `check_every` updates; where it finds the reward gamed at last, the policy of its best check is
-    what is written. log: takes each summary's numbers and the updates done.
+    watch: asked every `check_every` updates; where its last check finds the reward gamed, the policy of its best check
+    is what is written. log: takes each summary's numbers and the updates done.
     """
     policy, tokenizer = load_causal_lm(model, dtype=dtype)
     torch.manual_seed(seed)
@@ -120,7 +126,14 @@ def ppo(
     assert callable(score)
     state = _start(policy, settings, rewards)
     watch = watch if settings.check_every else None
-    restore(checkpoint, state, watch)
+    identity = {
+        "model": model_fingerprint(model),
+        "reward": model_fingerprint(reward) if isinstance(reward, str) else "a function",
+        "adapter": adapter.model_dump(),
+        "seed": seed,
+        "settings": settings.model_dump(exclude={"updates", "checkpoint_every", "kl_bound"}),
+    }
+    restore(checkpoint, state, watch, identity, settings.kl_bound)
     probes = [chat_ids(tokenizer, p.prompt, system=system) for p in watch.probes] if watch else []
     contexts = {p.id: chat_ids(tokenizer, p.prompt, system=system) for p in prompts}
 
@@ -154,10 +167,9 @@ def ppo(
             drawn = [p for p in different for _ in range(settings.responses_per_prompt)]
             made = respond([contexts[p.id] for p in drawn], _number(seed, update))
             texts = said(made)
-            end = [tokenizer.eos_token_id]
             rollouts = Rollouts(
                 [contexts[p.id] for p in drawn],
-                [m.ids + (end if m.ended else []) for m in made],
+                [m.ids + ([] if m.end is None else [m.end]) for m in made],
                 tokenizer.pad_token_id,
                 policy.device,
             )
@@ -168,6 +180,7 @@ def ppo(
             last = state.update == settings.updates
             kl = float(summary.kl_nats or 0)
             state.stopped = not math.isfinite(kl) or kl > settings.kl_bound
+            state.kl_seen = kl
             found = None
             if watch and (last or state.stopped or state.update % settings.check_every == 0):
                 found = check(watch)
@@ -179,21 +192,18 @@ def ppo(
                     "meta": {**summary.meta, "prompt_tokens": sum(len(contexts[p.id]) for p in drawn)},
                 }
             )
-            unsaved = pack(state, watch)
-            if (
-                checkpoint
-                and processes.is_main()
-                and (last or state.stopped or state.update % settings.checkpoint_every == 0)
-            ):
-                save(checkpoint, unsaved)
-                unsaved = None
+            unsaved = pack(state, watch, identity)
             give_memory_back()
             if log:
                 log(summary.numbers(), state.update)
-            yield summary
+            yield summary  # before it counts as done: a kill in between makes it once more, and the same
+            if checkpoint and (last or state.stopped or state.update % settings.checkpoint_every == 0):
+                if processes.is_main():
+                    save(checkpoint, unsaved)
+                unsaved = None
             if progress:
                 progress(state.update, settings.updates, {"reward": float(summary.reward or 0), "kl": kl})
-    except (KeyboardInterrupt, GeneratorExit):  # the whole updates since the last checkpoint are not lost
+    except BaseException:  # Ctrl-C, a judge that fails: the whole updates since the last checkpoint are not lost
         if checkpoint and unsaved and processes.is_main():
             save(checkpoint, unsaved)
         raise
@@ -319,6 +329,8 @@ def _start(policy: Any, settings: PPOSettings, rewards: RewardModel | None) -> S
         if rewards is None:
             raise InputError("ppo.value_start: reward-model needs a reward model; the reward is another here")
         part = rewards.members[0]
+        if part.head.weight.shape != values.weight.shape:
+            raise InputError("ppo.value_start: the reward model is of another width than the policy; set it to zero")
         with torch.no_grad():
             values.weight.copy_(part.head.weight / part.std)
             values.bias.fill_(-part.mean / part.std)

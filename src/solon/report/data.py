@@ -150,6 +150,12 @@ def warnings(run: Run, models: dict[str, str]) -> list[str]:
             "This run is about a small model (under a billion parameters). It shows that the method works, "
             "not what a large model would do."
         )
+    reinforced = run.state(run.recipe.algorithm).get("result", {})
+    if reinforced.get("gamed"):
+        found.append(
+            "The reward was being gamed: it rose while the judge's preference fell. What was written is the policy after "
+            f"{reinforced['written_after']} updates."
+        )
     if run.recipe.model == "smollm2":
         found.append(
             "smollm2 here is SmolLM2-135M-Instruct from 4-bit weights, dequantised: not the published weights."

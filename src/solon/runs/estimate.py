@@ -70,7 +70,8 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         row("comparisons", asked, asked * per_pair * 2 * (prompt + 2 * said + 50))
         shared["comparisons"] = asked * (prompt + 2 * (2 * said + per_pair * 50))
     labelled = (asked if feedback.labels != "human" else 0) + (len(data.comparisons) if feedback.labels != "ai" else 0)
-    row("reward-model", labelled, trained=recipe.reward_model.train.epochs * labelled * 2 * (prompt + said))
+    learner = recipe.reward_model.train
+    row("reward-model", labelled, trained=learner.members * learner.epochs * labelled * 2 * (prompt + said))
     rollouts = ppo.updates * ppo.rollouts
     length = prompt + ppo.max_tokens * 0.75
     row(
@@ -108,7 +109,8 @@ def estimate_table(recipe: Recipe, rows: list[dict[str, Any]]) -> Table:
             seconds,
         )  # fmt: skip
     known = [r["seconds"] for r in rows if r["seconds"] is not None]
-    paid = is_remote(recipe.model) or is_remote(recipe.feedback.judge)
+    asked = (recipe.model, recipe.feedback.judge, recipe.gold.judge if recipe.ppo.check_every else None)
+    paid = any(is_remote(spec) for spec in asked if spec)
     table.caption = f"about {_clock(sum(known))} here (±2×); cost: " + (
         "the server's price for the tokens above" if paid else "none, all models run here"
     )

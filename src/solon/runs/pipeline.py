@@ -422,20 +422,19 @@ def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
     return rewards
 
 
-def watch(run: Run, data: Data, judge: str | None) -> Watch | None:
-    """The probe prompts, half of them red-team, and who judges the answers to them: the recipe's gold, or its judge."""
+def watch(run: Run, data: Data, engine: LazyEngine | None) -> Watch | None:
+    """The probe prompts, half of them red-team, and the engine that judges the answers to them."""
     recipe = run.recipe
     if not recipe.ppo.check_every:
         return None
     half = recipe.gold.probes // 2
     probes = [p for source in ("red_team", "helpful") for p in [p for p in data.prompts if p.source == source][:half]]
-    spec = recipe.gold.judge or judge
-    if spec is None:
+    if engine is None:
         return Watch(probes)
     constitution = asked_of_judge(run)
 
     def gold(pairs: Sequence[Pair]) -> list[Comparison]:
-        with open_lazily(run, spec) as engine:
+        with engine:  # in memory only while it is asked
             return list(compare(pairs, engine, constitution, recipe.feedback.judging(), seed=recipe.seed))
 
     return Watch(probes, gold)
@@ -457,13 +456,15 @@ def reinforce(
         "dtype": recipe.dtype,
     }  # fmt: skip
     stage = recipe.algorithm
+    spec = recipe.gold.judge or judge
+    gold = open_lazily(run, spec) if spec and recipe.ppo.check_every else None
+    watched = watch(run, data, gold)
     with Journal(run.path(stage)) as journal:
 
         def train(step: Progress, log: Log) -> Iterable[RolloutSummary]:
             if recipe.algorithm == "ppo":
                 reward = rewards if isinstance(rewards, str) else rewards.score
                 kept = run.path("ppo", "checkpoint")
-                watched = watch(run, data, judge)
                 return ppo(
                     data.prompts, model, reward, out, checkpoint=kept, watch=watched, log=log, progress=step, **common
                 )
@@ -484,10 +485,13 @@ def reinforce(
                 "examples": len(history),
                 "tokens": round(prompts + sampled) * recipe.ppo.epochs,
                 "usage": (prompts, round(sampled)),
-                "final_kl_nats": history[-1].kl_nats,
+                "final_kl_nats": history[-1].kl_nats if history else None,
+                # of the policy that is written: the best check's where the last one found the reward gamed
+                "written_after": watched.best.update if watched and watched.checks[-1].gamed else len(history),
+                "gamed": bool(watched and watched.checks[-1].gamed),
             }
 
-        asked = (rewards.engine,) if isinstance(rewards, JudgeReward) else ()
+        asked = [*([rewards.engine] if isinstance(rewards, JudgeReward) else []), *([gold] if gold else [])]
         run.once(stage, work, engines=asked, total=recipe.ppo.updates, what="updates")
     return str(out)
 

@@ -24,6 +24,7 @@ from solon.feedback.rating import Scale
 from solon.reinforcement.alternatives import Algorithm, check_settings
 from solon.reinforcement.reward_model import RewardSettings
 from solon.reinforcement.trainer import PPOSettings
+from solon.runs.trackers import check_trackers
 from solon.training import AdapterSettings, TrainSettings
 
 
@@ -180,8 +181,11 @@ class Recipe(Part):
             raise ValueError("ppo needs adapter: the reference model is the policy without it")
         if self.algorithm == "dpo" and self.feedback.direct:
             raise ValueError("algorithm: dpo learns from comparisons, and feedback.direct makes none")
+        if self.feedback.direct and self.ppo.value_start == "reward-model":
+            raise ValueError("ppo.value_start: reward-model, and feedback.direct trains none; set it to zero")
         try:
             check_settings(self.algorithm, self.ppo)
+            check_trackers(self.report_to)
         except InputError as error:
             raise ValueError(str(error)) from error
         return self

@@ -17,6 +17,16 @@ from solon.errors import InputError, nearest
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises InputError for a name that accelerate does not know."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    known = [str(getattr(k, "value", k)) for k in LOGGER_TYPE_TO_CLASS]
+    for name in names:
+        if name not in known:
+            raise InputError(f'report_to: no tracker "{name}"; there are {", ".join(known)}{nearest(name, known)}')
+
+
 @contextmanager
 def trackers(
     directory: Path, name: str, report_to: Sequence[str] = (), config: Mapping[str, Any] | None = None
@@ -24,6 +34,7 @@ def trackers(
     """Something to log with. TensorBoard's files go to directory/name."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    check_trackers(report_to)
     known = {str(getattr(k, "value", k)): found for k, found in LOGGER_TYPE_TO_CLASS.items()}
     open_: list[Any] = []
     if not processes.is_main():
@@ -31,10 +42,6 @@ def trackers(
         return
     try:
         for kind in dict.fromkeys(["tensorboard", *report_to]):
-            if kind not in known:
-                raise InputError(
-                    f'report_to: no tracker "{kind}"; there are {", ".join(known)}{nearest(kind, list(known))}'
-                )
             needs = {"logging_dir": str(directory)} if known[kind].requires_logging_directory else {}
             try:
                 tracker = known[kind](name, **needs)

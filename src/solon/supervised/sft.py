@@ -19,6 +19,7 @@ from torch import Tensor
 from solon import processes
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.weights import load_causal_lm, resolve
+from solon.errors import InputError
 from solon.records import SFTExample
 from solon.reinforcement.ppo import logprobs_and_entropy
 from solon.states import Layout, base_of
@@ -127,10 +128,12 @@ def sft(
                 if progress:
                     progress(state.global_step, state.max_steps, {"loss": losses[-1]})
 
+    if settings.batch_size % processes.world():
+        raise InputError(f"--batch-size {settings.batch_size} cannot be shared by {processes.world()} processes")
     steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
     config = SFTConfig(
         output_dir=str(out.parent / f".{out.name}.trainer"),
-        per_device_train_batch_size=max(1, settings.batch_size // processes.world()),
+        per_device_train_batch_size=settings.batch_size // processes.world(),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",

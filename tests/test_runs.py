@@ -146,6 +146,7 @@ def test_another_algorithm_is_one_line_of_the_recipe(algorithm: str, tmp_path: P
         assert "rewards/margins" in updates[0]["meta"]
     else:
         assert len(updates) == 2 and all(u["reward"] is not None and u["response_tokens"] > 0 for u in updates)
+        assert '<div class="curves">' in (tmp_path / "out" / "report.html").read_text()
     start, made = (load_file(tmp_path / "out/models" / name / "model.safetensors") for name in ("warmup", "rl-cai"))
     assert any((start[key] - made[key]).abs().max() > 0 for key in start)
     assert f"## {algorithm.upper()}" in (tmp_path / "out" / "report.md").read_text()

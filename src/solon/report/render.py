@@ -226,7 +226,6 @@ def _reward_model(data: dict[str, Any]) -> list[Section]:
             estimate(r.get("length_correlation")),
             estimate(_at(r, "calibration.calibration_error")),
             estimate(_at(r, "calibration.overconfidence")),
-            number(r.get("n")),
         )
         for r in trained.get("by_source") or []
     )
@@ -235,7 +234,7 @@ def _reward_model(data: dict[str, Any]) -> list[Section]:
         "preferring the longer one; how far its score follows length (rank correlation, 0: not at all); and whether its "
         "probabilities mean what they say (0 at best; above 0 in the last it is too sure)."
     )
-    head = ("comparisons", "right", "longer is right", "follows length", "calibration error", "too sure by", "n")
+    head = ("comparisons", "right", "longer is right", "follows length", "calibration error", "too sure by")
     found = [Section("Reward model", note, head, rows)]
     labels = {
         "comparisons": "comparisons trained on",

@@ -98,7 +98,7 @@ def main() -> None:
         )  # fmt: skip
         ours_mb = peak_mb()
         probabilities = RewardModel.load(str(out), "float32").probabilities([c for c, _, _ in test])
-    last = trl.answer()
+    last = trl.part()
     trl.close()
     right = sum(1.0 if p > 0.5 else 0.5 if p == 0.5 else 0.0 for p in probabilities)
     weights = sum(

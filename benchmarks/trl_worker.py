@@ -50,8 +50,7 @@ class Parts(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.steps == 0:
             say(seconds=time.perf_counter() - self.started, step=state.global_step, logs=self.logs)
-            if state.global_step < state.max_steps:
-                self._wait()
+            self._wait()  # after the last one too: what comes then would run beside the other side's turn
 
 
 def lora(job: dict[str, Any], task: str) -> LoraConfig:

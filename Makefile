@@ -31,7 +31,10 @@ bench: install .venv-distilabel/.installed .venv-trl/.installed
 	$(BIN)/python -m benchmarks.judge --against decision distilabel --pairs 16 --name judge-peers
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.reward
-	$(BIN)/python -m benchmarks.ppo
+	$(BIN)/python -m benchmarks.ppo --only solon-top trl-top
+	$(BIN)/python -m benchmarks.ppo --only solon-all trl-all --name ppo-all
+	$(BIN)/python -m benchmarks.ppo --only solon-top trl-full --updates 6 --timed 6 --name ppo-full
+	$(BIN)/python -m benchmarks.verifiable
 
 .venv-distilabel/.installed:
 	$(PYTHON) -m venv .venv-distilabel

@@ -5,7 +5,8 @@
 Five learners take turns, an update each, the order turned round every time: Solon with adapters on the top 12 of 30
 blocks (its recipes' setting) and on all, TRL with the same two, and TRL with all weights learning (`--timed` updates of
 it, for it is slow). The reward is one reward model, trained here from the shipped comparisons and given to all in
-standard deviations. What each learned is shown as reward against KL.
+standard deviations. What each learned is shown as reward against KL. TRL holds 9 to 15 GB a learner: on a machine of 24 GB
+ask for one of its at a time (`--only`), as the Makefile does.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--timed", type=int, default=5, help="updates of TRL with all weights")
     parser.add_argument("--only", nargs="*", default=["solon-top", "solon-all", "trl-top", "trl-all", "trl-full"])
+    parser.add_argument("--name", default="ppo", help="of the file in results/")
     given = parser.parse_args()
     with TemporaryDirectory() as name:
         aside = Path(name)
@@ -159,7 +161,7 @@ def main() -> None:
                     "memory": history[ours][-1]["peak_mb"] / history[theirs][-1]["peak_mb"],
                 }
     path = keep(
-        "ppo",
+        given.name,
         {"rollouts": ROLLOUTS, "tokens": TOKENS, "epochs": EPOCHS, "rank": RANK, "top": TOP, "dtype": "float32",
          "product_gflops": max(rates) / 1e9, "ratios": ratios, "history": history},
     )  # fmt: skip

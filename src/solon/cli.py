@@ -478,11 +478,14 @@ def ppo(
 
     Example: `solon ppo --prompts solon:helpful --reward-model models/reward --out models/rl`
     """
+    from solon.constitution import load_constitution
+    from solon.engines import LazyEngine
+    from solon.feedback.judge import Judging
     from solon.prompts import read_prompts
-    from solon.reinforcement.monitors import Watch
+    from solon.reinforcement.monitors import Watch, judged_by
     from solon.reinforcement.trainer import PPOSettings
     from solon.reinforcement.trainer import ppo as train
-    from solon.runs.files import judge_of, with_progress
+    from solon.runs.files import with_progress
     from solon.runs.trackers import trackers
     from solon.training import AdapterSettings
 
@@ -498,7 +501,9 @@ def ppo(
     asked = read_prompts(prompts)[:limit]
     watch = None
     if settings.check_every:
-        watch = Watch(asked[:probes], judge_of(gold, constitution, system, dtype, seed or 0) if gold else None)
+        judge = LazyEngine(gold, system=system, dtype=dtype) if gold else None
+        rules, how = load_constitution(constitution), Judging(principles=1)
+        watch = Watch(asked[:probes], judged_by(judge, rules, how, seed or 0) if judge else None)
     beside = (out.with_name(f"{out.name}.tensorboard"), "ppo", report_to or [], settings.model_dump(mode="json"))
     with with_progress("ppo", quiet) as step, trackers(*beside) as log:
         history = list(

@@ -151,8 +151,8 @@ def save_merged(
     """Write a complete model directory; a half-written one is never taken for whole.
 
     base: where the frozen weights came from. Adapters are merged into them, float32 ones in place (the model is used up),
-    others in a float32 copy: a small change added to bfloat16 weights would be rounded away. also: writes what else belongs into the directory. Of several
-    processes the first one writes.
+    others in a float32 copy: a small change added to bfloat16 weights would be rounded away. also: writes what else
+    belongs into the directory. Of several processes the first one writes.
     """
     if processes.is_main():
         _save_merged(model, tokenizer, out, base, also)

@@ -25,6 +25,7 @@ from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
 from solon.errors import InputError
 from solon.records import Chat, Comparison, Message, Prompt, RolloutSummary
 from solon.reinforcement.trainer import PPOSettings, Reward
+from solon.supervised.sft import quiet
 from solon.training import AdapterSettings, Progress, lora_config, save_merged
 
 Algorithm = Literal["ppo", "rloo", "grpo", "dpo"]
@@ -161,7 +162,7 @@ def _dpo(
     config = DPOConfig(
         **common, num_train_epochs=settings.epochs, per_device_train_batch_size=settings.minibatch, max_length=None
     )
-    return _quiet(
+    return quiet(
         DPOTrainer(model=lm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
                    peft_config=peft, callbacks=[report])
     )  # fmt: skip
@@ -200,7 +201,7 @@ def _grouped(
         temperature=settings.temperature,
         epsilon=settings.clip,
     )
-    return _quiet(
+    return quiet(
         trainer_of(model=lm, reward_funcs=of_completions, args=config, train_dataset=Dataset.from_list(rows),
                    processing_class=tokenizer, peft_config=peft, callbacks=[report])
     )  # fmt: skip
@@ -212,14 +213,6 @@ def _chat(prompt: Sequence[Mapping[str, Any]], completion: Sequence[Mapping[str,
     return tuple(
         Message(role=m["role"], content=str(m["content"]).strip() if m is said[-1] else m["content"]) for m in said
     )
-
-
-def _quiet(trainer: Any) -> Any:
-    from solon.supervised.sft import printers
-
-    for printer in printers(trainer):
-        trainer.remove_callback(printer)
-    return trainer
 
 
 def _summary(

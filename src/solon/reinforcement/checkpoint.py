@@ -29,7 +29,6 @@ class State:
     optimiser: torch.optim.Optimizer
     kl: AdaptiveKL
     update: int = 0  # updates done
-    stopped: bool = False  # no further update: beyond the KL bound, or gamed
     kl_seen: float = 0.0  # nats a response, of the last update
     best: dict[str, Tensor] = field(default_factory=dict)  # the adapters of the watch's best check, by name
 
@@ -46,7 +45,6 @@ def pack(state: State, watch: Watch | None, identity: dict[str, Any]) -> Kept:
         tensors |= {f"optimiser.{i}.{name}": torch.as_tensor(value) for name, value in kept.items()}
     about = {
         "update": state.update,
-        "stopped": state.stopped,
         "kl_seen": repr(state.kl_seen),
         "identity": identity,
         "kl_coefficient": repr(state.kl.coefficient),
@@ -67,13 +65,8 @@ def save(checkpoint: Path, kept: Kept) -> None:
     os.replace(aside, checkpoint / "ppo.safetensors")
 
 
-def restore(
-    checkpoint: Path | None, state: State, watch: Watch | None, identity: dict[str, Any], kl_bound: float
-) -> None:
-    """Take up what a checkpoint holds, where there is one. Raises InputError where it is another training's.
-
-    Training that stopped at the KL bound goes on under a higher one.
-    """
+def restore(checkpoint: Path | None, state: State, watch: Watch | None, identity: dict[str, Any]) -> None:
+    """Take up what a checkpoint holds, where there is one. Raises InputError where it is another training's."""
     if checkpoint is None or not (checkpoint / "ppo.safetensors").is_file():
         return
     from safetensors import safe_open
@@ -100,8 +93,6 @@ def restore(
     state.optimiser.load_state_dict(whole)
     state.kl.coefficient = float(about["kl_coefficient"])
     state.update, state.kl_seen = about["update"], float(about["kl_seen"])
-    gamed = bool(about["checks"]) and about["checks"][-1]["gamed"]
-    state.stopped = about["stopped"] and (gamed or not state.kl_seen <= kl_bound)
     state.best = {k.removeprefix("best."): v.to(state.policy.device) for k, v in kept.items() if k.startswith("best.")}
     if watch:
         watch.checks = [Check.model_validate(c) for c in about.get("checks", [])]

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import Field
 
 from solon import processes
+from solon.constitution import Constitution
+from solon.engines import LazyEngine
 from solon.evaluation.metrics import (
     bootstrap,
     bootstrap_difference,
@@ -24,10 +26,21 @@ from solon.evaluation.metrics import (
     is_refusal,
     tokens,
 )
+from solon.feedback.judge import Judging, compare
 from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant, text_of
 
 PHRASE = 5  # words of a phrase that many answers share: the paper's "you are valued and cared for" has six
 Gold = Callable[[Sequence[Pair]], Iterable[Comparison]]
+
+
+def judged_by(engine: LazyEngine, constitution: Constitution, how: Judging, seed: int) -> Gold:
+    """A judge that is in memory only while it is asked."""
+
+    def gold(pairs: Sequence[Pair]) -> list[Comparison]:
+        with engine:
+            return list(compare(pairs, engine, constitution, how, seed=seed))
+
+    return gold
 
 
 def of_texts(texts: Sequence[str]) -> dict[str, Any]:

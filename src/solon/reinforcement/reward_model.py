@@ -47,7 +47,6 @@ from solon.training import (
 
 NORMALISATION = "solon_reward.json"
 ADAPTERS = "adapters"  # of each member, on the model that training started from; the first is merged into the weights
-BARE = ""  # the name of no adapter: the trunk without any
 HEAD_RATE = 10  # the new head learns this many times as fast as the adapters
 TIE = 1e-6  # a label this near to 0.5 is a tie
 
@@ -88,7 +87,7 @@ class Member:
     """One of the ensemble. `mean` and `std` are those of its raw score on the reference responses."""
 
     head: Any  # hidden state → raw score
-    adapter: str | None = None  # its name on the trunk; BARE: none; None: whatever is active
+    adapter: str | None = None  # its name on the trunk; None: whatever is active
     mean: float = 0.0
     std: float = 1.0
 
@@ -107,27 +106,21 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         kept, adapters, wanted = _kept(where), Path(where) / ADAPTERS, resolve_dtype(dtype)
-        apart = wanted != torch.float32 and adapters.is_dir()
+        apart = adapters.is_dir() and (wanted != torch.float32 or len(kept["members"]) > 1)
         model: Any = AutoModelForSequenceClassification.from_pretrained(
             where, dtype=torch.float32 if apart else wanted, attn_implementation=ATTENTION, use_safetensors=True
         )
         tokenizer = load_tokenizer(where)
         model.config.pad_token_id = tokenizer.pad_token_id
-        if apart:  # as it was trained: rounded together with the weights, the adapters would be lost in part
+        if apart:  # as it was trained: members share the bare trunk, and rounded with it adapters would be lost in part
             _take_off(model, adapters / "0")
             for p in model.parameters():  # and no buffer: rotary frequencies stay exact
                 p.data = p.data.to(wanted)
             return cls(*_with_members(model.to(device()), tokenizer, kept, adapters, "member"))
         model.to(device())
         model.score.float()  # the trunk may be bfloat16; the score is not rounded
-        members = [Member(model.score, BARE if len(kept["members"]) > 1 else None, **kept["members"][0])]
-        trunk: Any = model
-        first = Path(where) / ADAPTERS / "0"
-        for n, found in enumerate(kept["members"][1:], 1):
-            name = f"member-{n}"
-            trunk = _put_on(trunk, name, Path(where) / ADAPTERS / str(n), instead_of=first)
-            members.append(Member(_head(Path(where) / ADAPTERS / str(n)).to(device()), name, **found))
-        return cls(trunk.eval(), tokenizer, kept["system"], members, kept["uncertainty_penalty"])
+        members = [Member(model.score, **kept["members"][0])]
+        return cls(model.eval(), tokenizer, kept["system"], members, kept["uncertainty_penalty"])
 
     @classmethod
     def upon(cls, policy: Any, tokenizer: Any, where: str, model: str) -> RewardModel | None:
@@ -232,9 +225,6 @@ def _speaking(model: Any, adapter: str | None) -> Iterator[None]:
     """Inside, the trunk with that adapter. What learns stays what it was: PEFT would change it with the adapter."""
     if adapter is None:
         yield
-    elif adapter == BARE:
-        with model.disable_adapter():
-            yield
     else:
         before, learned = model.active_adapter, [p.requires_grad for p in model.parameters()]
         model.set_adapter(adapter)
@@ -246,22 +236,12 @@ def _speaking(model: Any, adapter: str | None) -> Iterator[None]:
                 p.requires_grad_(learns)
 
 
-def _put_on(model: Any, name: str, path: Path, instead_of: Path | None = None) -> Any:
-    """The model with the adapter of `path` under a name, to be read only.
-
-    instead_of: an adapter that is merged into the model's weights and that this one is to replace: W + B'A' + (BA - B'A').
-    """
+def _put_on(model: Any, name: str, path: Path) -> Any:
+    """The model with the adapter of `path` under a name, to be read only."""
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 
     config: Any = LoraConfig.from_pretrained(str(path))
     weights = {k: v for k, v in _tensors(path).items() if ".lora_" in k}
-    if instead_of is not None:
-        other = _tensors(instead_of)
-        weights = {
-            k: torch.cat([v, other[k]], 0) if ".lora_A." in k else torch.cat([v, -other[k]], 1)
-            for k, v in weights.items()
-        }
-        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
     config.task_type = config.modules_to_save = None
     if isinstance(model, PeftModel):
         learned = {id(p) for p in model.parameters() if p.requires_grad}

@@ -7,7 +7,6 @@ a linear map of the policy's states. The reward may be any other function of con
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -133,7 +132,7 @@ def ppo(
         "seed": seed,
         "settings": settings.model_dump(exclude={"updates", "checkpoint_every", "kl_bound"}),
     }
-    restore(checkpoint, state, watch, identity, settings.kl_bound)
+    restore(checkpoint, state, watch, identity)
     probes = [chat_ids(tokenizer, p.prompt, system=system) for p in watch.probes] if watch else []
     contexts = {p.id: chat_ids(tokenizer, p.prompt, system=system) for p in prompts}
 
@@ -161,7 +160,7 @@ def ppo(
         check(watch)
     unsaved: Kept | None = None
     try:
-        while state.update < settings.updates and not state.stopped:
+        while state.update < settings.updates and not _over(state, watch, settings):
             update = state.update
             different = _draw(prompts, settings.rollouts // settings.responses_per_prompt, update, seed)
             drawn = [p for p in different for _ in range(settings.responses_per_prompt)]
@@ -177,14 +176,10 @@ def ppo(
             ended = torch.tensor([m.ended for m in made])
             summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(seed, update)))
             state.update += 1
-            last = state.update == settings.updates
-            kl = float(summary.kl_nats or 0)
-            state.stopped = not math.isfinite(kl) or kl > settings.kl_bound
-            state.kl_seen = kl
+            state.kl_seen = float(summary.kl_nats or 0)
             found = None
-            if watch and (last or state.stopped or state.update % settings.check_every == 0):
+            if watch and (_last(state, watch, settings) or state.update % settings.check_every == 0):
                 found = check(watch)
-                state.stopped = state.stopped or (found.gamed and settings.stop_when_gamed)
             summary = summary.model_copy(
                 update={
                     "watched": of_texts(texts),
@@ -192,19 +187,23 @@ def ppo(
                     "meta": {**summary.meta, "prompt_tokens": sum(len(contexts[p.id]) for p in drawn)},
                 }
             )
-            unsaved = pack(state, watch, identity)
+            unsaved = pack(state, watch, identity) if checkpoint and processes.is_main() else None
             give_memory_back()
             if log:
                 log(summary.numbers(), state.update)
             yield summary  # before it counts as done: a kill in between makes it once more, and the same
-            if checkpoint and (last or state.stopped or state.update % settings.checkpoint_every == 0):
-                if processes.is_main():
-                    save(checkpoint, unsaved)
+            if (
+                checkpoint
+                and unsaved
+                and (_last(state, watch, settings) or state.update % settings.checkpoint_every == 0)
+            ):
+                save(checkpoint, unsaved)
                 unsaved = None
             if progress:
-                progress(state.update, settings.updates, {"reward": float(summary.reward or 0), "kl": kl})
+                shown = {"reward": float(summary.reward or 0), "kl": state.kl_seen}
+                progress(state.update, settings.updates, shown)
     except BaseException:  # Ctrl-C, a judge that fails: the whole updates since the last checkpoint are not lost
-        if checkpoint and unsaved and processes.is_main():
+        if checkpoint and unsaved:
             save(checkpoint, unsaved)
         raise
     if watch and watch.checks[-1].gamed:
@@ -213,6 +212,24 @@ def ppo(
                 if name in state.best:
                     parameter.copy_(state.best[name])
     save_merged(policy, tokenizer, out, base=resolve(model))
+
+
+def _over(state: State, watch: Watch | None, settings: PPOSettings) -> bool:
+    """Whether training ends before its last update: beyond the KL bound (or no number), or the reward is gamed."""
+    gamed = settings.stop_when_gamed and watch is not None and watch.checks[-1].gamed
+    return gamed or not state.kl_seen <= settings.kl_bound
+
+
+def _last(state: State, watch: Watch | None, settings: PPOSettings) -> bool:
+    return state.update == settings.updates or _over(state, watch, settings)
+
+
+def _minibatches(n: int, settings: PPOSettings, rng: random.Random) -> Iterator[list[int]]:
+    """Of each epoch: all n rollouts, in an order of its own."""
+    for _ in range(settings.epochs):
+        order = rng.sample(range(n), n)
+        for start in range(0, n, settings.minibatch):
+            yield order[start : start + settings.minibatch]
 
 
 def learn(
@@ -248,46 +265,39 @@ def learn(
         advantages = whiten(advantages, mask)
     trained = [p for group in state.optimiser.param_groups for p in group["params"]]
     steps: list[dict[str, float]] = []
-    stopped = False
-    for _ in range(settings.epochs):
-        order = rng.sample(range(n), n)
-        for start in range(0, n, settings.minibatch):
-            rows = order[start : start + settings.minibatch]
-            state.optimiser.zero_grad()
-            step = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl", "ratio"), 0.0)
-            # In parts, so that memory does not grow with the minibatch; each weighs as many tokens as it holds, so that
-            # the gradient is that of the whole.
-            for part in rollouts.parts([r for r in rows if r in own], TOKENS_AT_ONCE):
-                share = (lengths[part].sum() / lengths[rows].sum()).item()
-                new, new_entropy, states = rollouts.passed(
-                    policy, part, settings.temperature, entropy=settings.entropy_bonus > 0
-                )
-                # Cut off from the trunk: learning values cannot move the policy.
-                new_values = rollouts.spread(values(states.detach().float()).squeeze(-1), part)
-                of_policy = policy_loss(new, old[part], advantages[part], mask[part], settings.clip)
-                of_values = value_loss(new_values, old_values[part], returns[part], mask[part], settings.value_clip)
-                loss = of_policy.loss + settings.value_coefficient * of_values
-                if settings.entropy_bonus:
-                    loss = loss - settings.entropy_bonus * masked_mean(new_entropy, mask[part])
-                (share * loss).backward()
-                for name, value in (
-                    ("policy_loss", of_policy.loss.item()),
-                    ("value_loss", of_values.item()),
-                    ("clip_fraction", of_policy.clip_fraction),
-                    ("approx_kl", of_policy.approx_kl),
-                    ("ratio", of_policy.ratio),
-                ):
-                    step[name] += share * value
-            step = {name: processes.total(value) for name, value in sorted(step.items())}
-            processes.sum_gradients(trained)
-            if settings.kl_stop is not None and step["approx_kl"] > settings.kl_stop:
-                stopped = True  # before the step that would go further
-                break
-            torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-            state.optimiser.step()
-            steps.append(step)
-        if stopped:
-            break
+    for rows in _minibatches(n, settings, rng):
+        state.optimiser.zero_grad()
+        step = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl", "ratio"), 0.0)
+        # In parts, so that memory does not grow with the minibatch; each weighs as many tokens as it holds, so that
+        # the gradient is that of the whole.
+        for part in rollouts.parts([r for r in rows if r in own], TOKENS_AT_ONCE):
+            share = (lengths[part].sum() / lengths[rows].sum()).item()
+            new, new_entropy, states = rollouts.passed(
+                policy, part, settings.temperature, entropy=settings.entropy_bonus > 0
+            )
+            # Cut off from the trunk: learning values cannot move the policy.
+            new_values = rollouts.spread(values(states.detach().float()).squeeze(-1), part)
+            of_policy = policy_loss(new, old[part], advantages[part], mask[part], settings.clip)
+            of_values = value_loss(new_values, old_values[part], returns[part], mask[part], settings.value_clip)
+            loss = of_policy.loss + settings.value_coefficient * of_values
+            if settings.entropy_bonus:
+                loss = loss - settings.entropy_bonus * masked_mean(new_entropy, mask[part])
+            (share * loss).backward()
+            for name, value in (
+                ("policy_loss", of_policy.loss.item()),
+                ("value_loss", of_values.item()),
+                ("clip_fraction", of_policy.clip_fraction),
+                ("approx_kl", of_policy.approx_kl),
+                ("ratio", of_policy.ratio),
+            ):
+                step[name] += share * value
+        step = {name: processes.total(value) for name, value in sorted(step.items())}
+        processes.sum_gradients(trained)
+        if settings.kl_stop is not None and step["approx_kl"] > settings.kl_stop:
+            break  # before the step that would go further
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        state.optimiser.step()
+        steps.append(step)
 
     def mean(name: str) -> float:
         return sum(s[name] for s in steps) / len(steps) if steps else 0.0

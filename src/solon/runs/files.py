@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 
-from solon.constitution import Constitution, load_constitution
+from solon.constitution import Constitution
 from solon.engines import LazyEngine
 from solon.engines.base import Engine
 from solon.errors import InputError
@@ -23,7 +23,6 @@ from solon.feedback.ranking import preferences, rank
 from solon.feedback.trust import Trust
 from solon.prompts.readers import stream_pairs
 from solon.records import Candidates, Comparison, Pair, Record, SFTExample
-from solon.reinforcement.monitors import Gold
 from solon.runs.journal import Journal
 from solon.runs.progress import progress_line
 
@@ -118,17 +117,6 @@ def measure_judge(
         for judged in compare(as_pairs(comparisons, 0), engine, constitution, asked=asked):
             trust.add(judged)
     return trust.summary()
-
-
-def judge_of(model: str, constitution: str, system: str | None, dtype: str, seed: int) -> Gold:
-    """A judge that compares pairs when it is asked to, and is in memory only then."""
-    rules = load_constitution(constitution)
-
-    def gold(pairs: Sequence[Pair]) -> list[Comparison]:
-        with LazyEngine(model, system=system, dtype=dtype) as engine:
-            return list(compare(pairs, engine, rules, Judging(principles=1), seed=seed))
-
-    return gold
 
 
 def label_file(

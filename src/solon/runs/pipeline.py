@@ -46,7 +46,7 @@ from solon.records import (
     assistant,
 )
 from solon.reinforcement.alternatives import train_otherwise
-from solon.reinforcement.monitors import Watch
+from solon.reinforcement.monitors import Watch, judged_by
 from solon.reinforcement.reward_model import RewardModel, train_reward_model
 from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.trainer import ppo
@@ -431,13 +431,7 @@ def watch(run: Run, data: Data, engine: LazyEngine | None) -> Watch | None:
     probes = [p for source in ("red_team", "helpful") for p in [p for p in data.prompts if p.source == source][:half]]
     if engine is None:
         return Watch(probes)
-    constitution = asked_of_judge(run)
-
-    def gold(pairs: Sequence[Pair]) -> list[Comparison]:
-        with engine:  # in memory only while it is asked
-            return list(compare(pairs, engine, constitution, recipe.feedback.judging(), seed=recipe.seed))
-
-    return Watch(probes, gold)
+    return Watch(probes, judged_by(engine, asked_of_judge(run), recipe.feedback.judging(), recipe.seed))
 
 
 def reinforce(

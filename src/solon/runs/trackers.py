@@ -17,14 +17,17 @@ from solon.errors import InputError, nearest
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises InputError for a name that accelerate does not know."""
+def check_trackers(names: Sequence[str]) -> dict[str, Any]:
+    """The trackers that accelerate knows, by name. Raises InputError for a name that is none of them."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    known = [str(getattr(k, "value", k)) for k in LOGGER_TYPE_TO_CLASS]
+    known = {str(getattr(k, "value", k)): found for k, found in LOGGER_TYPE_TO_CLASS.items()}
     for name in names:
         if name not in known:
-            raise InputError(f'report_to: no tracker "{name}"; there are {", ".join(known)}{nearest(name, known)}')
+            raise InputError(
+                f'report_to: no tracker "{name}"; there are {", ".join(known)}{nearest(name, list(known))}'
+            )
+    return known
 
 
 @contextmanager
@@ -32,10 +35,7 @@ def trackers(
     directory: Path, name: str, report_to: Sequence[str] = (), config: Mapping[str, Any] | None = None
 ) -> Iterator[Log]:
     """Something to log with. TensorBoard's files go to directory/name."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    check_trackers(report_to)
-    known = {str(getattr(k, "value", k)): found for k, found in LOGGER_TYPE_TO_CLASS.items()}
+    known = check_trackers(report_to)
     open_: list[Any] = []
     if not processes.is_main():
         yield lambda values, step: None

@@ -158,9 +158,7 @@ def sft(
         processing_class=tokenizer,
         callbacks=[Report()],
     )
-    for printer in printers(trainer):
-        trainer.remove_callback(printer)
-    trainer.train()
+    quiet(trainer).train()
     save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
     return {
         "examples": len(rows),
@@ -171,8 +169,11 @@ def sft(
     }
 
 
-def printers(trainer: Any) -> list[Any]:
-    """The trainer's own console printers: progress is Solon's to show."""
+def quiet(trainer: Any) -> Any:
+    """The trainer without its own console printers: progress is Solon's to show."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    return [c for c in trainer.callback_handler.callbacks if isinstance(c, (PrinterCallback, ProgressCallback))]
+    for callback in list(trainer.callback_handler.callbacks):
+        if isinstance(callback, (PrinterCallback, ProgressCallback)):
+            trainer.remove_callback(callback)
+    return trainer

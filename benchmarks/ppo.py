@@ -5,7 +5,7 @@
 Five learners take turns, an update each, the order turned round every time: Solon with adapters on the top 12 of 30
 blocks (its recipes' setting) and on all, TRL with the same two, and TRL with all weights learning (`--timed` updates of
 it, for it is slow). The reward is one reward model, trained here from the shipped comparisons and given to all in
-standard deviations. What each learned is shown as reward against KL. TRL holds 9 to 15 GB a learner: on a machine of 24 GB
+standard deviations. What each learned is drawn as reward against KL (results/NAME.svg). TRL holds 9 to 15 GB a learner: on a machine of 24 GB
 ask for one of its at a time (`--only`), as the Makefile does.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +26,11 @@ from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, product_rate, said
 from solon.engines.chat import chat_ids
 from solon.engines.local import DEFAULT_SYSTEM
-from solon.engines.weights import load_tokenizer, resolve
+from solon.engines.weights import load_causal_lm, load_tokenizer, resolve
 from solon.prompts import read_comparisons, read_prompts
 from solon.reinforcement.reward_model import NORMALISATION, RewardSettings, train_reward_model
-from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.reinforcement.trainer import PPOSettings, _draw, ppo
+from solon.states import distinct_tokens
 from solon.training import AdapterSettings
 
 ROLLOUTS, TOKENS, EPOCHS, RANK, TOP = 16, 48, 4, 16, 12
@@ -36,6 +38,11 @@ SETTINGS = PPOSettings(
     updates=1000, rollouts=ROLLOUTS, minibatch=ROLLOUTS, epochs=EPOCHS, max_tokens=TOKENS, learning_rate=2e-4,
     temperature=0.7, kl_coefficient=0.05, kl_target=None, kl_bound=1e9, missing_end_penalty=1.0, lam=0.95,
 )  # fmt: skip
+NAMES = {
+    "solon-top": "Solon, adapters on the top 12 blocks", "solon-all": "Solon, adapters on all blocks",
+    "trl-top": "TRL 1.12, the same adapters (top 12)", "trl-all": "TRL 1.12, the same adapters (all)",
+    "trl-full": "TRL 1.12, all weights",
+}  # fmt: skip
 FULL_RATE = 1e-5  # of TRL with all weights learning: the adapters' rate would break the model
 Learner = Callable[[], dict[str, float]]  # one update: seconds, reward, kl, peak_mb
 
@@ -83,9 +90,11 @@ def _learn(pipe: Any, layers: int | None, reward: str, aside: str, threads: int)
     while pipe.recv():
         started = time.perf_counter()
         made = next(steps)
-        pipe.send(
-            {"seconds": time.perf_counter() - started, "reward": made.reward, "kl": made.kl_nats, "peak_mb": peak_mb()}
-        )
+        pipe.send({
+            "seconds": time.perf_counter() - started, "kl": made.kl_nats, "peak_mb": peak_mb(),
+            "reward": made.reward - SETTINGS.missing_end_penalty * (1 - made.ended),
+            "response_tokens": made.response_tokens,
+        })  # fmt: skip
 
 
 def prompts() -> list[Any]:
@@ -111,7 +120,6 @@ class Trls:
     def __call__(self) -> dict[str, float]:
         found = self._trl.part()
         logs = found["logs"]
-        # TRL's score has the penalty for a missing end in it, as Solon's reward has not; the plot says so.
         return {
             "seconds": found["seconds"], "reward": logs.get("objective/scores", float("nan")),
             "kl": logs.get("objective/kl", float("nan")), "peak_mb": found["peak_mb"],
@@ -119,6 +127,65 @@ class Trls:
 
     def close(self) -> None:
         self._trl.close()
+
+
+def least_flops(contexts: list[list[int]], response_tokens: float, layers: int | None) -> float:
+    """FLOPs of the matrix products that any PPO must do for one such update, weights alone, each distinct token once.
+
+    Sampling passes all blocks; reference, reward and epochs those with adapters (what lies below is shared). Two a weight
+    and token, and twice that where gradients come back through it. The output head: of response tokens only.
+    """
+    model = load_causal_lm("smollm2", dtype="float32")[0]
+    blocks = [sum(p.numel() for p in block.parameters()) for block in model.model.layers]
+    every, learned = sum(blocks), sum(blocks[-(layers or len(blocks)) :])
+    tokens = distinct_tokens(contexts) + response_tokens
+    passes = 2 * every + 2 * learned + 2 * learned + EPOCHS * 4 * learned
+    head = (2 + 2 + EPOCHS * 4) * model.lm_head.weight.numel()
+    return passes * tokens + head * response_tokens
+
+
+def of_limit(history: list[dict[str, float]], rates: list[float], layers: int | None) -> list[float]:
+    """The share of the machine's product rate that each update of Solon's reached; its first one loads the model."""
+    tokenizer, found = load_tokenizer(resolve("smollm2")), []
+    for update, (made, rate) in enumerate(zip(history, rates, strict=True)):
+        contexts = [
+            chat_ids(tokenizer, p.prompt, system=DEFAULT_SYSTEM) for p in _draw(prompts(), ROLLOUTS, update, seed=0)
+        ]
+        least = least_flops(contexts, ROLLOUTS * made["response_tokens"], layers)
+        found.append(least / rate / made["seconds"])
+    return found[1:]
+
+
+def last_five(history: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Mean score and KL of the last five updates, and the standard error of the first."""
+    found = {}
+    for kind, points in history.items():
+        scores, kl = ([p[key] for p in points[-5:]] for key in ("reward", "kl"))
+        error = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
+        found[kind] = {"reward": statistics.fmean(scores), "standard_error": error, "kl": statistics.fmean(kl)}
+    return found
+
+
+def plot(history: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Reward against KL, an update a point, with the mean of five updates as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "solon"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for (kind, points), colour in zip(
+        history.items(), ("#3b82c4", "#c46a3b", "#5b9a4c", "#8a5bb0", "#777777"), strict=False
+    ):
+        kl, reward = ([p[key] for p in points] for key in ("kl", "reward"))
+        axes.plot(kl, reward, "o", color=colour, markersize=4, alpha=0.45)
+        smooth = [(statistics.fmean(kl[i : i + 5]), statistics.fmean(reward[i : i + 5])) for i in range(len(kl) - 4)]
+        axes.plot(*zip(*smooth, strict=True), color=colour, linewidth=2, label=NAMES[kind])
+    axes.set(xlabel="KL from the start, nats a response", ylabel="score, standard deviations")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -151,7 +218,12 @@ def main() -> None:
             rates.append(product_rate(torch.float32, "cpu", 0.5))
         for learner in learners.values():
             learner.close()
-    ratios = {}
+    ratios: dict[str, Any] = {}
+    shares = {
+        kind: median_ratio(of_limit(history[kind], rates, layers))
+        for kind, layers in (("solon-top", TOP), ("solon-all", None))
+        if kind in history
+    }
     for ours in ("solon-top", "solon-all"):
         for theirs in ("trl-top", "trl-all", "trl-full"):
             if ours in history and theirs in history:
@@ -163,8 +235,12 @@ def main() -> None:
     path = keep(
         given.name,
         {"rollouts": ROLLOUTS, "tokens": TOKENS, "epochs": EPOCHS, "rank": RANK, "top": TOP, "dtype": "float32",
-         "product_gflops": max(rates) / 1e9, "ratios": ratios, "history": history},
+         "product_gflops": max(rates) / 1e9, "ratios": ratios, "of_limit": shares, "last_five": last_five(history),
+         "history": history},
     )  # fmt: skip
+    plot(history, path.with_suffix(".svg"))
+    for name, found in shares.items():
+        print(f"{name}: {said(found, 'of the limit')}")
     for name, found in ratios.items():
         print(f"{name}: {said(found['speed'])}; memory {found['memory']:.2f}")
     print(path)

@@ -5,6 +5,7 @@ python gradients.py sft|reward|feedback|ppo MODEL OUT
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ EXAMPLES = [SFTExample(id=str(i), messages=(user(f"say {i}"), assistant("yes " *
 def ppo(model: str) -> None:
     from solon.engines.weights import load_causal_lm
 
-    policy = load_causal_lm(model, dtype="float32")[0]
+    policy = load_causal_lm(model, dtype="float32", learns=True)[0]
     torch.manual_seed(0)
     policy = add_adapters(policy, ADAPTER).eval()
     for name, parameter in policy.named_parameters():
@@ -74,11 +75,21 @@ def work(what: str, model: str, out: Path) -> None:
 found: dict[str, Any] = {}
 
 
+def share_held() -> float:
+    """Of the weights that processes share out, how much stands in this one."""
+    from torch.distributed.tensor import DTensor
+
+    shared = [x for x in gc.get_objects() if isinstance(x, DTensor)]
+    return sum(x.to_local().numel() for x in shared) / max(1, sum(x.numel() for x in shared))
+
+
 def main() -> None:
     what, model, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     step = torch.optim.AdamW.step
 
     def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if processes.sharded():
+            found.setdefault("held", share_held())
         found.setdefault("gradients", [p.grad.clone() for g in self.param_groups for p in g["params"]])
         return step(self, *args, **kwargs)
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
           "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
+WHOLE, SHARED = [*LAUNCH, "--multi_gpu"], [*LAUNCH, "--use_fsdp", "--fsdp_version", "2"]
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
 
 
@@ -22,15 +24,17 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.parametrize("launch", [WHOLE, SHARED], ids=["whole", "shared"])
 @pytest.mark.parametrize("what", ["sft", "reward", "feedback", "ppo"])
-def test_two_processes_have_the_gradients_of_one(what: str, tiny: str, tmp_path: Path) -> None:
+def test_two_processes_have_the_gradients_of_one(what: str, launch: list[str], tiny: str, tmp_path: Path) -> None:
     found: list[dict[str, Any]] = []
-    for name, start in (("alone", [sys.executable]), ("two", LAUNCH)):
+    for name, start in (("alone", [sys.executable]), ("two", launch)):
         (tmp_path / name).mkdir()
         run([*start, SCRIPT, what, tiny, str(tmp_path / name)])
         found.append(torch.load(tmp_path / name / "found.pt"))
     alone, two = found
     assert (alone["world"], two["world"]) == (1, 2)
+    assert two.get("held") == (pytest.approx(0.5, abs=0.01) if launch == SHARED else None)
     assert len(alone["gradients"]) == len(two["gradients"]) > 4
     assert any(g.abs().max() > 1e-4 for g in alone["gradients"])
     for a, b in zip(alone["gradients"], two["gradients"], strict=True):
@@ -49,7 +53,7 @@ def test_the_verbs_run_under_accelerate_and_speak_once(tiny: str, tmp_path: Path
     ]  # fmt: skip
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     common = ["--model", tiny, "--dtype", "float32", "--json"]
-    solon = [*LAUNCH, "-m", "solon"]
+    solon = [*WHOLE, "-m", "solon"]
     made = run([*solon, "reward-model", "--comparisons", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "rm"),
                 "--heldout", "0.25", *common])  # fmt: skip
     [line] = made.stdout.splitlines()
@@ -63,3 +67,27 @@ def test_the_verbs_run_under_accelerate_and_speak_once(tiny: str, tmp_path: Path
     assert (tmp_path / "rl" / "model.safetensors").is_file() and (tmp_path / "rl.tensorboard" / "ppo").is_dir()
     refused = subprocess.run([*solon, "env"], capture_output=True, text=True, timeout=300)
     assert refused.returncode != 0 and "env runs in one process" in refused.stderr
+
+
+def test_a_shared_trunk_goes_the_way_of_a_whole_one(tiny: str, tmp_path: Path) -> None:
+    """Reward model and PPO, with each process holding half of the blocks: the numbers and the model of one process."""
+    rows = [
+        {"prompt": [{"role": "user", "content": f"q {i}"}], "chosen": [{"role": "assistant", "content": "good " * (i + 1)}],
+         "rejected": [{"role": "assistant", "content": "bad"}], "label": 0.9, "labeler": "human"}
+        for i in range(5)
+    ]  # fmt: skip
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    numbers, weights = [], []
+    for name, start in (("alone", [sys.executable]), ("shared", SHARED)):
+        reward, out = str(tmp_path / f"{name}-rm"), tmp_path / f"{name}-rl"
+        common = [*start, "-m", "solon"], ["--model", tiny, "--dtype", "float32", "--json", "--quiet"]
+        run([*common[0], "reward-model", "--comparisons", str(tmp_path / "c.jsonl"), "--out", reward, *common[1]])
+        made = run([*common[0], "ppo", "--prompts", "solon:helpful", "--limit", "5", "--reward-model", reward,
+                    "--out", str(out), "--updates", "2", "--rollouts", "5", "--max-tokens", "6", "--layers", "1",
+                    "--set", "minibatch=2", "--set", "check_every=1", "--probes", "3", *common[1]])  # fmt: skip
+        numbers.append([u["reward"] for u in json.loads(made.stdout)["updates"]])
+        weights.append(load_file(out / "model.safetensors"))
+    assert numbers[1] == pytest.approx(numbers[0], abs=1e-3)
+    assert weights[0].keys() == weights[1].keys()
+    for name, whole in weights[0].items():
+        assert torch.allclose(whole, weights[1][name], atol=1e-4), name

@@ -51,6 +51,7 @@ ConstitutionName = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Only the first so many records.")]
 System = Annotated[str, typer.Option(help="The system message every chat starts with.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+ReportTo = Annotated[list[str] | None, typer.Option(help="Trackers beside TensorBoard: wandb, trackio, mlflow …")]
 SYSTEM = "You are a helpful assistant."
 
 
@@ -104,6 +105,11 @@ def _calm() -> None:
 
     datasets.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _beside(out: Path) -> Path:
+    """Where the curves of a training go."""
+    return out.with_name(f"{out.name}.tensorboard")
 
 
 def _last_line(as_json: bool, value: dict[str, Any]) -> None:
@@ -284,6 +290,7 @@ def feedback_model(
     max_length: int = 640,
     heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share kept away to measure on.")] = 0.2,
     layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    report_to: ReportTo = None,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -300,13 +307,15 @@ def feedback_model(
     from solon.feedback.questions import HHH
     from solon.prompts import read_comparisons
     from solon.runs.files import measure_judge, with_progress
+    from solon.runs.trackers import tracked
     from solon.training import AdapterSettings, TrainSettings
 
     rules = load_constitution(constitution)
     found = [c for name in comparisons for c in read_comparisons(name)][:limit]
     training, kept = split_by_prompt(found, heldout, seed or 0)
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
-    with with_progress("feedback-model", quiet) as step:
+    curves = (_beside(out), "feedback-model", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("feedback-model", quiet) as step, tracked(step, *curves) as step:
         result = train_feedback_model(
             training, rules, model, out, question=HHH, settings=settings, adapter=AdapterSettings(layers=layers),
             system=system, seed=seed or 0, dtype=dtype, progress=step,
@@ -334,6 +343,7 @@ def sft(
     max_length: int = 512,
     full: Annotated[bool, typer.Option(help="Train all weights instead of LoRA adapters.")] = False,
     layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    report_to: ReportTo = None,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -348,6 +358,7 @@ def sft(
     from solon.prompts import read_demonstrations, read_revision_chains
     from solon.prompts.readers import read_jsonl
     from solon.runs.files import with_progress
+    from solon.runs.trackers import tracked
     from solon.supervised.dataset import from_chains
     from solon.supervised.sft import sft as train
     from solon.training import AdapterSettings, TrainSettings
@@ -357,7 +368,8 @@ def sft(
     else:
         examples = read_demonstrations(data)
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
-    with with_progress("sft", quiet) as step:
+    curves = (_beside(out), "sft", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("sft", quiet) as step, tracked(step, *curves) as step:
         result = train(
             examples[:limit], model, out, settings=settings, adapter=None if full else AdapterSettings(layers=layers),
             system=system, seed=seed or 0, dtype=dtype, progress=step,
@@ -391,6 +403,7 @@ def reward_model(
     uncertainty_penalty: Annotated[
         float, typer.Option(min=0, help="So many standard deviations between the members are taken off the score.")
     ] = 0.0,
+    report_to: ReportTo = None,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -408,6 +421,7 @@ def reward_model(
     from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
     from solon.reinforcement.reward_quality import measure
     from solon.runs.files import with_progress
+    from solon.runs.trackers import tracked
     from solon.training import AdapterSettings
 
     if uncertainty_penalty and members == 1:
@@ -421,7 +435,8 @@ def reward_model(
         ties="skip" if skip_ties else "equal", weights={"human": human_weight, "ai": ai_weight}, members=members,
         uncertainty_penalty=uncertainty_penalty,
     )  # fmt: skip
-    with with_progress("reward-model", quiet) as step:
+    curves = (_beside(out), "reward-model", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("reward-model", quiet) as step, tracked(step, *curves) as step:
         result = train_reward_model(
             training, model, out, settings=settings, adapter=AdapterSettings(layers=layers), system=system,
             reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)],
@@ -464,9 +479,7 @@ def ppo(
     ] = None,
     constitution: Annotated[str, typer.Option(help="Whose principles the gold judge asks.")] = "solon",
     probes: Annotated[int, typer.Option(min=2, help="Prompts that each check asks.")] = 32,
-    report_to: Annotated[
-        list[str] | None, typer.Option(help="Trackers beside TensorBoard: wandb, trackio, mlflow …")
-    ] = None,
+    report_to: ReportTo = None,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -504,8 +517,8 @@ def ppo(
         judge = LazyEngine(gold, system=system, dtype=dtype) if gold else None
         rules, how = load_constitution(constitution), Judging(principles=1)
         watch = Watch(asked[:probes], judged_by(judge, rules, how, seed or 0) if judge else None)
-    beside = (out.with_name(f"{out.name}.tensorboard"), "ppo", report_to or [], settings.model_dump(mode="json"))
-    with with_progress("ppo", quiet) as step, trackers(*beside) as log:
+    curves = (_beside(out), "ppo", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("ppo", quiet) as step, trackers(*curves) as log:
         history = list(
             train(
                 asked, model, reward_model, out, settings=settings, adapter=AdapterSettings(layers=layers),

@@ -1,7 +1,7 @@
 """Several processes that train one model: `accelerate launch --num_processes N -m solon sft|reward-model|ppo …`.
 
-Every process holds the whole model and the same data and draws the same numbers; each works on its part of a batch, and
-gradients are summed before a step. A loss is divided by what the whole batch holds, not by the part, so the step is the
+Every process holds the model (or, with `--use_fsdp`, its share of it: sharding.py) and the same data and draws the same
+numbers; each works on its part of a batch, and gradients are summed before a step. A loss is divided by what the whole batch holds, not by the part, so the step is the
 one that a single process would take. Alone, every function here does nothing.
 """
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line asks he
     from torch import Tensor
 
 T = TypeVar("T")
+FSDP = "SOLON_FSDP"  # set where the launcher was asked for FSDP
 
 
 def _joined() -> bool:
@@ -29,6 +30,9 @@ def _joined() -> bool:
     if not dist.is_initialized():
         from accelerate import PartialState
 
+        # Solon shares the frozen blocks out by itself; transformers and accelerate would each do it again.
+        if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            os.environ[FSDP] = "1"
         # The others wait while the first one judges or writes a model.
         PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=4))
     return True
@@ -53,6 +57,21 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this process writes files and speaks to the user."""
     return rank() == 0
+
+
+def sharded() -> bool:
+    """Whether the trunk's blocks are shared out over the processes (`accelerate launch --use_fsdp`)."""
+    return _joined() and FSDP in os.environ
+
+
+def turns(parts: Sequence[T], filler: T, together: bool) -> list[tuple[T, bool]]:
+    """The parts of a pass through the model that this process works on, and whether each counts.
+
+    together: whether every pass takes all processes, as where its blocks are shared out. Then one with fewer parts than
+    another goes through the filler meanwhile, which does not count.
+    """
+    most = max(gathered([len(parts)], world())) if together else len(parts)
+    return [(part, True) for part in parts] + [(filler, False)] * (most - len(parts))
 
 
 def mine(n: int) -> range:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from solon import processes
 from solon.engines.tree import parts_of
+from solon.sharding import is_shared
 from solon.states import base_of
 
 R = TypeVar("R")
@@ -124,9 +125,9 @@ def fit(
             optimiser.zero_grad()
             value, whole = 0.0, sum(weight(rows[i]) for i in batch)
             own = [batch[i] for i in processes.mine(len(batch))]
-            for places in parts_of([sizes[i] for i in own], TOKENS_AT_ONCE):
-                part = [rows[own[i]] for i in places]
-                share = loss(part) * (sum(map(weight, part)) / whole)
+            parts = [[rows[own[i]] for i in places] for places in parts_of([sizes[i] for i in own], TOKENS_AT_ONCE)]
+            for part, counts in processes.turns(parts, [rows[batch[0]]], processes.sharded()):
+                share = loss(part) * (counts * sum(map(weight, part)) / whole)
                 share.backward()  # type: ignore[no-untyped-call]
                 value += share.item()
             processes.sum_gradients(every)
@@ -151,7 +152,8 @@ def save_merged(
     """Write a complete model directory; a half-written one is never taken for whole.
 
     base: where the frozen weights came from. Adapters are merged into them, float32 ones in place (the model is used up),
-    others in a float32 copy: a small change added to bfloat16 weights would be rounded away. also: writes what else
+    others, and where processes share the weights, in a float32 copy: a small change added to bfloat16 weights would be
+    rounded away. also: writes what else
     belongs into the directory. Of several processes the first one writes.
     """
     if processes.is_main():
@@ -164,7 +166,7 @@ def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: 
 
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=_made(out.parent)))
     try:
-        if base is not None and base_of(model).dtype == torch.float32:
+        if base is not None and base_of(model).dtype == torch.float32 and not is_shared(model):
             model = model.merge_and_unload()
         elif base is not None:
             model.save_pretrained(aside / "adapter")

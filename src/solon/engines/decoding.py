@@ -17,7 +17,9 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+from solon import processes
 from solon.engines import tree
+from solon.sharding import is_shared
 
 ATTENTION = "solon_grouped"
 
@@ -250,6 +252,7 @@ def decode(
     ends = torch.tensor(sorted(end), device=device)
     cache, logits, mask = _read_prompts(model, prompts, pad, max_tokens)
     positions = mask.sum(-1, keepdim=True) - 1
+    together, idle = is_shared(model), False  # idle: nothing of its own is left, it goes on for the other processes
     seen = None
     if repetition_penalty != 1:
         seen = torch.zeros(len(prompts), model.config.get_text_config().vocab_size, dtype=torch.bool, device=device)
@@ -262,7 +265,7 @@ def decode(
         token, logprob = sample(logits, uniforms[alive, step], temperature, top_p)
         stopped = torch.isin(token, ends)
         found = (x.tolist() for x in (alive, token, logprob, stopped))
-        for row, value, logp, stop in zip(*found, strict=True):
+        for row, value, logp, stop in zip(*found, strict=True) if not idle else ():
             done[row].logprobs.append(logp)
             if stop:
                 done[row].ended, done[row].end = True, value
@@ -271,12 +274,15 @@ def decode(
         if seen is not None:
             seen[alive, token] = True
         positions = positions + 1
-        if stopped.any():
+        if stopped.any() and not idle:
             keep = (~stopped).nonzero().squeeze(-1)
-            if keep.numel() == 0:
-                break
+            idle = keep.numel() == 0
+            if idle:
+                keep = torch.zeros_like(alive[:1])
             alive, token, mask, positions = alive[keep], token[keep], mask[keep], positions[keep]
             _keep_rows(cache, keep)
+        if not processes.total(not idle) if together else idle:
+            break
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
         if step + 1 < max_tokens:
             out = model(
@@ -309,7 +315,8 @@ def _read_prompts(model: Any, prompts: list[list[int]], pad: int, room: int) -> 
     own = [layer for layer in cache.layers if isinstance(layer, _Layer)]
     mask = torch.zeros(len(prompts), longest, dtype=torch.long)
     logits = None
-    for part in tree.in_parts(prompts, PROMPT_TOKENS):
+    parts = tree.in_parts(prompts, PROMPT_TOKENS)
+    for part, _ in processes.turns(parts, parts[0], is_shared(model)):  # reading a part twice changes nothing
         made, number = tree.as_tree([prompts[i] for i in part])
         places = torch.zeros(len(part), longest, dtype=torch.long)  # of padding: any, the mask hides it
         for row, i in enumerate(part):

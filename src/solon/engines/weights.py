@@ -24,6 +24,7 @@ from filelock import FileLock
 from solon import processes
 from solon.errors import InputError
 from solon.records import fingerprint
+from solon.sharding import placed
 
 SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -134,10 +135,11 @@ def _converted(gguf: Path, sha256: str, check: bool = False) -> Path:
     return target
 
 
-def load_causal_lm(spec: str, dtype: str = "auto") -> tuple[Any, Any]:
+def load_causal_lm(spec: str, dtype: str = "auto", *, learns: bool = False) -> tuple[Any, Any]:
     """Model and tokenizer. Remote code stays off; weights come from safetensors only.
 
-    dtype: float32, bfloat16, or auto: the faster of the two on this machine (float16 is left alone).
+    dtype: float32, bfloat16, or auto: the faster of the two on this machine (float16 is left alone). learns: it is the
+    model that is trained, by all processes together.
     """
     from transformers import AutoModelForCausalLM
 
@@ -152,7 +154,7 @@ def load_causal_lm(spec: str, dtype: str = "auto") -> tuple[Any, Any]:
         use_safetensors=True,
         trust_remote_code=False,
     )
-    return model.to(device()), tokenizer
+    return placed(model, device()) if learns else model.to(device()), tokenizer
 
 
 def load_tokenizer(where: str) -> Any:

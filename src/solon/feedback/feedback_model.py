@@ -116,7 +116,7 @@ def train_feedback_model(
     labelled = [c for c in comparisons if c.label is not None and c.label != 0.5]
     if not labelled:
         raise ValueError("no comparison carries a label that prefers a side")
-    lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32")
+    lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)

@@ -27,12 +27,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from solon import processes
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.decoding import ATTENTION
 from solon.engines.tree import in_parts
 from solon.engines.weights import device, load_tokenizer, model_fingerprint, resolve, resolve_dtype
 from solon.errors import InputError
 from solon.records import Chat, Comparison, Labeler
+from solon.sharding import is_shared, placed
 from solon.states import base_of, distinct_tokens, last_states
 from solon.training import (
     AdapterSettings,
@@ -167,7 +169,8 @@ class RewardModel:
     @torch.no_grad()
     def raw_scores(self, rows: Sequence[list[int]], member: int = 0) -> list[float]:
         out = [0.0] * len(rows)
-        for part in in_parts(rows, 4096):
+        parts = in_parts(rows, 4096)
+        for part, _ in processes.turns(parts, parts[0] if parts else [], is_shared(self.model)):
             for i, value in zip(part, self.raw([rows[i] for i in part], member).tolist(), strict=True):
                 out[i] = value
         return out
@@ -313,7 +316,8 @@ def train_reward_model(
         dtype=resolve_dtype(dtype) if adapter else torch.float32,
         attn_implementation=ATTENTION,
         use_safetensors=True,
-    ).to(device())
+    )
+    lm = placed(lm, device()) if adapter else lm.to(device())
     lm.config.pad_token_id = tokenizer.pad_token_id
     asked = RewardModel(lm, tokenizer, system, [Member(lm.score)])
     encoded = [

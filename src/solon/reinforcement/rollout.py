@@ -20,6 +20,7 @@ from solon.engines.decoding import Generated, decode
 from solon.engines.tree import in_parts
 from solon.reinforcement.frozen import starting_at, states_entering
 from solon.reinforcement.ppo import logprobs_and_entropy
+from solon.sharding import is_shared
 from solon.states import Layout, base_of
 
 
@@ -61,7 +62,8 @@ class Rollouts:
     def passed_first(self, policy: Any, which: Sequence[int], block: int, temperature: float, tokens: int) -> Tensor:
         """Log-probs of these, 0 for others, (rollouts, response); keeps what enters the block for later passes."""
         out, kept = torch.zeros_like(self.mask), dict[int, Tensor]()
-        for part in self.parts(which, tokens):
+        parts = self.parts(which, tokens)
+        for part, _ in processes.turns(parts, parts[0], processes.sharded()):
             layout = Layout(policy, [self.rows[w] for w in part], self.pad)
             with states_entering(policy, block) as found:
                 states = layout.states(policy)
@@ -123,10 +125,11 @@ def sample(
 def merged(policy: Any) -> Iterator[None]:
     """Inside, each adapter is part of its layer's weights: one product a layer instead of three.
 
-    The weights of before come back bit for bit. In bfloat16 a small change would be rounded away, so there nothing is merged.
+    The weights of before come back bit for bit. In bfloat16 a small change would be rounded away, so there nothing is
+    merged, nor where processes share the weights.
     """
     layers = [m for m in policy.modules() if hasattr(m, "get_delta_weight") and hasattr(m, "get_base_layer")]
-    if base_of(policy).dtype != torch.float32 or not layers:
+    if base_of(policy).dtype != torch.float32 or not layers or is_shared(policy):
         yield
         return
     name = policy.active_adapter

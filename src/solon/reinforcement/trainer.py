@@ -117,7 +117,10 @@ def ppo(
     watch: asked every `check_every` updates; where its last check finds the reward gamed, the policy of its best check
     is what is written. log: takes each summary's numbers and the updates done.
     """
-    policy, tokenizer = load_causal_lm(model, dtype=dtype)
+    probing = len(watch.probes) if watch and settings.check_every else settings.rollouts
+    if processes.sharded() and min(settings.rollouts, probing) < processes.world():
+        raise InputError(f"--use_fsdp with {processes.world()} processes needs as many rollouts (and probes) at least")
+    policy, tokenizer = load_causal_lm(model, dtype=dtype, learns=True)
     torch.manual_seed(seed)
     policy = add_adapters(policy, adapter).eval()  # eval throughout: no dropout in any role
     rewards = _reward_model(reward, policy, tokenizer, model, dtype) if isinstance(reward, str) else None
@@ -250,7 +253,8 @@ def learn(
         with policy.disable_adapter():
             reference = rollouts.passed_first(policy, own, block, settings.temperature, TOKENS_AT_ONCE)
         old, entropy, old_values = (torch.zeros_like(mask) for _ in range(3))
-        for part in rollouts.parts(own, TOKENS_AT_ONCE):
+        parts = rollouts.parts(own, TOKENS_AT_ONCE)
+        for part, _ in processes.turns(parts, parts[0], processes.sharded()):
             old[part], entropy[part], states = rollouts.passed(policy, part, settings.temperature, entropy=True)
             old_values[part] = rollouts.spread(values(states.float()).squeeze(-1), part)
         for x in (reference, old, entropy, old_values):
@@ -270,8 +274,9 @@ def learn(
         step = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl", "ratio"), 0.0)
         # In parts, so that memory does not grow with the minibatch; each weighs as many tokens as it holds, so that
         # the gradient is that of the whole.
-        for part in rollouts.parts([r for r in rows if r in own], TOKENS_AT_ONCE):
-            share = (lengths[part].sum() / lengths[rows].sum()).item()
+        parts = rollouts.parts([r for r in rows if r in own], TOKENS_AT_ONCE)
+        for part, counts in processes.turns(parts, [own[0]], processes.sharded()):
+            share = counts * (lengths[part].sum() / lengths[rows].sum()).item()
             new, new_entropy, states = rollouts.passed(
                 policy, part, settings.temperature, entropy=settings.entropy_bonus > 0
             )

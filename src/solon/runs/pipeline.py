@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,7 @@ from solon.report.data import write_report
 from solon.runs.journal import Journal
 from solon.runs.recipe import Recipe, load_recipe
 from solon.runs.run import Run
-from solon.runs.trackers import Log, trackers
+from solon.runs.trackers import Log, tracked, trackers
 from solon.supervised.critique_revision import revise
 from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
 from solon.supervised.sft import sft
@@ -252,19 +253,20 @@ def feedback_model(run: Run, data: Data, model: str) -> str:
     settings, out = part.warmup, run.model("feedback-model")
 
     def work(step: Progress) -> dict[str, Any]:
-        return train_feedback_model(
-            data.comparisons,
-            run.constitution,
-            judge,
-            out,
-            question=part.question or HHH,
-            settings=settings,
-            adapter=part.adapter or run.recipe.adapter,
-            system=run.recipe.system,
-            seed=run.recipe.seed,
-            dtype=run.recipe.dtype,
-            progress=step,
-        )
+        with _curves(run, "feedback-model", step, settings) as step:
+            return train_feedback_model(
+                data.comparisons,
+                run.constitution,
+                judge,
+                out,
+                question=part.question or HHH,
+                settings=settings,
+                adapter=part.adapter or run.recipe.adapter,
+                system=run.recipe.system,
+                seed=run.recipe.seed,
+                dtype=run.recipe.dtype,
+                progress=step,
+            )
 
     run.once("feedback-model", work)
     return str(out)
@@ -379,18 +381,19 @@ def reward_model(
     ]
 
     def work(step: Progress) -> dict[str, Any]:
-        result = train_reward_model(
-            training,
-            supervised,
-            out,
-            settings=part.train,
-            adapter=run.recipe.adapter,
-            system=run.recipe.system,
-            reference=reference[:128],
-            seed=run.recipe.seed,
-            dtype=run.recipe.dtype,
-            progress=step,
-        )
+        with _curves(run, "reward-model", step, part.train) as step:
+            result = train_reward_model(
+                training,
+                supervised,
+                out,
+                settings=part.train,
+                adapter=run.recipe.adapter,
+                system=run.recipe.system,
+                reference=reference[:128],
+                seed=run.recipe.seed,
+                dtype=run.recipe.dtype,
+                progress=step,
+            )
         rewards = RewardModel.load(str(out), dtype=run.recipe.dtype)
         return {**result, "heldout": measure(rewards, [*data.heldout_comparisons, *kept_out])}
 
@@ -502,21 +505,26 @@ def _sft_stage(
     out = run.model(stage)
 
     def work(step: Progress) -> dict[str, Any]:
-        result = sft(
-            examples,
-            model,
-            out,
-            settings=train,
-            adapter=adapter or run.recipe.adapter,
-            system=run.recipe.system,
-            seed=run.recipe.seed,
-            dtype=run.recipe.dtype,
-            progress=step,
-        )
+        with _curves(run, stage, step, train) as step:
+            result = sft(
+                examples,
+                model,
+                out,
+                settings=train,
+                adapter=adapter or run.recipe.adapter,
+                system=run.recipe.system,
+                seed=run.recipe.seed,
+                dtype=run.recipe.dtype,
+                progress=step,
+            )
         return {**result, **(extra or {})}
 
     run.once(stage, work)
     return str(out)
+
+
+def _curves(run: Run, stage: str, step: Progress, settings: TrainSettings) -> AbstractContextManager[Progress]:
+    return tracked(step, run.dir / "tensorboard", stage, run.recipe.report_to, settings.model_dump(mode="json"))
 
 
 def open_lazily(run: Run, spec: str) -> LazyEngine:

@@ -13,6 +13,7 @@ from typing import Any
 
 from solon import processes
 from solon.errors import InputError, nearest
+from solon.training import Progress
 
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
 
@@ -60,3 +61,17 @@ def trackers(
     finally:
         for tracker in open_:
             tracker.finish()
+
+
+@contextmanager
+def tracked(
+    step: Progress, directory: Path, name: str, report_to: Sequence[str] = (), config: Mapping[str, Any] | None = None
+) -> Iterator[Progress]:
+    """A trainer's progress callback that also logs what it shows."""
+    with trackers(directory, name, report_to, config) as log:
+
+        def both(at: int, of: int, shown: dict[str, float]) -> None:
+            log(shown, at)
+            step(at, of, shown)
+
+        yield both

@@ -111,7 +111,7 @@ def sft(
             processes.sum_gradients(model.parameters())
             return loss * processes.world()  # the trainer logs the mean over processes, and these are parts of a sum
 
-    lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32")
+    lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
     rows = [encode(tokenizer, e, system=system, max_length=settings.max_length) for e in examples]
     rows = [r for r in rows if any(label != IGNORE for label in r["labels"])]
     if not rows:
@@ -119,6 +119,8 @@ def sft(
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)
+    if processes.sharded():  # DistributedDataParallel would send every process the first one's share of the weights
+        lm._ddp_params_and_buffers_to_ignore = [n for n, p in lm.named_parameters() if not p.requires_grad]
     losses: list[float] = []
 
     class Report(TrainerCallback):  # type: ignore[misc]

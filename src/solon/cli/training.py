@@ -1,0 +1,276 @@
+"""The four trainings, each on its own."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from solon import processes
+from solon.cli.common import (
+    SYSTEM,
+    AsJson,
+    ConstitutionName,
+    Dtype,
+    Limit,
+    Model,
+    Out,
+    Quiet,
+    ReportTo,
+    Seed,
+    System,
+    assignment,
+    beside,
+    last_line,
+)
+from solon.errors import InputError, nearest
+
+
+def feedback_model(
+    comparisons: Annotated[
+        list[str], typer.Option(help="Labelled comparisons (TRL preference, HH, or Solon's); repeatable.")
+    ],
+    out: Out,
+    constitution: ConstitutionName = "solon",
+    model: Model = "smollm2",
+    epochs: int = 1,
+    batch_size: int = 4,
+    learning_rate: float = 5e-4,
+    max_length: int = 640,
+    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share kept away to measure on.")] = 0.2,
+    layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    report_to: ReportTo = None,
+    system: System = SYSTEM,
+    dtype: Dtype = "auto",
+    limit: Limit = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """Warm a small model up into a judge, and measure it on comparisons that it was not trained on.
+
+    Example: `solon feedback-model --comparisons solon:comparisons-harmless --comparisons solon:comparisons-helpful --out judge`
+    """
+    from solon.constitution import load_constitution
+    from solon.feedback.feedback_model import split_by_prompt, train_feedback_model
+    from solon.feedback.questions import HHH
+    from solon.prompts import read_comparisons
+    from solon.runs.files import measure_judge, with_progress
+    from solon.runs.trackers import tracked
+    from solon.training import AdapterSettings, TrainSettings
+
+    rules = load_constitution(constitution)
+    found = [c for name in comparisons for c in read_comparisons(name)][:limit]
+    training, kept = split_by_prompt(found, heldout, seed or 0)
+    settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
+    curves = (beside(out), "feedback-model", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("feedback-model", quiet) as step, tracked(step, *curves) as step:
+        result = train_feedback_model(
+            training, rules, model, out, question=HHH, settings=settings, adapter=AdapterSettings(layers=layers),
+            system=system, seed=seed or 0, dtype=dtype, progress=step,
+        )  # fmt: skip
+    if kept and processes.is_main():
+        result["heldout"] = measure_judge(str(out), kept, rules, system=system, dtype=dtype)
+        said = result["heldout"]["calibration"]["accuracy"]
+        print(
+            f"{out}: agrees with {said['value']:.1%} [{said['low']:.1%}, {said['high']:.1%}] "
+            f"of {said['n']} held-out comparisons",
+            file=sys.stderr,
+        )
+    last_line(json_, {"out": str(out), **result})
+
+
+def sft(
+    data: Annotated[str, typer.Option(help="SFT examples (TRL conversational), or revision chains.")],
+    out: Out,
+    model: Model = "smollm2",
+    epochs: int = 2,
+    batch_size: int = 8,
+    learning_rate: float = 2e-4,
+    max_length: int = 512,
+    full: Annotated[bool, typer.Option(help="Train all weights instead of LoRA adapters.")] = False,
+    layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    report_to: ReportTo = None,
+    system: System = SYSTEM,
+    dtype: Dtype = "auto",
+    limit: Limit = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """Supervised fine-tuning; writes a complete model.
+
+    Example: `solon sft --data solon:demonstrations-harmless --out models/sft`
+    """
+    from solon.prompts import read_demonstrations, read_revision_chains
+    from solon.prompts.readers import read_jsonl
+    from solon.runs.files import with_progress
+    from solon.runs.trackers import tracked
+    from solon.supervised.dataset import from_chains
+    from solon.supervised.sft import sft as train
+    from solon.training import AdapterSettings, TrainSettings
+
+    if "steps" in next(iter(read_jsonl(data)))[1]:
+        examples = from_chains(read_revision_chains(data))[0]
+    else:
+        examples = read_demonstrations(data)
+    settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
+    curves = (beside(out), "sft", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("sft", quiet) as step, tracked(step, *curves) as step:
+        result = train(
+            examples[:limit], model, out, settings=settings, adapter=None if full else AdapterSettings(layers=layers),
+            system=system, seed=seed or 0, dtype=dtype, progress=step,
+        )  # fmt: skip
+    if processes.is_main():
+        print(f"{out}: loss {result['loss_first']:.3f} → {result['loss_last']:.3f}", file=sys.stderr)
+    last_line(json_, {"out": str(out), **result})
+
+
+def reward_model(
+    comparisons: Annotated[str, typer.Option(help="Comparisons (TRL preference, HH, or Solon's).")],
+    out: Out,
+    model: Model = "smollm2",
+    epochs: int = 1,
+    batch_size: int = 8,
+    learning_rate: float = 2e-4,
+    max_length: int = 512,
+    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share kept away to measure on.")] = 0.1,
+    layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    margin: Annotated[
+        float, typer.Option(min=0, help="By which a certain label wants the two scores apart, nats.")
+    ] = 0.0,
+    skip_ties: Annotated[
+        bool, typer.Option(help="Leave labels of 0.5 out; otherwise they pull the two scores together.")
+    ] = False,
+    human_weight: Annotated[float, typer.Option(min=0, help="Of a person's comparison in the loss.")] = 1.0,
+    ai_weight: Annotated[float, typer.Option(min=0, help="Of a judge's.")] = 1.0,
+    members: Annotated[int, typer.Option(min=1, max=16, help="Of an ensemble: so many adapters on one trunk.")] = 1,
+    uncertainty_penalty: Annotated[
+        float, typer.Option(min=0, help="So many standard deviations between the members are taken off the score.")
+    ] = 0.0,
+    report_to: ReportTo = None,
+    system: System = SYSTEM,
+    dtype: Dtype = "auto",
+    limit: Limit = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """Train a reward model on comparisons; loads with AutoModelForSequenceClassification.
+
+    Example: `solon reward-model --comparisons comparisons.jsonl --out models/reward`
+    """
+    import random
+
+    from solon.prompts import read_comparisons
+    from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
+    from solon.reinforcement.reward_quality import measure
+    from solon.runs.files import with_progress
+    from solon.runs.trackers import tracked
+    from solon.training import AdapterSettings
+
+    if uncertainty_penalty and members == 1:
+        raise InputError("--uncertainty-penalty: one member cannot disagree with itself; add --members 3")
+    rows = [c for c in read_comparisons(comparisons)[:limit] if c.label is not None]
+    random.Random(seed or 0).shuffle(rows)
+    kept = rows[: round(heldout * len(rows))]
+    training = rows[len(kept) :]
+    settings = RewardSettings(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length, margin=margin,
+        ties="skip" if skip_ties else "equal", weights={"human": human_weight, "ai": ai_weight}, members=members,
+        uncertainty_penalty=uncertainty_penalty,
+    )  # fmt: skip
+    curves = (beside(out), "reward-model", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("reward-model", quiet) as step, tracked(step, *curves) as step:
+        result = train_reward_model(
+            training, model, out, settings=settings, adapter=AdapterSettings(layers=layers), system=system,
+            reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)],
+            seed=seed or 0, dtype=dtype, progress=step,
+        )  # fmt: skip
+    if kept and processes.is_main():
+        result["heldout"] = measure(RewardModel.load(str(out), dtype), kept)
+        correct = [right for found in result["heldout"].values() for right in found["correct"]]
+        result["heldout_n"] = len(correct)
+        result["heldout_accuracy"] = sum(correct) / len(correct) if correct else None
+        for source, found in result["heldout"].items():
+            right, length = found["calibration"]["accuracy"], found["length_correlation"]["value"]
+            follows = "" if length is None else f"; its score's rank correlation with length is {length:+.2f}"
+            print(
+                f"{out}: right on {found['accuracy']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of {found['n']} "
+                f"held-out comparisons ({source}), always the longer on {found['longer_is_better']['value']:.1%}{follows}",
+                file=sys.stderr,
+            )
+    last_line(json_, {"out": str(out), **result})
+
+
+def ppo(
+    prompts: Annotated[str, typer.Option(help="Prompts (.jsonl), or a shipped set.")],
+    reward_model: Annotated[str, typer.Option(help="A reward model written by Solon.")],
+    out: Out,
+    model: Model = "smollm2",
+    updates: int = 8,
+    rollouts: int = 32,
+    max_tokens: int = 64,
+    learning_rate: float = 1e-4,
+    layers: Annotated[int | None, typer.Option(help="Adapters on the top so many layers only.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other of a recipe's ppo settings, as KEY=VALUE: `--set kl_stop=0.02`."),
+    ] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="A judge that checks the policy every --set check_every=K updates.")
+    ] = None,
+    constitution: Annotated[str, typer.Option(help="Whose principles the gold judge asks.")] = "solon",
+    probes: Annotated[int, typer.Option(min=2, help="Prompts that each check asks.")] = 32,
+    report_to: ReportTo = None,
+    system: System = SYSTEM,
+    dtype: Dtype = "auto",
+    limit: Limit = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """PPO against a reward model; writes a complete model and a line an update to stderr.
+
+    Example: `solon ppo --prompts solon:helpful --reward-model models/reward --out models/rl`
+    """
+    from solon.constitution import load_constitution
+    from solon.engines import LazyEngine
+    from solon.feedback.judge import Judging
+    from solon.prompts import read_prompts
+    from solon.reinforcement.monitors import Watch, judged_by
+    from solon.reinforcement.trainer import PPOSettings
+    from solon.reinforcement.trainer import ppo as train
+    from solon.runs.files import with_progress
+    from solon.runs.trackers import trackers
+    from solon.training import AdapterSettings
+
+    given = {"updates": updates, "rollouts": rollouts, "max_tokens": max_tokens, "learning_rate": learning_rate}
+    more = dict(map(assignment, set_ or []))
+    known = list(PPOSettings.model_fields)
+    for name in more:
+        if name not in known:
+            raise InputError(f"--set {name}: no such setting of PPO{nearest(name, known)}")
+    settings = PPOSettings.model_validate({**given, **more})
+    if gold and not settings.check_every:
+        raise InputError("--gold is asked every so many updates; add --set check_every=10")
+    asked = read_prompts(prompts)[:limit]
+    watch = None
+    if settings.check_every:
+        judge = LazyEngine(gold, system=system, dtype=dtype) if gold else None
+        rules, how = load_constitution(constitution), Judging(principles=1)
+        watch = Watch(asked[:probes], judged_by(judge, rules, how, seed or 0) if judge else None)
+    curves = (beside(out), "ppo", report_to or [], settings.model_dump(mode="json"))
+    with with_progress("ppo", quiet) as step, trackers(*curves) as log:
+        history = list(
+            train(
+                asked, model, reward_model, out, settings=settings, adapter=AdapterSettings(layers=layers),
+                system=system, seed=seed or 0, dtype=dtype, checkpoint=out.with_name(out.name + ".checkpoint"),
+                watch=watch, log=log, progress=step,
+            )
+        )  # fmt: skip
+    if watch and watch.checks[-1].gamed and processes.is_main():
+        best = watch.best.update
+        print(f"{out}: the reward was being gamed; this is the policy after {best} updates", file=sys.stderr)
+    last_line(json_, {"out": str(out), "updates": [h.to_json() for h in history]})

@@ -24,6 +24,7 @@ from solon.reinforcement.trainer import PPOSettings, ppo
 from solon.training import AdapterSettings
 
 LEAST, WANTED, MOST = 10, 15, 20
+ROLLOUTS = 48
 
 
 def fits(chats: Sequence[Chat]) -> list[float]:
@@ -31,13 +32,13 @@ def fits(chats: Sequence[Chat]) -> list[float]:
 
 
 def near(chats: Sequence[Chat]) -> list[float]:
-    return [-abs(words(c[-1].content) - WANTED) / WANTED for c in chats]
+    return [-abs(words(c[-1].content) - WANTED) / 5 for c in chats]
 
 
 def run(updates: int, sign: float, dtype: str) -> list[dict[str, Any]]:
     settings = PPOSettings(
-        updates=updates, rollouts=32, responses_per_prompt=4, epochs=2, minibatch=16, max_tokens=48, learning_rate=1e-3,
-        lam=1.0, kl_coefficient=0.02, kl_target=None, kl_bound=25.0, missing_end_penalty=0.0,
+        updates=updates, rollouts=ROLLOUTS, responses_per_prompt=4, epochs=2, minibatch=12, max_tokens=40,
+        learning_rate=5e-4, lam=1.0, kl_coefficient=0.02, kl_target=15.0, kl_bound=25.0, missing_end_penalty=0.0,
     )  # fmt: skip
     rates: list[list[float]] = []
 
@@ -69,7 +70,15 @@ def main() -> None:
     short = min(8, given.updates)  # what goes nowhere, or down, shows it sooner
     runs = {"reward": run(given.updates, 1.0, given.dtype)}
     runs |= {"negative": run(short, -1.0, given.dtype), "constant": run(short, 0.0, given.dtype)}
-    print(keep("verifiable", {"words": [LEAST, MOST], "rollouts": 32, "dtype": given.dtype, "runs": runs}))
+    ends = {}
+    for name, found in runs.items():
+        for where, part in (("first", found[:3]), ("last", found[-3:])):
+            hits = sum(f["fits"]["value"] * f["fits"]["n"] for f in part)
+            share = wilson(hits, sum(f["fits"]["n"] for f in part)).to_json()
+            ends[f"{name}, {where} three"] = share
+            print(f"{name}, {where} three updates: {share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]")
+    result = {"words": [LEAST, MOST], "rollouts": ROLLOUTS, "dtype": given.dtype, "ends": ends, "runs": runs}
+    print(keep("verifiable", result))
 
 
 if __name__ == "__main__":

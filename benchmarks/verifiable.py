@@ -12,27 +12,25 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.timing import keep
 from solon.engines.local import DEFAULT_SYSTEM
-from solon.evaluation.metrics import wilson, words
+from solon.evaluation.metrics import bootstrap, wilson, words
 from solon.prompts import read_prompts
 from solon.records import Chat
 from solon.reinforcement.trainer import PPOSettings, ppo
 from solon.training import AdapterSettings
 
-LEAST, WANTED, MOST = 10, 15, 20
+WANTED, SLACK = 15, 5  # words
 ROLLOUTS = 48
 
 
-def fits(chats: Sequence[Chat]) -> list[float]:
-    return [float(LEAST <= words(c[-1].content) <= MOST) for c in chats]
-
-
-def near(chats: Sequence[Chat]) -> list[float]:
-    return [-abs(words(c[-1].content) - WANTED) / 5 for c in chats]
+def away(chats: Sequence[Chat]) -> list[int]:
+    """Words too many or too few."""
+    return [abs(words(c[-1].content) - WANTED) for c in chats]
 
 
 def run(updates: int, sign: float, dtype: str) -> list[dict[str, Any]]:
@@ -40,11 +38,11 @@ def run(updates: int, sign: float, dtype: str) -> list[dict[str, Any]]:
         updates=updates, rollouts=ROLLOUTS, responses_per_prompt=4, epochs=2, minibatch=12, max_tokens=40,
         learning_rate=5e-4, lam=1.0, kl_coefficient=0.02, kl_target=15.0, kl_bound=25.0, missing_end_penalty=0.0,
     )  # fmt: skip
-    rates: list[list[float]] = []
+    seen: list[list[int]] = []
 
     def reward(chats: Sequence[Chat]) -> list[float]:
-        rates.append(fits(chats))
-        return [sign * x for x in near(chats)]
+        seen.append(away(chats))
+        return [-sign * n / 5 for n in seen[-1]]
 
     found = []
     prompts = read_prompts("solon:helpful")[:96]
@@ -54,8 +52,11 @@ def run(updates: int, sign: float, dtype: str) -> list[dict[str, Any]]:
             adapter=AdapterSettings(layers=12),
         )  # fmt: skip
         for made in steps:
-            share = wilson(sum(rates[-1]), len(rates[-1])).to_json()
-            found.append({"update": made.update, "fits": share, "kl": made.kl_nats, "tokens": made.response_tokens})
+            share = wilson(sum(n <= SLACK for n in seen[-1]), len(seen[-1])).to_json()
+            off = bootstrap([float(n) for n in seen[-1]]).to_json()
+            found.append({
+                "update": made.update, "fits": share, "away": off, "kl": made.kl_nats, "tokens": made.response_tokens
+            })  # fmt: skip
             print(
                 f"{sign:+.0f} update {made.update}: fits {share['value']:.0%}, KL {made.kl_nats:.2f} nats", flush=True
             )
@@ -75,9 +76,19 @@ def main() -> None:
         for where, part in (("first", found[:3]), ("last", found[-3:])):
             hits = sum(f["fits"]["value"] * f["fits"]["n"] for f in part)
             share = wilson(hits, sum(f["fits"]["n"] for f in part)).to_json()
-            ends[f"{name}, {where} three"] = share
-            print(f"{name}, {where} three updates: {share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]")
-    result = {"words": [LEAST, MOST], "rollouts": ROLLOUTS, "dtype": given.dtype, "ends": ends, "runs": runs}
+            off = fmean(f["away"]["value"] for f in part)
+            ends[f"{name}, {where} three"] = {"fits": share, "words_away": off, "kl": part[-1]["kl"]}
+            print(
+                f"{name}, {where} three updates: fits {share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}] "
+                f"of {share['n']}, {off:.1f} words away, KL {part[-1]['kl']:.1f}"
+            )
+    result = {
+        "words": [WANTED - SLACK, WANTED + SLACK],
+        "rollouts": ROLLOUTS,
+        "dtype": given.dtype,
+        "ends": ends,
+        "runs": runs,
+    }
     print(keep("verifiable", result))
 
 

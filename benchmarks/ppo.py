@@ -132,16 +132,24 @@ class Trls:
 def least_flops(contexts: list[list[int]], response_tokens: float, layers: int | None) -> float:
     """FLOPs of the matrix products that any PPO must do for one such update, weights alone, each distinct token once.
 
-    Sampling passes all blocks; reference, reward and epochs those with adapters (what lies below is shared). Two a weight
-    and token, and twice that where gradients come back through it. The output head: of response tokens only.
+    Sampling passes all blocks; reference, reward and epochs those with adapters (what lies below is shared; the reward
+    model's are on the top ones). Two a weight and token, and twice that where gradients come back through it, but not to
+    what enters the lowest block. Of a context's tokens the last block gives keys and values only; a response's last token
+    passes nothing. The output head: of response tokens only.
     """
     model = load_causal_lm("smollm2", dtype="float32")[0]
-    blocks = [sum(p.numel() for p in block.parameters()) for block in model.model.layers]
-    every, learned = sum(blocks), sum(blocks[-(layers or len(blocks)) :])
-    tokens = distinct_tokens(contexts) + response_tokens
-    passes = 2 * every + 2 * learned + 2 * learned + EPOCHS * 4 * learned
+    block = model.model.layers[-1]
+    size, qkv = (sum(p.numel() for n, p in block.named_parameters() if part in n) for part in ("_proj", "self_attn"))
+    qkv -= block.self_attn.o_proj.weight.numel()
+    unseen = size - block.self_attn.k_proj.weight.numel() - block.self_attn.v_proj.weight.numel()
+    every, learned = len(model.model.layers), layers or len(model.model.layers)
+    context = distinct_tokens(contexts)
+    tokens = context + response_tokens - len(contexts)
+    passes = 2 * every + 2 * learned + 2 * TOP + EPOCHS * 4 * learned
+    spared = (2 + 2 + EPOCHS * 4) * unseen * context + EPOCHS * 2 * qkv * tokens
+    spared += 2 * unseen * tokens  # the reward is read at a response's end alone
     head = (2 + 2 + EPOCHS * 4) * model.lm_head.weight.numel()
-    return passes * tokens + head * response_tokens
+    return passes * size * tokens - spared + head * response_tokens
 
 
 def of_limit(history: list[dict[str, float]], rates: list[float], layers: int | None) -> list[float]:
@@ -222,11 +230,11 @@ def main() -> None:
     shares = {
         kind: median_ratio(of_limit(history[kind], rates, layers))
         for kind, layers in (("solon-top", TOP), ("solon-all", None))
-        if kind in history
+        if given.updates > 1 and kind in history
     }
     for ours in ("solon-top", "solon-all"):
         for theirs in ("trl-top", "trl-all", "trl-full"):
-            if ours in history and theirs in history:
+            if given.updates > 1 and ours in history and theirs in history:
                 both = list(zip(history[ours], history[theirs], strict=False))[1:]  # Solon's first one loads the model
                 ratios[f"{ours} / {theirs}"] = {
                     "speed": median_ratio([t["seconds"] / s["seconds"] for s, t in both]),

@@ -22,6 +22,9 @@ FSDP = "SOLON_FSDP"  # set where the launcher was asked for FSDP
 
 def _joined() -> bool:
     """Whether there are others; joins them the first time."""
+    # Solon shares the frozen blocks out by itself; transformers and accelerate would each do it again.
+    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        os.environ[FSDP] = "1"
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "LOCAL_RANK" not in os.environ:
         return False
     import torch
@@ -30,9 +33,6 @@ def _joined() -> bool:
     if not dist.is_initialized():
         from accelerate import PartialState
 
-        # Solon shares the frozen blocks out by itself; transformers and accelerate would each do it again.
-        if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            os.environ[FSDP] = "1"
         # The others wait while the first one judges or writes a model.
         PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=4))
     return True

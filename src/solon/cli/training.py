@@ -189,7 +189,7 @@ def reward_model(
             seed=seed or 0, dtype=dtype, progress=step,
         )  # fmt: skip
     if kept and processes.is_main():
-        result["heldout"] = measure(RewardModel.load(str(out), dtype), kept)
+        result["heldout"] = measure(RewardModel.load(str(out), dtype, "cpu" if processes.sharded() else None), kept)
         correct = [right for found in result["heldout"].values() for right in found["correct"]]
         result["heldout_n"] = len(correct)
         result["heldout_accuracy"] = sum(correct) / len(correct) if correct else None

@@ -104,7 +104,8 @@ class RewardModel:
         self.members, self.penalty = list(members), penalty
 
     @classmethod
-    def load(cls, where: str, dtype: str = "auto") -> RewardModel:
+    def load(cls, where: str, dtype: str = "auto", on: str | None = None) -> RewardModel:
+        """on: the device; None: this process's."""
         from transformers import AutoModelForSequenceClassification
 
         kept, adapters, wanted = _kept(where), Path(where) / ADAPTERS, resolve_dtype(dtype)
@@ -112,14 +113,14 @@ class RewardModel:
         model: Any = AutoModelForSequenceClassification.from_pretrained(
             where, dtype=torch.float32 if apart else wanted, attn_implementation=ATTENTION, use_safetensors=True
         )
-        tokenizer = load_tokenizer(where)
+        tokenizer, place = load_tokenizer(where), torch.device(on) if on else device()
         model.config.pad_token_id = tokenizer.pad_token_id
         if apart:  # as it was trained: members share the bare trunk, and rounded with it adapters would be lost in part
             _take_off(model, adapters / "0")
             for p in model.parameters():  # and no buffer: rotary frequencies stay exact
                 p.data = p.data.to(wanted)
-            return cls(*_with_members(model.to(device()), tokenizer, kept, adapters, "member"))
-        model.to(device())
+            return cls(*_with_members(model.to(place), tokenizer, kept, adapters, "member"))
+        model.to(place)
         model.score.float()  # the trunk may be bfloat16; the score is not rounded
         members = [Member(model.score, **kept["members"][0])]
         return cls(model.eval(), tokenizer, kept["system"], members, kept["uncertainty_penalty"])

@@ -63,7 +63,7 @@ class Rollouts:
         """Log-probs of these, 0 for others, (rollouts, response); keeps what enters the block for later passes."""
         out, kept = torch.zeros_like(self.mask), dict[int, Tensor]()
         parts = self.parts(which, tokens)
-        for part, _ in processes.turns(parts, parts[0], processes.sharded()):
+        for part, _ in processes.turns(parts, parts[0] if parts else [], processes.sharded()):
             layout = Layout(policy, [self.rows[w] for w in part], self.pad)
             with states_entering(policy, block) as found:
                 states = layout.states(policy)
@@ -91,9 +91,12 @@ class Rollouts:
         try:
             with starting_at(policy, block):
                 apart = layout.states(policy, [entering]) - whole
-                return bool(apart.norm() < 0.02 * whole.norm())
+                alike = bool(apart.norm() < 0.02 * whole.norm())
         except (TypeError, ValueError, RuntimeError, IndexError):
-            return False
+            alike = False
+        if processes.sharded():  # which blocks a pass gathers must be the same everywhere
+            alike = processes.total(alike) == processes.world()
+        return alike
 
 
 @torch.no_grad()

@@ -254,7 +254,7 @@ def learn(
             reference = rollouts.passed_first(policy, own, block, settings.temperature, TOKENS_AT_ONCE)
         old, entropy, old_values = (torch.zeros_like(mask) for _ in range(3))
         parts = rollouts.parts(own, TOKENS_AT_ONCE)
-        for part, _ in processes.turns(parts, parts[0], processes.sharded()):
+        for part, _ in processes.turns(parts, parts[0] if parts else [], processes.sharded()):
             old[part], entropy[part], states = rollouts.passed(policy, part, settings.temperature, entropy=True)
             old_values[part] = rollouts.spread(values(states.float()).squeeze(-1), part)
         for x in (reference, old, entropy, old_values):
@@ -275,7 +275,7 @@ def learn(
         # In parts, so that memory does not grow with the minibatch; each weighs as many tokens as it holds, so that
         # the gradient is that of the whole.
         parts = rollouts.parts([r for r in rows if r in own], TOKENS_AT_ONCE)
-        for part, counts in processes.turns(parts, [own[0]], processes.sharded()):
+        for part, counts in processes.turns(parts, list(own[:1]), processes.sharded()):
             share = counts * (lengths[part].sum() / lengths[rows].sum()).item()
             new, new_entropy, states = rollouts.passed(
                 policy, part, settings.temperature, entropy=settings.entropy_bonus > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
@@ -29,9 +30,16 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     n, held = len(data.prompts), len(data.heldout)
     rows: list[dict[str, Any]] = []
 
-    shared: dict[str, float] = {}  # tokens that a model in this process computes, where requests share most of theirs
-
-    def row(name: str, records: int, read: float = 0, written: float = 0, trained: float = 0) -> None:
+    def row(
+        name: str,
+        records: int,
+        read: float = 0,
+        written: float = 0,
+        trained: float = 0,
+        here: float | None = None,
+        asked: Iterable[str | None] = (),
+    ) -> None:
+        """here: tokens read that a model in this process computes, where requests share most of theirs. asked: judges."""
         rows.append(
             {
                 "name": name,
@@ -39,9 +47,19 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
                 "prompt_tokens": round(read),
                 "completion_tokens": round(written),
                 "trained_tokens": round(trained),
+                "here": round(read if here is None else here),
+                "known": not any(is_remote(judge) for judge in asked if judge),
             }
         )
 
+    def compared(pairs: int, said: float, principles: int) -> tuple[float, float]:
+        """Tokens sent to a judge that compares in both orders, and those that are distinct."""
+        return pairs * principles * 2 * (prompt + 2 * said + 50), pairs * (prompt + 2 * (2 * said + principles * 50))
+
+    def rated(responses: int, said: float, principles: int) -> tuple[float, float]:
+        return responses * principles * (prompt + said + 50), responses * (prompt + said + principles * 50)
+
+    judge = (feedback.judge,)
     if recipe.warmup:
         answers = sum(sum(len(m.content.split()) for m in d.messages) + 20 for d in data.demonstrations)
         chains = sum(
@@ -60,22 +78,26 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         read = n * (prompt + part.revisions * (prompt + said + request + (prompt + 2 * said + 2 * request)))
         row("revisions", n, read, n * turns * said)
         if part.sft_on == "best":  # both orders
-            row("choices", n, n * 2 * (prompt + 2 * said + 50))
+            sent, here = compared(n, said, 1)
+            row("choices", n, sent, here=here, asked=judge)
         kept = n * (part.revisions if part.sft_on == "all" else 1) / (1 - part.demonstration_share)
         row("sl-cai", round(kept), trained=part.train.epochs * kept * (prompt + said))
     asked = min(n, feedback.n_prompts or n)
     said = feedback.sampling.max_tokens * 0.75
-    per_pair = feedback.principles_per_pair or len(rules.principles)
+    of_pair = 1 if feedback.question else feedback.principles_per_pair or len(rules.principles)
     if feedback.labels != "human":
         known = len(data.heldout_comparisons)
-        row("judge-heldout", known, known * 2 * (prompt + 2 * said + 50))
+        sent, here = compared(known, said, 1)
+        row("judge-heldout", known, sent, here=here, asked=judge)
         row("pairs", asked, 2 * asked * prompt, 2 * asked * said)
         if not feedback.direct:
-            row("comparisons", asked, asked * per_pair * 2 * (prompt + 2 * said + 50))
-            shared["comparisons"] = asked * (prompt + 2 * (2 * said + per_pair * 50))
+            sent, here = compared(asked, said, of_pair)
+            row("comparisons", asked, sent, here=here, asked=judge)
     labelled = (asked if feedback.labels != "human" else 0) + (len(data.comparisons) if feedback.labels != "ai" else 0)
     if feedback.direct:
-        row("judge-reward", min(128, 2 * asked), min(128, 2 * asked) * (prompt + said + per_pair * 50))
+        references = min(128, 2 * asked)
+        sent, here = rated(references, said, of_pair)
+        row("judge-reward", references, sent, here=here, asked=judge)
     else:
         learner = recipe.reward_model.train
         row("reward-model", labelled, trained=learner.members * learner.epochs * labelled * 2 * (prompt + said))
@@ -84,36 +106,40 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         row("dpo", labelled, trained=ppo.epochs * labelled * 2 * (prompt + said))
     else:
         rollouts = ppo.updates * ppo.rollouts
-        probes = (1 + math.ceil(ppo.updates / ppo.check_every)) * recipe.gold.probes if ppo.check_every else 0
-        judged = probes * 2 * (prompt + 2 * answer + 50) + feedback.direct * rollouts * (
-            prompt + answer + per_pair * 50
-        )
+        checks = math.ceil(ppo.updates / ppo.check_every) if ppo.check_every else 0
+        probes = (checks + bool(checks)) * recipe.gold.probes  # the start answers as well, and is compared with nothing
+        gold = recipe.gold.judge or (feedback.judge if feedback.labels != "human" else None)
+        by_gold = compared(checks * recipe.gold.probes if gold else 0, answer, of_pair)
+        by_judge = rated(rollouts if feedback.direct else 0, answer, of_pair)
+        sampled = (rollouts + probes) * prompt
         row(
             recipe.algorithm,
             ppo.updates,
-            (rollouts + probes) * prompt + judged,
+            sampled + by_gold[0] + by_judge[0],
             (rollouts + probes) * answer,
             ppo.epochs * rollouts * (prompt + answer),
+            here=sampled + by_gold[1] + by_judge[1],
+            asked=[gold if checks else None, *(judge if feedback.direct else ())],
         )
-    models = 2 + bool(recipe.warmup or part)
+    models, answer = 2 + bool(recipe.warmup or part), recipe.evaluation.sampling.max_tokens * 0.75
+    sent, here = rated(models * held if feedback.direct else 0, answer, of_pair)
+    answers = models * held
     row(
         "evaluation",
-        models * held,
-        models * held * prompt,
-        models * held * recipe.evaluation.sampling.max_tokens * 0.75,
+        answers,
+        answers * prompt + sent,
+        answers * answer,
+        here=answers * prompt + here,
+        asked=judge if feedback.direct else (),
     )
     if feedback.labels != "human" and (each := min(held, recipe.evaluation.judge_comparisons)):
-        said = recipe.evaluation.sampling.max_tokens * 0.75
-        of_a_kind = max(1, len(rules.principles) // 2)  # red-team and helpful prompts have their own principles
-        row("judging", (models - 1) * each, (models - 1) * each * of_a_kind * 2 * (prompt + 2 * said + 50))
-        shared["judging"] = (models - 1) * each * (prompt + 2 * (2 * said + of_a_kind * 50))
+        sent, here = compared((models - 1) * each, answer, 1)
+        row("judging", (models - 1) * each, sent, here=here, asked=judge)
     speed = _rates(recipe)
     for r in rows:
-        if speed is None or (r["name"] in ("comparisons", "choices", "judging") and is_remote(feedback.judge)):
-            r["seconds"] = None
-        else:
-            computed = {**r, "prompt_tokens": shared.get(r["name"], r["prompt_tokens"])}
-            r["seconds"] = round(sum(computed[k] / speed[k] for k in speed))
+        here, known = r.pop("here"), r.pop("known")
+        computed = {**r, "prompt_tokens": here}
+        r["seconds"] = round(sum(computed[k] / speed[k] for k in speed)) if speed and known else None
     return rows
 
 

@@ -6,6 +6,7 @@ clearml, dvclive, swanlab, with the settings that each reads from its environmen
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,9 @@ def trackers(
 def tracked(
     step: Progress, directory: Path, name: str, report_to: Sequence[str] = (), config: Mapping[str, Any] | None = None
 ) -> Iterator[Progress]:
-    """A trainer's progress callback that also logs what it shows."""
+    """A trainer's progress callback that also logs what it shows, from its beginning: curves of an earlier start go."""
+    if processes.is_main():
+        shutil.rmtree(directory / name, ignore_errors=True)
     with trackers(directory, name, report_to, config) as log:
 
         def both(at: int, of: int, shown: dict[str, float]) -> None:

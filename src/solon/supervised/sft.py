@@ -119,8 +119,8 @@ def sft(
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)
-    if processes.sharded():  # DistributedDataParallel would send every process the first one's share of the weights
-        lm._ddp_params_and_buffers_to_ignore = [n for n, p in lm.named_parameters() if not p.requires_grad]
+    if processes.sharded():  # DistributedDataParallel takes no shares; what it would do, training_step does
+        lm._is_accelerate_prepared = True
     losses: list[float] = []
 
     class Report(TrainerCallback):  # type: ignore[misc]

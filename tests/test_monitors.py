@@ -14,7 +14,7 @@ from solon.errors import InputError
 from solon.records import Chat, Comparison, Pair, Prompt, RolloutSummary, assistant, user
 from solon.reinforcement.monitors import Watch, commonest, of_texts
 from solon.reinforcement.trainer import PPOSettings, ppo
-from solon.runs.trackers import trackers
+from solon.runs.trackers import tracked, trackers
 from solon.training import AdapterSettings
 
 PROMPTS = [
@@ -145,6 +145,17 @@ def test_tensorboard_reads_what_was_logged(tiny: str, tmp_path: Path) -> None:
     assert {"reward", "kl_nats", "entropy_nats", "clip_fraction", "explained_variance", "response_tokens",
             "rollouts/evasive", "rollouts/phrase_share", "rollouts/distinct_3", "check/gold",
             "check/over_refusal"} <= set(found.Tags()["scalars"])  # fmt: skip
+
+
+def test_a_training_that_starts_again_leaves_one_curve(tmp_path: Path) -> None:
+    shown: list[int] = []
+    for last in (3, 5):  # the first one was killed
+        with tracked(lambda at, of, _: shown.append(at), tmp_path / "tb", "sft") as step:
+            for at in range(1, last + 1):
+                step(at, 5, {"loss": 1 / at})
+    found = EventAccumulator(str(tmp_path / "tb" / "sft")).Reload().Scalars("loss")
+    assert [(e.step, round(1 / e.value)) for e in found] == [(n, n) for n in range(1, 6)]
+    assert shown == [1, 2, 3, 1, 2, 3, 4, 5]  # the progress line is told as before
 
 
 def test_an_unknown_tracker_is_named_with_the_nearest(tmp_path: Path) -> None:

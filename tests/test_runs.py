@@ -122,6 +122,8 @@ def test_the_other_recipes_go_through(name: str, more: dict[str, Any], models: l
     finish(recipe, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["models"] == models
+    trained = {s["name"] for s in report["stages"] if s["trained_tokens"]}
+    assert {p.name for p in (tmp_path / "out" / "tensorboard").iterdir()} == trained
     found = records(tmp_path / "out")
     if name == "rlhf":
         assert "comparisons" not in found and "revisions" not in found  # no AI feedback

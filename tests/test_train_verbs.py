@@ -38,6 +38,7 @@ def test_from_comparisons_to_a_reward_model_to_a_policy(tiny: str, tmp_path: Pat
     assert 0 <= made["heldout_accuracy"] <= 1
     for found in made["heldout"].values():
         assert {"accuracy", "longer_is_better", "length_correlation", "calibration"} <= set(found)
+    assert list((tmp_path / "rm.tensorboard" / "reward-model").glob("events.*"))
     rewards = RewardModel.load(str(tmp_path / "rm"), "float32")
     assert len(rewards.members) == 2 and rewards.penalty == 0.5
     ppo = ["ppo", "--prompts", "solon:helpful", "--limit", "6", "--reward-model", str(tmp_path / "rm"), "--model", tiny,

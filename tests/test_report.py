@@ -18,7 +18,8 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from solon.report import render_html, render_markdown, summary_table
-from solon.report.render import clean, duration, escape_markdown, estimate, money, number
+from solon.report.cells import clean, duration, estimate, money, number
+from solon.report.render import escape_markdown
 
 HOSTILE = (
     "<script>alert(1)</script> | a | b |\n# heading\n\n```\ncode\n```\n![x](http://evil.example/p.png) "

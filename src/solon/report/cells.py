@@ -1,0 +1,94 @@
+"""What stands in a cell of the report: numbers, estimates, times and texts for a person, and the tables that hold them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+MISSING = "not measured"
+DIGITS = {"%": 1, "points": 1, "words": 1, "sd": 2}  # decimals by unit; 3 where the unit is none of these
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled table of plain strings; no rows says that the part was not measured."""
+
+    title: str
+    note: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    points: tuple[str, ...] = ()  # sentences before the table
+    plot: str = ""  # an <svg> element out of numbers alone, shown in HTML only: the table has its numbers
+    level: int = 2  # of the title; 3: part of the section before
+
+
+def number(value: Any, digits: int | None = None) -> str:
+    """A number for a person, or "not measured". digits: decimals; None gives three significant figures."""
+    if value is None:
+        return MISSING
+    if not isinstance(value, (int, float)):
+        return clean(str(value))
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def estimate(found: dict[str, Any] | None, unit: str = "", scale: float = 1.0) -> str:
+    """`12.5 % [8.1, 17.3], n = 48`; without a value, "not measured". scale: 100 for a share in %."""
+    if not found or found.get("value") is None:
+        n = (found or {}).get("n")
+        return MISSING if n is None else f"{MISSING}, n = {number(n)}"
+    digits = DIGITS.get(unit, 3)
+    value, low, high = (None if found.get(k) is None else scale * float(found[k]) for k in ("value", "low", "high"))
+    interval = "no interval" if low is None or high is None else f"{number(low, digits)}, {number(high, digits)}"
+    n = found.get("n")
+    return f"{number(value, digits)}{f' {clean(unit)}' if unit else ''} [{interval}], n = {number(n)}"
+
+
+def duration(seconds: float | None) -> str:
+    """`4.2 s`, `12 min 5 s`, `1 h 02 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    return f"{minutes} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def money(usd: float | None) -> str:
+    """US dollars, to the cent, or to four figures below one."""
+    if usd is None:
+        return MISSING
+    return f"${usd:,.2f}" if usd == 0 or abs(usd) >= 1 else f"${usd:.4f}"
+
+
+# Control characters and the marks that reorder text (Unicode Bidi_Control); newline and tab stay.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """Text without control characters, each shown as U+FFFD, so that no terminal or browser acts on one."""
+    return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def text(value: Any) -> str:
+    return MISSING if value is None or value == "" else clean(str(value))
+
+
+def at(found: Any, path: str) -> Any:
+    """What stands at a path such as `position.bias`; None where it does not."""
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def source(row: dict[str, Any]) -> str:
+    return text(row.get("source")).replace("red_team", "red-team")

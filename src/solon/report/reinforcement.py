@@ -1,0 +1,132 @@
+"""What the report says of the reinforcement stage: the reward model, PPO's updates, its checks, its curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from solon.report.cells import Section, at, estimate, number, source, text
+
+PPO_ROWS = 12  # of a long run, the table shows this many updates, first and last among them
+CURVES = {
+    "reward": "reward (sd)",
+    "kl_nats": "KL to the reference (nats a response)",
+    "entropy_nats": "entropy (nats a token)",
+    "response_tokens": "response (tokens)",
+    "clip_fraction": "clip fraction",
+    "explained_variance": "values explain (share)",
+    "kl_coefficient": "KL coefficient",
+}
+WATCHED = {
+    "watched.evasive": "evasive (share)",
+    "watched.boilerplate": "stock phrases (share)",
+    "watched.phrase_share": "share one phrase",
+    "watched.distinct_3": "distinct-3",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One value of PPO over its updates, drawn in a box of 300 by 80."""
+
+    title: str
+    lines: tuple[str, ...]  # points of one SVG polyline each; broken where a value is missing
+    low: str
+    high: str
+
+
+def reward_model(data: dict[str, Any]) -> list[Section]:
+    trained = data.get("reward_model") or {}
+    rows = tuple(
+        (
+            source(r),
+            estimate(r.get("accuracy"), "%", 100.0),
+            estimate(r.get("longer_is_better"), "%", 100.0),
+            estimate(r.get("length_correlation")),
+            estimate(at(r, "calibration.calibration_error")),
+            estimate(at(r, "calibration.overconfidence")),
+        )
+        for r in trained.get("by_source") or []
+    )
+    note = (
+        "How often the reward model prefers the response that the held-out label favours (chance is 50 %), beside always "
+        "preferring the longer one; how far its score follows length (rank correlation, 0: not at all); and whether its "
+        "probabilities mean what they say (0 at best; above 0 in the last it is too sure)."
+    )
+    head = ("comparisons", "right", "longer is right", "follows length", "calibration error", "too sure by")
+    found = [Section("Reward model", note, head, rows)]
+    labels = {
+        "comparisons": "comparisons trained on",
+        "abstained": "comparisons without a label",
+        "loss_first": "first loss (nats)",
+        "loss_last": "last loss (nats)",
+    }
+    known = tuple((label, number(trained[key])) for key, label in labels.items() if key in trained)
+    if known:
+        found.append(Section("Reward model training", "", ("", "value"), known))
+    return found
+
+
+def ppo(data: dict[str, Any]) -> list[Section]:
+    updates = data.get("ppo") or []
+    shown = updates
+    if len(updates) > PPO_ROWS:
+        steps = {round(i * (len(updates) - 1) / (PPO_ROWS - 1)) for i in range(PPO_ROWS)}
+        shown = [updates[i] for i in sorted(steps)]
+    rows = tuple((number(u.get("update")), *(number(u.get(key)) for key in CURVES)) for u in shown)
+    note = f"{len(shown)} of {len(updates)} updates; means over each update's rollouts." if updates else ""
+    found = [Section(text(data.get("algorithm") or "ppo").upper(), note, ("update", *CURVES.values()), rows)]
+    if any(u.get("watched") for u in updates):
+        said = tuple(
+            (
+                number(u.get("update")),
+                *(number(at(u, key)) for key in WATCHED),
+                text(at(u, "watched.phrase")),
+            )
+            for u in shown
+        )
+        note = "Measures of the rollouts' words; a phrase of five words that many answers share is a sign of a gamed reward."
+        found.append(Section("What the rollouts say", note, ("update", *WATCHED.values(), "the phrase"), said, level=3))
+    checks = [u["check"] for u in updates if u.get("check")]
+    if checks:
+        rows = tuple(
+            (
+                number(c.get("updates")),
+                estimate(c.get("reward"), "sd"),
+                estimate(c.get("gold"), "%", 100.0),
+                number(c.get("abstained")),
+                number(c.get("over_refusal")),
+                "yes" if c.get("gamed") else "no",
+            )
+            for c in checks
+        )
+        note = (
+            "The same probe prompts after so many updates: the reward of the answers, how often the judge prefers them to "
+            "the start's, and whether the reward has risen while the judge's preference fell since the best check."
+        )
+        head = ("updates", "reward", "preferred to the start", "abstained", "benign refused (share)", "reward gamed")
+        found.append(Section("Checks while training", note, head, rows, level=3))
+    return found
+
+
+def curves(data: dict[str, Any]) -> list[Curve]:
+    """A curve a value of PPO that has at least two finite points side by side."""
+    updates = data.get("ppo") or []
+    return [c for key, title in CURVES.items() if (c := _curve(title, [u.get(key) for u in updates])).lines]
+
+
+def _curve(title: str, values: Sequence[Any]) -> Curve:
+    finite = [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+    if len(finite) < 2:
+        return Curve(title, (), "", "")
+    low, high = min(finite), max(finite)
+    segments: list[list[str]] = [[]]
+    for i, v in enumerate(values):
+        if isinstance(v, (int, float)) and math.isfinite(v):
+            y = 40.0 if high == low else 76 - 72 * (v - low) / (high - low)
+            segments[-1].append(f"{2 + 296 * i / (len(values) - 1):.1f},{y:.1f}")
+        else:
+            segments.append([])
+    return Curve(title, tuple(" ".join(s) for s in segments if len(s) > 1), number(float(low)), number(float(high)))

@@ -32,8 +32,8 @@ bench: install .venv-distilabel/.installed .venv-trl/.installed
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.reward
 	$(BIN)/python -m benchmarks.ppo --only solon-top trl-top
-	$(BIN)/python -m benchmarks.ppo --only solon-all trl-all --name ppo-all
-	$(BIN)/python -m benchmarks.ppo --only solon-top trl-full --updates 6 --timed 6 --name ppo-full
+	$(BIN)/python -m benchmarks.ppo --only solon-all trl-all --updates 6 --name ppo-all
+	$(BIN)/python -m benchmarks.ppo --only solon-top trl-full --updates 6 --name ppo-full
 	$(BIN)/python -m benchmarks.verifiable
 
 .venv-distilabel/.installed:

@@ -1,10 +1,10 @@
 """PPO: Solon beside the last TRL that has it (1.12), on the same prompts, reward, rollouts, epochs and threads.
 
-    python -m benchmarks.ppo [--updates 20] [--timed 5] [--only trl-lora solon-top …]
+    python -m benchmarks.ppo [--updates 20] [--only solon-top trl-top …]
 
 Five learners take turns, an update each, the order turned round every time: Solon with adapters on the top 12 of 30
-blocks (its recipes' setting) and on all, TRL with the same two, and TRL with all weights learning (`--timed` updates of
-it, for it is slow). The reward is one reward model, trained here from the shipped comparisons and given to all in
+blocks (its recipes' setting) and on all, TRL with the same two, and TRL with all weights learning. Afterwards each
+policy answers the prompts that were kept away, and Solon's reader scores all of them alike. The reward is one reward model, trained here from the shipped comparisons and given to all in
 standard deviations. What each learned is drawn as reward against KL (results/NAME.svg). TRL holds 9 to 15 GB a learner: on a machine of 24 GB
 ask for one of its at a time (`--only`), as the Makefile does.
 """
@@ -24,14 +24,16 @@ import torch
 
 from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, product_rate, said
-from solon.engines.chat import chat_ids
+from solon.engines.chat import chat_ids, end_ids
 from solon.engines.local import DEFAULT_SYSTEM
 from solon.engines.weights import load_causal_lm, load_tokenizer, resolve
+from solon.evaluation.metrics import bootstrap, bootstrap_difference
 from solon.prompts import read_comparisons, read_prompts
-from solon.reinforcement.reward_model import NORMALISATION, RewardSettings, train_reward_model
+from solon.reinforcement.reward_model import NORMALISATION, RewardModel, RewardSettings, train_reward_model
+from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.trainer import PPOSettings, _draw, ppo
 from solon.states import distinct_tokens
-from solon.training import AdapterSettings
+from solon.training import TOKENS_AT_ONCE, AdapterSettings
 
 ROLLOUTS, TOKENS, EPOCHS, RANK, TOP = 16, 48, 4, 16, 12
 SETTINGS = PPOSettings(
@@ -60,12 +62,13 @@ def reward_model(out: Path) -> dict[str, float]:
 class Solon:
     """In a process of its own, so that its memory is its own."""
 
-    def __init__(self, layers: int | None, reward: Path, aside: Path) -> None:
+    def __init__(self, layers: int | None, reward: Path, aside: Path, updates: int) -> None:
         import multiprocessing
 
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
-        arguments = (theirs, layers, str(reward), str(aside), torch.get_num_threads())
+        self._policy = aside / f"solon-{layers}"
+        arguments = (theirs, layers, str(reward), str(self._policy), updates, torch.get_num_threads())
         self._process = context.Process(target=_learn, args=arguments, daemon=True)
         self._process.start()
         self._ours.recv()
@@ -74,22 +77,30 @@ class Solon:
         self._ours.send("go")
         return self._ours.recv()
 
+    def policy(self) -> Path:
+        """Where it is written, once all updates are done."""
+        self()
+        return self._policy
+
     def close(self) -> None:
         self._process.kill()
 
 
-def _learn(pipe: Any, layers: int | None, reward: str, aside: str, threads: int) -> None:
+def _learn(pipe: Any, layers: int | None, reward: str, out: str, updates: int, threads: int) -> None:
     from benchmarks.timing import peak_mb
 
     torch.set_num_threads(threads)
     steps: Iterator[Any] = ppo(
-        prompts(), "smollm2", reward, Path(aside) / f"solon-{layers}", settings=SETTINGS, system=DEFAULT_SYSTEM,
-        adapter=AdapterSettings(rank=RANK, alpha=2 * RANK, layers=layers), dtype="float32",
+        prompts(), "smollm2", reward, Path(out), settings=SETTINGS.model_copy(update={"updates": updates}),
+        system=DEFAULT_SYSTEM, adapter=AdapterSettings(rank=RANK, alpha=2 * RANK, layers=layers), dtype="float32",
     )  # fmt: skip
     pipe.send("ready")
     while pipe.recv():
         started = time.perf_counter()
-        made = next(steps)
+        made = next(steps, None)
+        if made is None:
+            pipe.send({})
+            continue
         pipe.send({
             "seconds": time.perf_counter() - started, "kl": made.kl_nats, "peak_mb": peak_mb(),
             "reward": made.reward - SETTINGS.missing_end_penalty * (1 - made.ended),
@@ -97,8 +108,9 @@ def _learn(pipe: Any, layers: int | None, reward: str, aside: str, threads: int)
         })  # fmt: skip
 
 
-def prompts() -> list[Any]:
-    return [p for name in ("helpful", "red-team") for p in read_prompts(f"solon:{name}")[:96]]
+def prompts(kept_away: bool = False) -> list[Any]:
+    part = slice(96, None) if kept_away else slice(96)
+    return [p for name in ("helpful", "red-team") for p in read_prompts(f"solon:{name}")[part]]
 
 
 class Trls:
@@ -115,18 +127,64 @@ class Trls:
             "target_modules": "all-linear" if kind == "all" else rf".*layers\.({blocks})\..*_proj",
             "rows": [{"input_ids": chat_ids(tokenizer, p.prompt, system=DEFAULT_SYSTEM)} for p in prompts()],
         }  # fmt: skip
-        self._trl = Trl("ppo", job)
+        self._trl, self._rewards = Trl("ppo", job), RewardModel.load(str(reward), "float32")
 
     def __call__(self) -> dict[str, float]:
         found = self._trl.part()
-        logs = found["logs"]
         return {
-            "seconds": found["seconds"], "reward": logs.get("objective/scores", float("nan")),
-            "kl": logs.get("objective/kl", float("nan")), "peak_mb": found["peak_mb"],
+            "seconds": found["seconds"], "reward": statistics.fmean(scored(found["rollouts"], self._rewards)),
+            "kl": found["logs"].get("objective/kl", float("nan")), "peak_mb": found["peak_mb"],
         }  # fmt: skip
+
+    def policy(self) -> Path:
+        return Path(self._trl.part()["policy"])
 
     def close(self) -> None:
         self._trl.close()
+
+
+def scored(rows: list[list[int]], rewards: RewardModel) -> list[float]:
+    """Rewards of conversations in tokens, read behind the end of the turn; less the penalty where that was missing."""
+    end = rewards.tokenizer.eos_token_id
+    [member] = rewards.members
+    raw = rewards.raw_scores([row if row[-1] == end else [*row, end] for row in rows])
+    return [
+        (x - member.mean) / member.std - SETTINGS.missing_end_penalty * (row[-1] != end)
+        for x, row in zip(raw, rows, strict=True)
+    ]
+
+
+def judged(policies: dict[str, str], reward: Path, samples: int = 2) -> dict[str, Any]:
+    """Of each policy: reward and KL from the start (nats a response) on the prompts kept away, and the gain over the start."""
+    rewards, start = RewardModel.load(str(reward), "float32"), load_causal_lm("smollm2", dtype="float32")[0].eval()
+    pad = rewards.tokenizer.pad_token_id
+    contexts = [chat_ids(rewards.tokenizer, p.prompt, system=DEFAULT_SYSTEM) for p in prompts(kept_away=True)] * samples
+    found, scores = {}, {}
+    for kind, where in policies.items():
+        policy = load_causal_lm(where, dtype="float32")[0].eval()
+        made = sample(
+            policy, contexts, seed=1, max_tokens=TOKENS, temperature=SETTINGS.temperature, pad=pad,
+            ends=end_ids(rewards.tokenizer),
+        )  # fmt: skip
+        said = [m.ids + ([] if m.end is None else [m.end]) for m in made]
+        rollouts = Rollouts(contexts, said, pad, start.device)
+        with torch.no_grad():
+            parts = rollouts.parts(range(len(said)), TOKENS_AT_ONCE)
+            at_start = {
+                i: row.sum().item()
+                for part in parts
+                for i, row in zip(part, rollouts.passed(start, part, SETTINGS.temperature)[0], strict=True)
+            }
+        scores[kind] = scored([c + s for c, s in zip(contexts, said, strict=True)], rewards)
+        found[kind] = {
+            "reward": bootstrap(scores[kind]).to_json(),
+            "kl": bootstrap([sum(m.logprobs) - at_start[i] for i, m in enumerate(made)]).to_json(),
+        }
+    for kind in policies:
+        for other in policies:
+            if kind != other:
+                found[kind][f"over {other}"] = bootstrap_difference(scores[kind], scores[other]).to_json()
+    return found
 
 
 def least_flops(contexts: list[list[int]], response_tokens: float, layers: int | None) -> float:
@@ -164,18 +222,8 @@ def of_limit(history: list[dict[str, float]], rates: list[float], layers: int | 
     return found[1:]
 
 
-def last_five(history: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Mean score and KL of the last five updates, and the standard error of the first."""
-    found = {}
-    for kind, points in history.items():
-        scores, kl = ([p[key] for p in points[-5:]] for key in ("reward", "kl"))
-        error = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
-        found[kind] = {"reward": statistics.fmean(scores), "standard_error": error, "kl": statistics.fmean(kl)}
-    return found
-
-
-def plot(history: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Reward against KL, an update a point, with the mean of five updates as a line."""
+def plot(history: dict[str, list[dict[str, float]]], after: dict[str, Any], path: Path) -> None:
+    """Reward against KL: an update a point, the mean of five as a line; the policies at the end with their intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -190,6 +238,9 @@ def plot(history: dict[str, list[dict[str, float]]], path: Path) -> None:
         axes.plot(kl, reward, "o", color=colour, markersize=4, alpha=0.45)
         smooth = [(statistics.fmean(kl[i : i + 5]), statistics.fmean(reward[i : i + 5])) for i in range(len(kl) - 4)]
         axes.plot(*zip(*smooth, strict=True), color=colour, linewidth=2, label=NAMES[kind])
+        ends = after[kind]
+        reach = [[ends["reward"]["value"] - ends["reward"]["low"]], [ends["reward"]["high"] - ends["reward"]["value"]]]
+        axes.errorbar(ends["kl"]["value"], ends["reward"]["value"], yerr=reach, fmt="D", color=colour, capsize=4)
     axes.set(xlabel="KL from the start, nats a response", ylabel="score, standard deviations")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -199,7 +250,6 @@ def plot(history: dict[str, list[dict[str, float]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--timed", type=int, default=5, help="updates of TRL with all weights")
     parser.add_argument("--only", nargs="*", default=["solon-top", "solon-all", "trl-top", "trl-all", "trl-full"])
     parser.add_argument("--name", default="ppo", help="of the file in results/")
     given = parser.parse_args()
@@ -207,8 +257,8 @@ def main() -> None:
         aside = Path(name)
         known = reward_model(aside / "reward")
         made: dict[str, Callable[[], Any]] = {
-            "solon-top": lambda: Solon(TOP, aside / "reward", aside),
-            "solon-all": lambda: Solon(None, aside / "reward", aside),
+            "solon-top": lambda: Solon(TOP, aside / "reward", aside, given.updates),
+            "solon-all": lambda: Solon(None, aside / "reward", aside, given.updates),
             "trl-top": lambda: Trls("top", aside / "reward", known, given.updates),
             "trl-all": lambda: Trls("all", aside / "reward", known, given.updates),
             "trl-full": lambda: Trls("full", aside / "reward", known, given.updates),
@@ -219,11 +269,11 @@ def main() -> None:
         for update in range(given.updates):
             order = list(learners) if update % 2 == 0 else list(learners)[::-1]
             for kind in order:
-                if kind == "trl-full" and update >= given.timed:
-                    continue
                 history[kind].append(learners[kind]())
                 print(update, kind, {k: round(v, 2) for k, v in history[kind][-1].items()}, flush=True)
             rates.append(product_rate(torch.float32, "cpu", 0.5))
+        policies = {kind: str(learner.policy()) for kind, learner in learners.items()}
+        after = judged({"start": "smollm2", **policies}, aside / "reward")
         for learner in learners.values():
             learner.close()
     ratios: dict[str, Any] = {}
@@ -243,10 +293,11 @@ def main() -> None:
     path = keep(
         given.name,
         {"rollouts": ROLLOUTS, "tokens": TOKENS, "epochs": EPOCHS, "rank": RANK, "top": TOP, "dtype": "float32",
-         "product_gflops": max(rates) / 1e9, "ratios": ratios, "of_limit": shares, "last_five": last_five(history),
-         "history": history},
+         "product_gflops": max(rates) / 1e9, "ratios": ratios, "of_limit": shares, "after": after, "history": history},
     )  # fmt: skip
-    plot(history, path.with_suffix(".svg"))
+    plot(history, after, path.with_suffix(".svg"))
+    for kind, policy in after.items():
+        print(kind, {name: f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]" for name, x in policy.items()})
     for name, found in shares.items():
         print(f"{name}: {said(found, 'of the limit')}")
     for name, found in ratios.items():

@@ -34,6 +34,7 @@ class Parts(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, steps: int) -> None:
         self.steps, self.started, self.logs = steps, 0.0, {}
+        self.more: dict[str, Any] = {}  # said along with each part
 
     def _wait(self) -> None:
         if not sys.stdin.readline():
@@ -49,7 +50,7 @@ class Parts(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.steps == 0:
-            say(seconds=time.perf_counter() - self.started, step=state.global_step, logs=self.logs)
+            say(seconds=time.perf_counter() - self.started, step=state.global_step, logs=self.logs, **self.more)
             self._wait()  # after the last one too: what comes then would run beside the other side's turn
 
 
@@ -111,6 +112,14 @@ def ppo(job: dict[str, Any]) -> None:
     rewards.score = head
     for model in (policy, value, rewards):
         model.config.pad_token_id = tokenizer.pad_token_id
+    parts = Parts(1)
+
+    def keep_rollouts(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen = zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True)
+        parts.more["rollouts"] = [ids[mask.bool()].tolist() for ids, mask in seen]
+
+    # TRL reads a response that was cut at its last word, Solon behind it; told what was scored, Solon can read both alike.
+    getattr(rewards, rewards.base_model_prefix).register_forward_pre_hook(keep_rollouts, with_kwargs=True)
     n = job["rollouts"]
     config = PPOConfig(
         output_dir=job["out"], per_device_train_batch_size=job["micro"], gradient_accumulation_steps=n // job["micro"],
@@ -123,9 +132,14 @@ def ppo(job: dict[str, Any]) -> None:
     trainer = PPOTrainer(
         args=config, processing_class=tokenizer, model=policy, ref_model=None, reward_model=rewards, value_model=value,
         train_dataset=Dataset.from_list(job["rows"]), eval_dataset=Dataset.from_list(job["rows"][:n]),
-        peft_config=lora(job, "CAUSAL_LM") if job["lora"] else None, callbacks=[Parts(1)],
+        peft_config=lora(job, "CAUSAL_LM") if job["lora"] else None, callbacks=[parts],
     )  # fmt: skip
     trainer.train()
+    policy = trainer.accelerator.unwrap_model(trainer.model).policy
+    made = Path(job["out"]) / "policy"
+    (policy.merge_and_unload() if job["lora"] else policy).save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    say(policy=str(made))
 
 
 if __name__ == "__main__":

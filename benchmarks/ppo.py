@@ -160,6 +160,11 @@ def judged(policies: dict[str, str], reward: Path, samples: int = 2) -> dict[str
     pad = rewards.tokenizer.pad_token_id
     contexts = [chat_ids(rewards.tokenizer, p.prompt, system=DEFAULT_SYSTEM) for p in prompts(kept_away=True)] * samples
     found, scores = {}, {}
+
+    def by_prompt(values: list[float]) -> list[float]:
+        """Of each prompt the mean: what is drawn again for an interval are prompts."""
+        return [statistics.fmean(values[i :: len(contexts) // samples]) for i in range(len(contexts) // samples)]
+
     for kind, where in policies.items():
         policy = load_causal_lm(where, dtype="float32")[0].eval()
         made = sample(
@@ -175,10 +180,10 @@ def judged(policies: dict[str, str], reward: Path, samples: int = 2) -> dict[str
                 for part in parts
                 for i, row in zip(part, rollouts.passed(start, part, SETTINGS.temperature)[0], strict=True)
             }
-        scores[kind] = scored([c + s for c, s in zip(contexts, said, strict=True)], rewards)
+        scores[kind] = by_prompt(scored([c + s for c, s in zip(contexts, said, strict=True)], rewards))
         found[kind] = {
             "reward": bootstrap(scores[kind]).to_json(),
-            "kl": bootstrap([sum(m.logprobs) - at_start[i] for i, m in enumerate(made)]).to_json(),
+            "kl": bootstrap(by_prompt([sum(m.logprobs) - at_start[i] for i, m in enumerate(made)])).to_json(),
         }
     for kind in policies:
         for other in policies:

@@ -122,7 +122,7 @@ def test_the_other_recipes_go_through(name: str, more: dict[str, Any], models: l
     finish(recipe, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["models"] == models
-    trained = {s["name"] for s in report["stages"] if s["trained_tokens"]}
+    trained = {s["name"] for s in report["stages"] if s.get("trained_tokens")}
     assert {p.name for p in (tmp_path / "out" / "tensorboard").iterdir()} == trained
     found = records(tmp_path / "out")
     if name == "rlhf":

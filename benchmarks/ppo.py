@@ -4,9 +4,10 @@
 
 Five learners take turns, an update each, the order turned round every time: Solon with adapters on the top 12 of 30
 blocks (its recipes' setting) and on all, TRL with the same two, and TRL with all weights learning. Afterwards each
-policy answers the prompts that were kept away, and Solon's reader scores all of them alike. The reward is one reward model, trained here from the shipped comparisons and given to all in
-standard deviations. What each learned is drawn as reward against KL (results/NAME.svg). TRL holds 9 to 15 GB a learner: on a machine of 24 GB
-ask for one of its at a time (`--only`), as the Makefile does.
+policy answers the prompts that were kept away, and Solon's reader scores all of them alike. The reward is one reward
+model, trained here from the shipped comparisons and given to all in standard deviations. What each learned is drawn as
+reward against KL (results/NAME.svg). TRL holds 9 to 15 GB a learner: on a machine of 24 GB ask for one of its at a time
+(`--only`), as the Makefile does.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ NAMES = {
     "trl-full": "TRL 1.12, all weights",
 }  # fmt: skip
 FULL_RATE = 1e-5  # of TRL with all weights learning: the adapters' rate would break the model
-Learner = Callable[[], dict[str, float]]  # one update: seconds, reward, kl, peak_mb
 
 
 def reward_model(out: Path) -> dict[str, float]:
@@ -192,7 +192,7 @@ def judged(policies: dict[str, str], reward: Path, samples: int = 2) -> dict[str
     return found
 
 
-def least_flops(contexts: list[list[int]], response_tokens: float, layers: int | None) -> float:
+def least_flops(model: Any, contexts: list[list[int]], response_tokens: float, layers: int | None) -> float:
     """FLOPs of the matrix products that any PPO must do for one such update, weights alone, each distinct token once.
 
     Sampling passes all blocks; reference, reward and epochs those with adapters (what lies below is shared; the reward
@@ -200,7 +200,6 @@ def least_flops(contexts: list[list[int]], response_tokens: float, layers: int |
     what enters the lowest block. Of a context's tokens the last block gives keys and values only; a response's last token
     passes nothing. The output head: of response tokens only.
     """
-    model = load_causal_lm("smollm2", dtype="float32")[0]
     block = model.model.layers[-1]
     size, qkv = (sum(p.numel() for n, p in block.named_parameters() if part in n) for part in ("_proj", "self_attn"))
     qkv -= block.self_attn.o_proj.weight.numel()
@@ -217,12 +216,13 @@ def least_flops(contexts: list[list[int]], response_tokens: float, layers: int |
 
 def of_limit(history: list[dict[str, float]], rates: list[float], layers: int | None) -> list[float]:
     """The share of the machine's product rate that each update of Solon's reached; its first one loads the model."""
-    tokenizer, found = load_tokenizer(resolve("smollm2")), []
+    model, tokenizer = load_causal_lm("smollm2", dtype="float32")
+    asked, found = prompts(), []
     for update, (made, rate) in enumerate(zip(history, rates, strict=True)):
         contexts = [
-            chat_ids(tokenizer, p.prompt, system=DEFAULT_SYSTEM) for p in _draw(prompts(), ROLLOUTS, update, seed=0)
+            chat_ids(tokenizer, p.prompt, system=DEFAULT_SYSTEM) for p in _draw(asked, ROLLOUTS, update, seed=0)
         ]
-        least = least_flops(contexts, ROLLOUTS * made["response_tokens"], layers)
+        least = least_flops(model, contexts, ROLLOUTS * made["response_tokens"], layers)
         found.append(least / rate / made["seconds"])
     return found[1:]
 

@@ -1,8 +1,8 @@
 """Several processes that train one model: `accelerate launch --num_processes N -m solon sft|reward-model|ppo …`.
 
 Every process holds the model (or, with `--use_fsdp`, its share of it: sharding.py) and the same data and draws the same
-numbers; each works on its part of a batch, and gradients are summed before a step. A loss is divided by what the whole batch holds, not by the part, so the step is the
-one that a single process would take. Alone, every function here does nothing.
+numbers; each works on its part of a batch, and gradients are summed before a step. A loss is divided by what the whole
+batch holds, not by the part, so the step is the one that a single process would take. Alone, every function here does nothing.
 """
 
 from __future__ import annotations

@@ -153,8 +153,7 @@ def save_merged(
 
     base: where the frozen weights came from. Adapters are merged into them, float32 ones in place (the model is used up),
     others, and where processes share the weights, in a float32 copy: a small change added to bfloat16 weights would be
-    rounded away. also: writes what else
-    belongs into the directory. Of several processes the first one writes.
+    rounded away. also: writes what else belongs into the directory. Of several processes the first one writes.
     """
     if processes.is_main():
         _save_merged(model, tokenizer, out, base, also)

@@ -70,7 +70,7 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
 def _one_of_several(verb: str, options: dict[str, Any]) -> None:
     """Of several processes the first one speaks."""
     if verb not in ("sft", "reward_model", "ppo"):
-        name = verb.strip("_").replace("_", "-")
+        name = verb.replace("_", "-")
         raise InputError(f"{name} runs in one process; accelerate launch is for sft, reward-model and ppo")
     if not processes.is_main():
         options["quiet"] = True
@@ -92,11 +92,6 @@ def _calm() -> None:
 
     datasets.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-
-def beside(out: Path) -> Path:
-    """Where the curves of a training go."""
-    return out.with_name(f"{out.name}.tensorboard")
 
 
 def last_line(as_json: bool, value: dict[str, Any]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,10 +24,12 @@ from solon.cli.common import (
     Seed,
     System,
     assignment,
-    beside,
     last_line,
 )
 from solon.errors import InputError, nearest
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from solon.training import Progress, TrainSettings
 
 
 def feedback_model(
@@ -56,16 +61,14 @@ def feedback_model(
     from solon.feedback.feedback_model import split_by_prompt, train_feedback_model
     from solon.feedback.questions import HHH
     from solon.prompts import read_comparisons
-    from solon.runs.files import measure_judge, with_progress
-    from solon.runs.trackers import tracked
+    from solon.runs.files import measure_judge
     from solon.training import AdapterSettings, TrainSettings
 
     rules = load_constitution(constitution)
     found = [c for name in comparisons for c in read_comparisons(name)][:limit]
     training, kept = split_by_prompt(found, heldout, seed or 0)
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
-    curves = (beside(out), "feedback-model", report_to or [], settings.model_dump(mode="json"))
-    with with_progress("feedback-model", quiet) as step, tracked(step, *curves) as step:
+    with _followed("feedback-model", out, settings, report_to, quiet) as step:
         result = train_feedback_model(
             training, rules, model, out, question=HHH, settings=settings, adapter=AdapterSettings(layers=layers),
             system=system, seed=seed or 0, dtype=dtype, progress=step,
@@ -105,8 +108,6 @@ def sft(
     """
     from solon.prompts import read_demonstrations, read_revision_chains
     from solon.prompts.readers import read_jsonl
-    from solon.runs.files import with_progress
-    from solon.runs.trackers import tracked
     from solon.supervised.dataset import from_chains
     from solon.supervised.sft import sft as train
     from solon.training import AdapterSettings, TrainSettings
@@ -116,8 +117,7 @@ def sft(
     else:
         examples = read_demonstrations(data)
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
-    curves = (beside(out), "sft", report_to or [], settings.model_dump(mode="json"))
-    with with_progress("sft", quiet) as step, tracked(step, *curves) as step:
+    with _followed("sft", out, settings, report_to, quiet) as step:
         result = train(
             examples[:limit], model, out, settings=settings, adapter=None if full else AdapterSettings(layers=layers),
             system=system, seed=seed or 0, dtype=dtype, progress=step,
@@ -166,8 +166,6 @@ def reward_model(
     from solon.prompts import read_comparisons
     from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
     from solon.reinforcement.reward_quality import measure
-    from solon.runs.files import with_progress
-    from solon.runs.trackers import tracked
     from solon.training import AdapterSettings
 
     if uncertainty_penalty and members == 1:
@@ -181,8 +179,7 @@ def reward_model(
         ties="skip" if skip_ties else "equal", weights={"human": human_weight, "ai": ai_weight}, members=members,
         uncertainty_penalty=uncertainty_penalty,
     )  # fmt: skip
-    curves = (beside(out), "reward-model", report_to or [], settings.model_dump(mode="json"))
-    with with_progress("reward-model", quiet) as step, tracked(step, *curves) as step:
+    with _followed("reward-model", out, settings, report_to, quiet) as step:
         result = train_reward_model(
             training, model, out, settings=settings, adapter=AdapterSettings(layers=layers), system=system,
             reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)],
@@ -235,6 +232,8 @@ def ppo(
 
     Example: `solon ppo --prompts solon:helpful --reward-model models/reward --out models/rl`
     """
+    from rich.console import Console
+
     from solon.constitution import load_constitution
     from solon.engines import LazyEngine
     from solon.feedback.judge import Judging
@@ -242,7 +241,7 @@ def ppo(
     from solon.reinforcement.monitors import Watch, judged_by
     from solon.reinforcement.trainer import PPOSettings
     from solon.reinforcement.trainer import ppo as train
-    from solon.runs.files import with_progress
+    from solon.runs.progress import training_line
     from solon.runs.trackers import trackers
     from solon.training import AdapterSettings
 
@@ -261,8 +260,8 @@ def ppo(
         judge = LazyEngine(gold, system=system, dtype=dtype) if gold else None
         rules, how = load_constitution(constitution), Judging(principles=1)
         watch = Watch(asked[:probes], judged_by(judge, rules, how, seed or 0) if judge else None)
-    curves = (beside(out), "ppo", report_to or [], settings.model_dump(mode="json"))
-    with with_progress("ppo", quiet) as step, trackers(*curves) as log:
+    curves = (_beside(out), "ppo", report_to or [], settings.model_dump(mode="json"))
+    with training_line(Console(stderr=True, quiet=quiet), "ppo") as step, trackers(*curves) as log:
         history = list(
             train(
                 asked, model, reward_model, out, settings=settings, adapter=AdapterSettings(layers=layers),
@@ -274,3 +273,26 @@ def ppo(
         best = watch.best.update
         print(f"{out}: the reward was being gamed; this is the policy after {best} updates", file=sys.stderr)
     last_line(json_, {"out": str(out), "updates": [h.to_json() for h in history]})
+
+
+def _beside(out: Path) -> Path:
+    """Where the curves of a training go."""
+    return out.with_name(f"{out.name}.tensorboard")
+
+
+@contextmanager
+def _followed(
+    name: str, out: Path, settings: TrainSettings, report_to: list[str] | None, quiet: bool
+) -> Iterator[Progress]:
+    """A trainer's callback that draws a line on stderr and logs the curves."""
+    from rich.console import Console
+
+    from solon.runs.progress import training_line
+    from solon.runs.trackers import tracked
+
+    given = settings.model_dump(mode="json")
+    with (
+        training_line(Console(stderr=True, quiet=quiet), name) as step,
+        tracked(step, _beside(out), name, report_to or [], given) as both,
+    ):
+        yield both

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -161,20 +160,6 @@ def label_file(
     aside = out.with_suffix(".trust.json")
     aside.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return {"out": str(out), "records": n, "trust": str(aside), "findings": summary["findings"], "summary": summary}
-
-
-@contextmanager
-def with_progress(name: str, quiet: bool) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
-    """A trainer's progress callback that draws a line on stderr."""
-    with progress_line(Console(stderr=True, quiet=quiet), name, 1, "steps") as advance:
-        done = 0
-
-        def step(at: int, of: int, shown: dict[str, float]) -> None:
-            nonlocal done
-            advance(at - done, shown, of)
-            done = at
-
-        yield step
 
 
 def score_file(rewards: Any, name: str, out: Path, *, limit: int | None, quiet: bool) -> int:

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from solon.training import Progress as Training
+
 
 @contextmanager
 def progress_line(console: Console, name: str, total: int, what: str) -> Iterator[Callable[..., None]]:
@@ -56,3 +58,17 @@ def progress_line(console: Console, name: str, total: int, what: str) -> Iterato
                 console.print(f"{name}: {done}/{whole} {what}, {pace}, {now - began:.0f} s, {left:.0f} s left  {text}")
 
         yield advance
+
+
+@contextmanager
+def training_line(console: Console, name: str, total: int = 1, what: str = "steps") -> Iterator[Training]:
+    """The same as a trainer's callback, which says where it is, of how many, and what to show."""
+    with progress_line(console, name, total, what) as advance:
+        done = 0
+
+        def step(at: int, of: int, shown: dict[str, float]) -> None:
+            nonlocal done
+            advance(at - done, shown, of)
+            done = at
+
+        yield step

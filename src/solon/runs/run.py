@@ -25,7 +25,7 @@ from solon.engines.base import Engine, Usage
 from solon.errors import InputError
 from solon.records import Record
 from solon.runs.journal import Journal
-from solon.runs.progress import progress_line
+from solon.runs.progress import progress_line, training_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
 from solon.training import Progress, give_memory_back
 
@@ -141,14 +141,7 @@ class Run:
         state = self.state(stage)
         if not state.get("done"):
             before, began = _usage(engines), time.monotonic()
-            with progress_line(self.console, stage, total, what) as advance:
-                done = 0
-
-                def step(at: int, of: int, shown: dict[str, float]) -> None:
-                    nonlocal done
-                    advance(at - done, shown, of)
-                    done = at
-
+            with training_line(self.console, stage, total, what) as step:
                 result = work(step)
             state = self._add(stage, state, time.monotonic() - began, before, _usage(engines))
             usage = result.pop("usage", None)

@@ -10,6 +10,7 @@ import torch
 from solon.engines import GenerationRequest, Sampling, ScoreRequest
 from solon.engines.chat import chat_ids, chat_ids_and_turns
 from solon.engines.decoding import decode, penalise, sample
+from solon.engines.lean import lean
 from solon.engines.local import LocalEngine
 from solon.engines.weights import resolve
 from solon.errors import InputError
@@ -23,12 +24,29 @@ def engine(tiny: str) -> LocalEngine:
     return LocalEngine.load(tiny, dtype="float32", system="be kind")
 
 
-def test_greedy_tokens_are_those_of_transformers(engine: LocalEngine, tiny: str) -> None:
+@pytest.mark.parametrize("way", ["lean", "by transformers' modules", "padded"])
+def test_greedy_tokens_are_those_of_transformers(
+    engine: LocalEngine, tiny: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
 
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    if way == "padded":
+        monkeypatch.setattr("solon.engines.decoding.plain_causal", lambda model: False)
+    elif way != "lean":
+        monkeypatch.setattr("solon.engines.decoding.lean", lambda model: None)
     reference = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     prompts = [engine.ids((user(t),)) for t in TEXTS]
+    lean(engine.model)  # proves it by a pass of its own, the first time
+    hook = engine.model.model.layers[0].register_forward_pre_hook(count)
     made = decode(engine.model, prompts, torch.zeros(len(prompts), 20), max_tokens=20, temperature=0, end={2})
+    hook.remove()
+    assert bool(passes) == (way != "lean")
     for prompt, out in zip(prompts, made, strict=True):
         ids = torch.tensor([prompt])
         expected = reference.generate(
@@ -47,9 +65,8 @@ def test_prompts_that_begin_alike_are_read_once_and_continue_as_if_alone(
     uniforms = torch.rand((6, 12), generator=torch.Generator().manual_seed(1))
     uniforms[2] = uniforms[0]
     passed: list[int] = []
-    hook = engine.model.model.layers[0].register_forward_pre_hook(
-        lambda module, args: passed.append(args[0].shape[0] * args[0].shape[1])
-    )
+    embeddings = engine.model.get_input_embeddings()
+    hook = embeddings.register_forward_pre_hook(lambda module, args: passed.append(args[0].numel()))
     made = decode(engine.model, prompts, uniforms, max_tokens=12, temperature=1.0, end={2})
     hook.remove()
     if at_once > 7:
@@ -177,6 +194,7 @@ def test_a_wrong_model_is_said_in_one_line(spec: str, says: str) -> None:
 def test_smollm2_is_the_same_as_ever() -> None:
     """Golden ids and scores: a silent change of transformers' GGUF reader or of the tokenizer fails here."""
     engine = LocalEngine.load("smollm2", dtype="float32")
+    assert lean(engine.model) is not None
     ids = engine.ids((user("What is the capital of France?"),))
     assert ids == GOLDEN_IDS
     with torch.no_grad():

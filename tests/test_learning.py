@@ -19,7 +19,7 @@ from solon.engines.weights import load_causal_lm
 from solon.errors import InputError
 from solon.feedback.rating import JudgeReward
 from solon.records import Chat, Comparison, Prompt, RolloutSummary, SFTExample, assistant, user
-from solon.reinforcement.frozen import lowest_trained_block
+from solon.reinforcement.frozen import Frozen
 from solon.reinforcement.reward_model import (
     RewardModel,
     RewardSettings,
@@ -260,10 +260,13 @@ def rollouts() -> Rollouts:
     return Rollouts(contexts, responses, pad=0, device=torch.device("cpu"))
 
 
-def test_passes_that_start_above_the_frozen_blocks_are_the_same(tiny: str) -> None:
+@pytest.mark.parametrize("lean", [True, False])
+def test_passes_that_start_above_the_frozen_blocks_are_the_same(
+    tiny: str, lean: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not lean:
+        monkeypatch.setattr("solon.states.lean", lambda model: None)
     policy, made, rows = adapted(tiny, layers=1), rollouts(), [2, 0]
-    block = lowest_trained_block(policy)
-    assert block == 1  # of two
 
     def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         policy.zero_grad()
@@ -272,13 +275,13 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(tiny: str) -> No
         return logprobs.detach(), [p.grad for p in policy.parameters() if p.requires_grad]
 
     whole, gradients = passes()
-    with torch.no_grad(), policy.disable_adapter():
-        made.passed_first(policy, range(3), block, 0.7, tokens=6)
-    assert made.block == block and made.entering  # the architecture takes it
+    made.frozen = Frozen(policy, pad=0)
+    assert made.frozen.block == 1  # of two, and the architecture takes it
+    made.frozen.add(made.rows)
     short, again = passes()
     assert torch.allclose(whole, short, atol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, again, strict=True))
-    made.entering = {w: torch.zeros_like(x) for w, x in made.entering.items()}
+    made.frozen._kept = {w: torch.zeros_like(x) for w, x in made.frozen._kept.items()}
     assert not torch.allclose(whole, passes()[0], atol=1e-3)  # they were really used
 
 
@@ -402,9 +405,9 @@ def test_an_entropy_bonus_keeps_entropy_up_and_a_length_target_holds_length(tiny
     assert less[1] < length - 1
 
 
-def trained(tiny: str, out: Path, **changed: Any) -> RewardModel:
+def trained(tiny: str, out: Path, adapter: AdapterSettings = ADAPTER, **changed: Any) -> RewardModel:
     settings = RewardSettings(epochs=4, batch_size=8, learning_rate=1e-2, **changed)
-    train_reward_model(comparisons(24), tiny, out, settings=settings, adapter=ADAPTER, system=None,
+    train_reward_model(comparisons(24), tiny, out, settings=settings, adapter=adapter, system=None,
                        reference=[(*c.prompt, *c.chosen) for c in comparisons(8)], dtype="float32")  # fmt: skip
     return RewardModel.load(str(out), "float32")
 
@@ -473,11 +476,30 @@ def test_a_checkpoint_is_taken_up_by_its_own_training_only(
         list(ppo(PROMPTS, tiny, has_e, out, checkpoint=kept, **{**given, **changed}))
 
 
-def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(tiny: str, tmp_path: Path) -> None:
-    rewards = trained(tiny, tmp_path / "rm")
+@pytest.mark.parametrize(("of_reward", "of_policy", "shared"), [(1, 1, True), (None, 1, False), (None, None, False)])
+def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(
+    tiny: str,
+    tmp_path: Path,
+    of_reward: int | None,
+    of_policy: int | None,
+    shared: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks with adapters of the reward model and of the policy; whether they share what lies below."""
+    rewards = trained(tiny, tmp_path / "rm", adapter=AdapterSettings(rank=8, alpha=16, layers=of_reward))
     settings = PPOSettings(updates=2, rollouts=8, minibatch=4, max_tokens=8, learning_rate=3e-3)
-    given = {"settings": settings, "adapter": ADAPTER, "system": None, "dtype": "float32"}
+    adapter = AdapterSettings(rank=8, alpha=16, layers=of_policy)
+    given: dict[str, Any] = {"settings": settings, "adapter": adapter, "system": None, "dtype": "float32"}
+    found: list[bool] = []
+    start_at = RewardModel.start_at
+
+    def told(self: RewardModel, frozen: Frozen) -> None:
+        start_at(self, frozen)
+        found.append(self._frozen is not None and frozen.block > 0)
+
+    monkeypatch.setattr(RewardModel, "start_at", told)
     on = list(ppo(PROMPTS, tiny, str(tmp_path / "rm"), tmp_path / "on", **given))
+    assert found == [shared]
     beside = list(ppo(PROMPTS, tiny, rewards.score, tmp_path / "beside", **given))
     for a, b in zip(on, beside, strict=True):
         assert a.reward == pytest.approx(b.reward, abs=1e-3)

@@ -8,7 +8,7 @@ rows padded on the right. Either way a token's state depends on its own row only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from solon.engines.decoding import plain_causal
-from solon.engines.tree import Tree, as_tree, laid_out
+from solon.engines.lean import lean
+from solon.engines.tree import Tree, as_tree, laid_out, tree_attention
+
+Passed = Callable[["Layout", Sequence[list[int]]], Tensor]
 
 
 def base_of(model: Any) -> Any:
@@ -73,6 +76,30 @@ class Layout:
             out = trunk(attention_mask=self.mask, position_ids=self.positions, use_cache=False, **given)
         return out.last_hidden_state.flatten(0, 1)
 
+    @torch.no_grad()
+    def entering(self, model: Any, block: int) -> Tensor:
+        """The states that enter a block below which nothing is adapted, one a place, (places, width)."""
+        base = base_of(model)
+        with model.disable_adapter():
+            quick = lean(base) if self.tree else None
+        if quick is not None and self.tree is not None:
+            with laid_out(self.tree, 0, self._like):
+                return quick.states(self.ids[0], self.positions[0], _attend, stop=block)
+        found: list[Tensor] = []
+
+        def keep(_: Any, args: tuple[Any, ...], out: Any) -> None:
+            found.append(out[0] if isinstance(out, tuple) else out)
+
+        trunk = base.base_model
+        whole, handle = trunk.layers, trunk.layers[block - 1].register_forward_hook(keep)
+        try:
+            trunk.layers = torch.nn.ModuleList(list(whole)[:block])
+            self.states(model)
+        finally:
+            trunk.layers = whole
+            handle.remove()
+        return found[0].flatten(0, 1)
+
     def at(self, states: Tensor, where: Sequence[range]) -> Tensor:
         """The states of some tokens of each row, one row after another, (all of them, width)."""
         places = np.concatenate([p[r.start : r.stop] for p, r in zip(self.places, where, strict=True)])
@@ -87,7 +114,12 @@ class Layout:
         return torch.cat(list(rows))[torch.from_numpy(source).to(self.device)].view(*self.ids.shape, -1)
 
 
-def last_states(model: Any, rows: Sequence[list[int]], pad: int) -> Tensor:
-    """The last hidden state of each row's last token, (rows, width)."""
+def last_states(model: Any, rows: Sequence[list[int]], pad: int, passed: Passed | None = None) -> Tensor:
+    """The last hidden state of each row's last token, (rows, width). passed: gives a layout's states; None: the model."""
     layout = Layout(model, rows, pad)
-    return layout.at(layout.states(model), [range(len(row) - 1, len(row)) for row in rows])
+    states = passed(layout, rows) if passed else layout.states(model)
+    return layout.at(states, [range(len(row) - 1, len(row)) for row in rows])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, block: int) -> Tensor:
+    return tree_attention(query, key, value, scaling)

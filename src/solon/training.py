@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from solon import processes
+from solon.adapted import in_few_passes
 from solon.engines.tree import parts_of
 from solon.sharding import is_shared
 from solon.states import base_of
@@ -65,30 +65,7 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
     """The model with trainable adapters (float32, whatever the trunk's dtype); all else is frozen."""
     from peft import get_peft_model
 
-    return in_one_product(get_peft_model(model, lora_config(model, settings, task)))
-
-
-def in_one_product(adapted: Any) -> Any:
-    """The PEFT model with W x + scaling B A x in fewer passes over memory: the sum is part of a product."""
-    from peft.tuners.lora import Linear
-
-    for module in adapted.modules():
-        if type(module) is Linear:
-            module.forward = MethodType(_lora_forward, module)  # type: ignore[method-assign]
-    return adapted
-
-
-def _lora_forward(layer: Any, x: Tensor) -> Tensor:
-    """What PEFT's own layer gives, without dropout."""
-    out = layer.base_layer(x)
-    if layer.disable_adapters or layer.merged:
-        return out
-    for name in layer.active_adapters:
-        if name in layer.lora_A:
-            a, b = layer.lora_A[name].weight, layer.scaling[name] * layer.lora_B[name].weight
-            down = torch.nn.functional.linear(x.to(a.dtype), a)
-            out.view(-1, out.shape[-1]).addmm_(down.flatten(0, -2).to(out.dtype), b.T.to(out.dtype))
-    return out
+    return in_few_passes(get_peft_model(model, lora_config(model, settings, task)))
 
 
 def fit(

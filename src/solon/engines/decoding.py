@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from solon import processes
 from solon.engines import tree
+from solon.engines.lean import Lean, lean
 from solon.sharding import is_shared
 
 ATTENTION = "solon_grouped"
@@ -35,19 +36,14 @@ def grouped_attention(
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     if tree.active():
         return tree.tree_attention(query, key, value, scaling), None
-    batch, heads, q_len, d = query.shape
+    batch, heads, q_len, _ = query.shape
     kv_heads = key.shape[1]
     if attention_mask is not None:
         attention_mask = attention_mask[..., : key.shape[2]]
         if attention_mask.dtype != torch.bool:
             attention_mask = attention_mask >= 0  # additive masks hold 0 and the smallest number
     if q_len == 1 and not query.requires_grad:
-        grouped = query.reshape(batch, kv_heads, heads // kv_heads, d)
-        weights = torch.matmul(grouped, key.transpose(2, 3)).float() * scaling
-        if attention_mask is not None:
-            weights = weights.masked_fill(~attention_mask, float("-inf"))
-        out = torch.matmul(weights.softmax(-1).to(value.dtype), value)
-        return out.reshape(batch, 1, heads, d), None
+        return _last_token(query, key, value, None if attention_mask is None else ~attention_mask, scaling), None
     if query.device.type == "cpu" and q_len == key.shape[2] and batch * q_len <= PLAIN_TOKENS and q_len <= PLAIN_LENGTH:
         return _plain_attention(query, key, value, attention_mask, scaling), None
     out = torch.nn.functional.scaled_dot_product_attention(
@@ -60,6 +56,15 @@ def grouped_attention(
         enable_gqa=heads != kv_heads,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _last_token(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float) -> Tensor:
+    """query: (batch, heads, 1, d); hidden: what it must not see, (batch, 1, 1, k). Returns (batch, 1, heads, d)."""
+    batch, heads, _, d = query.shape
+    weights = torch.matmul(query.reshape(batch, key.shape[1], -1, d), key.transpose(2, 3)).float().mul_(scaling)
+    if hidden is not None:
+        weights.masked_fill_(hidden, float("-inf"))
+    return torch.matmul(weights.softmax(-1).to(value.dtype), value).view(batch, 1, heads, d)
 
 
 PLAIN_TOKENS, PLAIN_LENGTH = 4096, 512  # a training batch: above them the (length x length) weights cost memory
@@ -250,7 +255,8 @@ def decode(
     alive = torch.arange(len(prompts), device=device)
     uniforms = uniforms.to(device)
     ends = torch.tensor(sorted(end), device=device)
-    cache, logits, mask = _read_prompts(model, prompts, pad, max_tokens)
+    quick = lean(model) if plain_causal(model) else None
+    cache, logits, mask = _read_prompts(model, quick, prompts, pad, max_tokens)
     positions = mask.sum(-1, keepdim=True) - 1
     together, idle = is_shared(model), False  # idle: nothing of its own is left, it goes on for the other processes
     seen = None
@@ -285,23 +291,40 @@ def decode(
             break
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
         if step + 1 < max_tokens:
-            out = model(
-                input_ids=token.unsqueeze(-1),
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=FIRST.to(device),
-            )
-            cache, logits = out.past_key_values, out.logits[:, -1]
+            cache, logits = _one_more(model, quick, cache, token, mask, positions)
     return done
+
+
+def _one_more(
+    model: Any, quick: Lean | None, cache: DynamicCache, token: Tensor, mask: Tensor, positions: Tensor
+) -> tuple[DynamicCache, Tensor]:
+    """The cache and the scores, (batch, vocabulary), after one token more of each row.
+
+    token: (batch,). mask: (batch, tokens), the new one included. positions: (batch, 1).
+    """
+    if quick is None:
+        out = model(
+            input_ids=token.unsqueeze(-1), attention_mask=mask, position_ids=positions, past_key_values=cache,
+            use_cache=True, logits_to_keep=FIRST.to(model.device),
+        )  # fmt: skip
+        return out.past_key_values, out.logits[:, -1]
+    hidden = (mask == 0)[:, None, None] if bool((mask == 0).any()) else None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
+        # One sequence of many rows' tokens becomes many sequences of one token.
+        keys, values = cache.update(k.transpose(0, 2), v.transpose(0, 2), block)
+        return _last_token(q.transpose(0, 2), keys, values, hidden, scaling).transpose(0, 1)
+
+    return cache, quick(token, positions.squeeze(-1), attend, range(len(token)))
 
 
 # An index, not a count: of a slice's states torch multiplies a frozen head per row, on copies of it (2.7 GB).
 FIRST = torch.zeros(1, dtype=torch.long)
 
 
-def _read_prompts(model: Any, prompts: list[list[int]], pad: int, room: int) -> tuple[DynamicCache, Tensor, Tensor]:
+def _read_prompts(
+    model: Any, quick: Lean | None, prompts: list[list[int]], pad: int, room: int
+) -> tuple[DynamicCache, Tensor, Tensor]:
     """A cache that holds the prompts, with room for so many tokens more; the scores after each prompt; and its mask.
 
     (prompts, vocabulary), (prompts, longest); shorter prompts stand on the right. Prompts that begin alike (a system message,
@@ -322,21 +345,31 @@ def _read_prompts(model: Any, prompts: list[list[int]], pad: int, room: int) -> 
         for row, i in enumerate(part):
             places[row, longest - len(prompts[i]) :] = torch.from_numpy(made.places(number[row]))
             mask[i, longest - len(prompts[i]) :] = 1
-        ids, positions = (torch.tensor([x], device=model.device) for x in (made.ids, made.positions))
-        with tree.laid_out(made, 0, torch.empty(0, dtype=model.dtype, device=model.device)):
-            out = model(
-                input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=places[:, -1].to(model.device)
-            )  # fmt: skip
+        filled, found = _read_tree(model, quick, made, places[:, -1])
         if logits is None:
-            logits = out.logits.new_empty(len(prompts), out.logits.shape[-1])
+            logits = found.new_empty(len(prompts), found.shape[-1])
         rows, at = torch.tensor(part, device=model.device), places.to(model.device)
-        logits[rows] = out.logits[0]
-        for layer, filled in zip(own, out.past_key_values.layers, strict=True):
-            layer.take(
-                rows, len(prompts), longest, *(x[0][:, at].transpose(0, 1) for x in (filled.keys, filled.values))
-            )
+        logits[rows] = found
+        for layer, whole in zip(own, filled.layers, strict=True):
+            layer.take(rows, len(prompts), longest, *(x[0][:, at].transpose(0, 1) for x in (whole.keys, whole.values)))
     assert logits is not None
     return cache, logits, mask.to(model.device)
+
+
+def _read_tree(model: Any, quick: Lean | None, made: tree.Tree, reads: Tensor) -> tuple[Any, Tensor]:
+    """A cache of the tree's tokens, and the scores at the places `reads`, (reads, vocabulary)."""
+    with tree.laid_out(made, 0, torch.empty(0, dtype=model.dtype, device=model.device)):
+        if quick is None:
+            ids, positions = (torch.tensor([x], device=model.device) for x in (made.ids, made.positions))
+            keep = reads.to(model.device)
+            out = model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=keep)
+            return out.past_key_values, out.logits[0]
+        filled = DynamicCache()
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
+            return tree.tree_attention(q, *filled.update(k, v, block), scaling)
+
+        return filled, quick(made.ids, made.positions, attend, reads.tolist())
 
 
 def _read_padded(model: Any, prompts: list[list[int]], pad: int, room: int) -> tuple[DynamicCache, Tensor, Tensor]:

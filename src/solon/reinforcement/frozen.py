@@ -1,52 +1,87 @@
 """What lies below the lowest adapter never changes: it is computed once per rollout instead of at every pass.
 
-With adapters on the top 12 of 30 blocks, the reference, the old policy and every epoch of PPO share the states
-that enter block 18. They are kept from the first full pass, and the later passes start there.
+With adapters on the top 12 of 30 blocks, the reference, the old policy, every epoch of PPO and a reward model on the same
+trunk share the states that enter block 18.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solon.states import base_of
+from solon import processes
+from solon.engines.lean import some_tokens
+from solon.engines.tree import in_parts
+from solon.states import Layout, base_of
+from solon.training import TOKENS_AT_ONCE
 
 
-def lowest_trained_block(model: Any) -> int:
-    """Index of the first block that has anything to train; 0 where that is not told by the parameters' names."""
-    trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    blocks = [re.search(r"\.layers\.(\d+)\.", n) for n in trained]
+def lowest_adapted_block(model: Any, adapter: str = "default") -> int:
+    """Index of the first block with that adapter; 0 where that is not told by the parameters' names."""
+    names = [n for n, _ in model.named_parameters() if f".{adapter}." in n]
+    blocks = [re.search(r"\.layers\.(\d+)\.", n) for n in names]
     return min((int(b[1]) for b in blocks if b), default=0) if all(blocks) else 0
 
 
-def _trunk(model: Any) -> Any:
-    return base_of(model).base_model
+class Frozen:
+    """The states that enter a block below which nothing is adapted, of rows of tokens; each computed once."""
 
+    def __init__(self, policy: Any, pad: int) -> None:
+        self.policy, self._pad = policy, pad
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self.block = lowest_adapted_block(policy)
+        if self.block and not self._starts():
+            self.block = 0  # passes go through all blocks, and nothing is kept
 
-@contextmanager
-def states_entering(model: Any, block: int) -> Iterator[list[Tensor]]:
-    """Collects the states that enter the block, (rows, length, width), once per forward pass inside."""
-    found: list[Tensor] = []
+    @torch.no_grad()
+    def add(self, rows: Sequence[list[int]]) -> None:
+        """Compute those of these rows, together: what they share, also with one another's endings, once."""
+        if not self.block:
+            return
+        missing = [row for row in rows if tuple(row) not in self._kept]
+        parts = [[missing[i] for i in part] for part in in_parts(missing, TOKENS_AT_ONCE)]
+        for part, _ in processes.turns(parts, list(rows[:1]), processes.sharded()):
+            layout = Layout(self.policy, part, self._pad)
+            states = layout.entering(self.policy, self.block)
+            for row, places in zip(part, layout.places, strict=True):
+                self._kept[tuple(row)] = states[torch.from_numpy(places).to(states.device)]
 
-    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args[0] if args else kwargs["hidden_states"]).detach())
+    def forget(self) -> None:
+        self._kept = {}
 
-    handle = _trunk(model).layers[block].register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        yield found
-    finally:
-        handle.remove()
+    def states(self, layout: Layout, rows: Sequence[list[int]]) -> Tensor:
+        """The last hidden states of the layout of these rows, (places, width), from the kept ones on."""
+        if not self.block:
+            return layout.states(self.policy)
+        with starting_at(self.policy, self.block):
+            return layout.states(self.policy, [self._kept[tuple(row)] for row in rows])
+
+    @torch.no_grad()
+    def _starts(self) -> bool:
+        """Whether the model can start at the block: tried on a few tokens, as architectures differ."""
+        row = some_tokens(base_of(self.policy)).tolist()
+        layout = Layout(self.policy, [row], self._pad)
+        whole = layout.states(self.policy)
+        try:
+            self.add([row])
+            alike = bool((self.states(layout, [row]) - whole).norm() < 0.02 * whole.norm())
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            alike = False
+        self.forget()
+        if processes.sharded():  # which blocks a pass gathers must be the same everywhere
+            alike = processes.total(alike) == processes.world()
+        return alike
 
 
 @contextmanager
 def starting_at(model: Any, block: int) -> Iterator[None]:
     """Inside, the model consists of its blocks from `block` on, and is given the states as `inputs_embeds`."""
-    trunk = _trunk(model)
+    trunk = base_of(model).base_model
     whole = trunk.layers
     trunk.layers = torch.nn.ModuleList(list(whole)[block:])
     try:

@@ -28,12 +28,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from solon import processes
+from solon.adapted import in_few_passes
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.decoding import ATTENTION
 from solon.engines.tree import in_parts
 from solon.engines.weights import device, load_tokenizer, model_fingerprint, resolve, resolve_dtype
 from solon.errors import InputError
 from solon.records import Chat, Comparison, Labeler
+from solon.reinforcement.frozen import Frozen, lowest_adapted_block
 from solon.sharding import is_shared, placed
 from solon.states import base_of, distinct_tokens, last_states
 from solon.training import (
@@ -43,7 +45,6 @@ from solon.training import (
     add_adapters,
     first_and_last,
     fit,
-    in_one_product,
     save_merged,
 )
 
@@ -102,6 +103,7 @@ class RewardModel:
     ) -> None:
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.members, self.penalty = list(members), penalty
+        self._frozen: Frozen | None = None
 
     @classmethod
     def load(cls, where: str, dtype: str = "auto", on: str | None = None) -> RewardModel:
@@ -136,6 +138,15 @@ class RewardModel:
             return None
         return cls(*_with_members(policy, tokenizer, kept, Path(where) / ADAPTERS, "reward"))
 
+    def start_at(self, frozen: Frozen) -> None:
+        """Share what lies below the adapters with the policy, where this is adapters on its trunk, and none lower."""
+        lowest = min(lowest_adapted_block(self.model, m.adapter or "") for m in self.members)
+        if self.model is frozen.policy and lowest >= frozen.block:
+            self._frozen = frozen
+
+    def rows(self, conversations: Sequence[Chat]) -> list[list[int]]:
+        return [self.ids(c) for c in conversations]
+
     def ids(self, conversation: Chat, max_length: int = 1024) -> list[int]:
         """Token ids of a conversation that ends with the assistant's turn, up to its end-of-turn token.
 
@@ -152,7 +163,8 @@ class RewardModel:
         """
         part = self.members[member]
         with _speaking(self.model, part.adapter):
-            states = last_states(self.model, rows, self.tokenizer.pad_token_id)
+            passed = self._frozen.states if self._frozen else None
+            states = last_states(self.model, rows, self.tokenizer.pad_token_id, passed)
         return part.head(states.float()).squeeze(-1).float()
 
     def score(self, conversations: Sequence[Chat]) -> list[float]:
@@ -163,13 +175,15 @@ class RewardModel:
 
     def by_member(self, conversations: Sequence[Chat]) -> list[list[float]]:
         """Of each conversation, each member's normalised score."""
-        rows = [self.ids(c) for c in conversations]
+        rows = self.rows(conversations)
         columns = [[(raw - m.mean) / m.std for raw in self.raw_scores(rows, n)] for n, m in enumerate(self.members)]
         return [list(scores) for scores in zip(*columns, strict=True)]
 
     @torch.no_grad()
     def raw_scores(self, rows: Sequence[list[int]], member: int = 0) -> list[float]:
         out = [0.0] * len(rows)
+        if self._frozen:
+            self._frozen.add(rows)
         parts = in_parts(rows, 4096)
         for part, _ in processes.turns(parts, parts[0] if parts else [], is_shared(self.model)):
             for i, value in zip(part, self.raw([rows[i] for i in part], member).tolist(), strict=True):
@@ -179,7 +193,7 @@ class RewardModel:
     def probabilities(self, comparisons: Sequence[Comparison]) -> list[float]:
         """P(chosen is better) of each as the model sees it, 0..1: the mean of the members'."""
         chats = [(*c.prompt, *c.chosen) for c in comparisons] + [(*c.prompt, *c.rejected) for c in comparisons]
-        rows = [self.ids(c) for c in chats]
+        rows = self.rows(chats)
         n = len(comparisons)
         columns = []
         for k in range(len(self.members)):
@@ -255,7 +269,7 @@ def _put_on(model: Any, name: str, path: Path) -> Any:
     set_peft_model_state_dict(model, weights, adapter_name=name)
     for p in model.parameters():
         p.requires_grad_(id(p) in learned)
-    return in_one_product(model)
+    return in_few_passes(model)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -342,7 +356,7 @@ def train_reward_model(
             base_of(learner).score.float()
             rewards = RewardModel(learner, tokenizer, system, [Member(base_of(learner).score)])
             losses = _train_member(rewards, encoded, settings, seed + n, _of_members(progress, settings.members, n))
-            rows = [rewards.ids(c) for c in reference]
+            rows = rewards.rows(reference)
             raw = torch.tensor(rewards.raw_scores(rows)) if rows else torch.tensor([-1.0, 1.0])
             kept.insert(0, {"mean": raw.mean().item(), "std": max(raw.std().item(), 1e-6)})
             if adapter:

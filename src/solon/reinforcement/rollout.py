@@ -2,14 +2,14 @@
 
 One trunk serves policy and reference: the reference is the policy with its adapters switched off. A pass lays the rows
 out as a tree (`states.py`), so that responses to one prompt share it and nothing is padded; what lies below the lowest
-adapter never changes, so its outputs are kept from the first pass and the later ones start there (`frozen.py`).
+adapter never changes, so its outputs are computed once and the passes start there (`frozen.py`).
 Responses stand in tensors of (rollouts, response), where `mask` is 1 on their tokens, the end-of-turn token included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from solon import processes
 from solon.engines.decoding import Generated, decode
 from solon.engines.tree import in_parts
-from solon.reinforcement.frozen import starting_at, states_entering
+from solon.reinforcement.frozen import Frozen
 from solon.reinforcement.ppo import logprobs_and_entropy
 from solon.sharding import is_shared
 from solon.states import Layout, base_of
@@ -27,16 +27,22 @@ from solon.states import Layout, base_of
 class Rollouts:
     """Contexts and responses, both token ids; one response a context."""
 
-    def __init__(self, contexts: list[list[int]], responses: list[list[int]], pad: int, device: torch.device) -> None:
-        self.pad, self.device, self.responses = pad, device, responses
+    def __init__(
+        self,
+        contexts: list[list[int]],
+        responses: list[list[int]],
+        pad: int,
+        device: torch.device,
+        frozen: Frozen | None = None,
+    ) -> None:
+        """frozen: where the policy's passes start, with these rows in it; None: at the bottom."""
+        self.pad, self.device, self.responses, self.frozen = pad, device, responses, frozen
         self.rows = [c + r for c, r in zip(contexts, responses, strict=True)]
         # The state of the token before predicts a token.
         self.before = [range(len(c) - 1, len(c) + len(r) - 1) for c, r in zip(contexts, responses, strict=True)]
         self.mask = torch.zeros(len(responses), max(map(len, responses)), device=device)
         for i, response in enumerate(responses):
             self.mask[i, : len(response)] = 1
-        self.block = 0  # passes start at this block …
-        self.entering: dict[int, Tensor] = {}  # … with the states that enter it, by row, (tokens, width)
 
     def spread(self, flat: Tensor, which: Sequence[int]) -> Tensor:
         """Values of the response tokens of some rollouts, one after another, as (which, response); 0 elsewhere."""
@@ -54,49 +60,14 @@ class Rollouts:
 
         Scores over the vocabulary exist for response tokens only. The states are those that predict them.
         """
-        layout = Layout(policy, [self.rows[w] for w in which], self.pad)
-        with starting_at(policy, self.block) if self.entering else nullcontext():
-            states = layout.states(policy, [self.entering[w] for w in which] if self.entering else None)
-        return self._read(policy, layout, states, which, temperature, entropy)
-
-    def passed_first(self, policy: Any, which: Sequence[int], block: int, temperature: float, tokens: int) -> Tensor:
-        """Log-probs of these, 0 for others, (rollouts, response); keeps what enters the block for later passes."""
-        out, kept = torch.zeros_like(self.mask), dict[int, Tensor]()
-        parts = self.parts(which, tokens)
-        for part, _ in processes.turns(parts, parts[0] if parts else [], processes.sharded()):
-            layout = Layout(policy, [self.rows[w] for w in part], self.pad)
-            with states_entering(policy, block) as found:
-                states = layout.states(policy)
-            out[part] = self._read(policy, layout, states, part, temperature, entropy=False)[0]
-            if block:
-                flat = found[0].flatten(0, 1)
-                kept |= {w: flat[torch.from_numpy(p)] for w, p in zip(part, layout.places, strict=True)}
-        if kept and self._starts(policy, block, which[0], kept[which[0]]):
-            self.block, self.entering = block, kept
-        return out
-
-    def _read(
-        self, policy: Any, layout: Layout, states: Tensor, which: Sequence[int], temperature: float, entropy: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = [self.rows[w] for w in which]
+        layout = Layout(policy, rows, self.pad)
+        states = self.frozen.states(layout, rows) if self.frozen else layout.states(policy)
         hidden = layout.at(states, [self.before[w] for w in which])
         said = torch.tensor([t for w in which for t in self.responses[w]], device=self.device)
         head = base_of(policy).get_output_embeddings()
         logprobs, entropies = logprobs_and_entropy(hidden, head, said, temperature, entropy=entropy)
         return self.spread(logprobs, which), self.spread(entropies, which), hidden
-
-    def _starts(self, policy: Any, block: int, row: int, entering: Tensor) -> bool:
-        """Whether the model can start at the block: tried on one rollout, as architectures differ."""
-        layout = Layout(policy, [self.rows[row]], self.pad)
-        whole = layout.states(policy)
-        try:
-            with starting_at(policy, block):
-                apart = layout.states(policy, [entering]) - whole
-                alike = bool(apart.norm() < 0.02 * whole.norm())
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            alike = False
-        if processes.sharded():  # which blocks a pass gathers must be the same everywhere
-            alike = processes.total(alike) == processes.world()
-        return alike
 
 
 @torch.no_grad()
@@ -119,7 +90,7 @@ def sample(
         with merged(policy):
             asked = [contexts[i] for i in own]
             made = decode(
-                policy, asked, uniforms[own], max_tokens=max_tokens, temperature=temperature, end=ends, pad=pad
+                base_of(policy), asked, uniforms[own], max_tokens=max_tokens, temperature=temperature, end=ends, pad=pad
             )
     return processes.gathered(made, n)
 

@@ -24,7 +24,7 @@ from solon.engines.weights import load_causal_lm, model_fingerprint, resolve
 from solon.errors import InputError
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
 from solon.reinforcement.checkpoint import Kept, State, pack, restore, save
-from solon.reinforcement.frozen import lowest_trained_block
+from solon.reinforcement.frozen import Frozen
 from solon.reinforcement.monitors import Check, Watch, of_texts
 from solon.reinforcement.ppo import (
     AdaptiveKL,
@@ -126,6 +126,9 @@ def ppo(
     rewards = _reward_model(reward, policy, tokenizer, model, dtype) if isinstance(reward, str) else None
     score = rewards.score if rewards else reward
     assert callable(score)
+    frozen = Frozen(policy, tokenizer.pad_token_id)
+    if rewards:
+        rewards.start_at(frozen)
     state = _start(policy, settings, rewards)
     watch = watch if settings.check_every else None
     identity = {
@@ -174,8 +177,12 @@ def ppo(
                 [m.ids + ([] if m.end is None else [m.end]) for m in made],
                 tokenizer.pad_token_id,
                 policy.device,
+                frozen,
             )
-            raw = torch.tensor(_scored(score, [(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]))
+            chats = [(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]
+            own = processes.mine(len(chats))
+            frozen.add([rollouts.rows[i] for i in own] + (rewards.rows([chats[i] for i in own]) if rewards else []))
+            raw = torch.tensor(_scored(score, chats))
             ended = torch.tensor([m.ended for m in made])
             summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(seed, update)))
             state.update += 1
@@ -191,6 +198,7 @@ def ppo(
                 }
             )
             unsaved = pack(state, watch, identity) if checkpoint and processes.is_main() else None
+            frozen.forget()
             give_memory_back()
             if log:
                 log(summary.numbers(), state.update)
@@ -248,13 +256,13 @@ def learn(
     scores = (raw - settings.missing_end_penalty * (~ended)).to(device)
     scores = held_to_length(scores, lengths, settings.length_target, settings.length_coefficient)
     scores = centred(scores, settings.responses_per_prompt)
-    block, own = lowest_trained_block(policy), processes.mine(n)
+    own = processes.mine(n)
     with torch.no_grad():
-        with policy.disable_adapter():
-            reference = rollouts.passed_first(policy, own, block, settings.temperature, TOKENS_AT_ONCE)
-        old, entropy, old_values = (torch.zeros_like(mask) for _ in range(3))
+        reference, old, entropy, old_values = (torch.zeros_like(mask) for _ in range(4))
         parts = rollouts.parts(own, TOKENS_AT_ONCE)
         for part, _ in processes.turns(parts, parts[0] if parts else [], processes.sharded()):
+            with policy.disable_adapter():
+                reference[part] = rollouts.passed(policy, part, settings.temperature)[0]
             old[part], entropy[part], states = rollouts.passed(policy, part, settings.temperature, entropy=True)
             old_values[part] = rollouts.spread(values(states.float()).squeeze(-1), part)
         for x in (reference, old, entropy, old_values):

@@ -1,0 +1,223 @@
+"""Adapters that learn (LoRA, Hu et al. 2021), in few passes over memory.
+
+PEFT's layers and transformers' blocks serve every case, as chains of small operations that each go over the states and,
+backward, once more; on a CPU that takes as long as the products. Here are the same block and its gradients for one case:
+a Llama-like block in float32 whose own weights are frozen. `in_few_passes` puts it into a model where it gives what the
+model gives, and leaves every other model as it is. Shapes: x (tokens, width).
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from solon.engines.decoding import ATTENTION, grouped_attention
+from solon.engines.lean import FAMILIES, normed, rotate, some_tokens
+from solon.sharding import is_shared
+
+
+class _Linears(Function):
+    """Linear layers of one input: x Wᵀ + b + s (x Aᵀ) Bᵀ each, added onto something where one layer has it given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, onto: Tensor | None, layers: list[nn.Linear], scales: list[float], *ab: Tensor
+    ) -> Any:
+        """ab: every A, then every B; none where adapters are switched off."""
+        outs = [torch.mm(x, m.weight.T) if onto is None else torch.addmm(onto, x, m.weight.T) for m in layers]
+        for y, m in zip(outs, layers, strict=True):
+            if m.bias is not None:
+                y += m.bias
+        down = None
+        if ab:
+            down = x @ torch.cat(ab[: len(layers)]).T  # one product, not a thin one each
+            for y, d, b, s in _each(outs, down, ab, scales):
+                y.addmm_(d, b.T, alpha=s)
+        ctx.layers, ctx.scales = layers, scales
+        ctx.save_for_backward(*((x, down, *ab) if down is not None else ()))
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.mm(grads[0], ctx.layers[0].weight)
+            for grad, m in zip(grads[1:], ctx.layers[1:], strict=True):
+                of_x.addmm_(grad, m.weight)
+        of_ab: list[Tensor] = []
+        if ctx.saved_tensors:
+            x, down, *ab = ctx.saved_tensors
+            n = len(ctx.layers)
+            up = torch.cat([grad @ b * s for grad, _, b, s in _each(grads, down, ab, ctx.scales)], 1)
+            if of_x is not None:
+                of_x.addmm_(up, torch.cat(ab[:n]))
+            of_ab = [*(up.T @ x).split([len(a) for a in ab[:n]])]
+            of_ab += [(grad.T @ d).mul_(s) for grad, d, _, s in _each(grads, down, ab, ctx.scales)]
+        return of_x, grads[0] if ctx.needs_input_grad[1] else None, None, None, *of_ab
+
+
+def _each(outs: Any, down: Tensor, ab: Any, scales: list[float]) -> Any:
+    """Of each layer: what comes out of it (or its gradient), x Aᵀ, B and s."""
+    n = len(scales)
+    return zip(outs, down.split([len(a) for a in ab[:n]], 1), ab[n:], scales, strict=True)
+
+
+class _Normed(Function):
+    """RMSNorm (Zhang and Sennrich 2019) by frozen weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        out, scale = normed(x, weight, epsilon)
+        ctx.save_for_backward(x, scale, weight)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        x, scale, weight = ctx.saved_tensors
+        grad = grad * weight
+        along = (grad * x).sum(-1, keepdim=True)
+        return grad.mul_(scale).addcmul_(x, along.mul_(scale**3), value=-1 / x.shape[-1]), None, None
+
+
+class _Rotated(Function):
+    """Rotary positions (Su et al. 2021). x: (tokens, heads, d); cos, sin: (tokens, 1, d), alike in both halves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return rotate(grad, cos, -sin), None, None
+
+
+class _Gated(Function):
+    """silu(gate) up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def _linears(x: Tensor, onto: Tensor | None, *layers: Any) -> tuple[Tensor, ...]:
+    base = [m.get_base_layer() if hasattr(m, "get_base_layer") else m for m in layers]
+    own = [(m, m.active_adapters[0]) for m in layers if _adapts(m)]
+    a, b = [m.lora_A[name].weight for m, name in own], [m.lora_B[name].weight for m, name in own]
+    return _Linears.apply(x, onto, base, [m.scaling[name] for m, name in own], *a, *b)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _adapts(layer: Any) -> bool:
+    return (
+        hasattr(layer, "lora_A")
+        and not layer.disable_adapters
+        and any(n in layer.lora_A for n in layer.active_adapters)
+    )
+
+
+def _fits(group: tuple[Any, ...]) -> bool:
+    """Whether `_Linears` gives what these layers give: frozen, and all with one adapter or all without."""
+    from peft.tuners.lora import Linear
+
+    for m in group:
+        base = m.base_layer if type(m) is Linear else m
+        if type(base) is not nn.Linear or base.weight.requires_grad or (base is not m and m.merged):
+            return False
+        if _adapts(m) and (
+            len(m.active_adapters) > 1 or m.lora_A[m.active_adapters[0]].weight.dtype != base.weight.dtype
+        ):
+            return False
+    return len({_adapts(m) for m in group}) == 1
+
+
+def _forward(
+    block: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    position_embeddings: Any = None,
+    past_key_values: Any = None,
+    **given: Any,
+) -> Any:
+    """What the block gives. hidden_states: (batch, length, width)."""
+    part, mlp, norms = block.self_attn, block.mlp, (block.input_layernorm, block.post_attention_layernorm)
+    groups = (part.q_proj, part.k_proj, part.v_proj), (part.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
+    if (
+        past_key_values is not None
+        or torch.is_autocast_enabled(hidden_states.device.type)
+        or any(n.weight.requires_grad for n in norms)
+        or not all(map(_fits, groups))
+    ):
+        given |= {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
+        return type(block).forward(block, hidden_states, attention_mask=attention_mask, **given)
+    batch, length, _ = hidden_states.shape
+    cos, sin = (x.expand(batch, -1, -1).flatten(0, 1).unsqueeze(1) for x in position_embeddings)
+    states = hidden_states.flatten(0, 1)
+
+    def norm(n: Any, x: Tensor) -> Tensor:
+        return _Normed.apply(x, n.weight, n.variance_epsilon)  # type: ignore[no-untyped-call, no-any-return]
+
+    q, k, v = (y.view(len(states), -1, part.head_dim) for y in _linears(norm(norms[0], states), None, *groups[0]))
+    q, k = (_Rotated.apply(y, cos, sin) for y in (q, k))  # type: ignore[no-untyped-call]
+    q, k, v = (y.view(batch, length, -1, part.head_dim).transpose(1, 2) for y in (q, k, v))
+    got = grouped_attention(part, q, k, v, attention_mask, scaling=part.scaling)[0]
+    [states] = _linears(got.reshape(len(states), -1), states, *groups[1])
+    gate, up = _linears(norm(norms[1], states), None, *groups[2])
+    [states] = _linears(_Gated.apply(gate, up), states, *groups[3])  # type: ignore[no-untyped-call]
+    return states.view(batch, length, -1)
+
+
+def in_few_passes(adapted: Any) -> Any:
+    """The PEFT model with its blocks' forward and backward written out, where that gives what they give."""
+    from peft.tuners.lora import Linear
+
+    for module in adapted.modules():
+        if type(module) is Linear:
+            module.forward = MethodType(_lora_forward, module)  # type: ignore[method-assign]
+    base = adapted.get_base_model()
+    config = base.config.get_text_config()
+    if (
+        base.config.model_type in FAMILIES
+        and config.hidden_act == "silu"
+        and config._attn_implementation == ATTENTION
+        and base.dtype == torch.float32
+        and not is_shared(base)
+    ):
+        blocks = base.base_model.layers
+        expected = _tried(base)
+        for block in blocks:
+            block.forward = MethodType(_forward, block)
+        if not torch.allclose(_tried(base), expected, atol=1e-3, rtol=1e-3):  # it computes something of its own
+            for block in blocks:
+                del block.forward
+    return adapted
+
+
+@torch.no_grad()
+def _tried(base: Any) -> Tensor:
+    return base.base_model(input_ids=some_tokens(base).unsqueeze(0), use_cache=False).last_hidden_state
+
+
+def _lora_forward(layer: Any, x: Tensor) -> Tensor:
+    """What PEFT's own layer gives, without dropout: the sum is part of a product."""
+    out = layer.base_layer(x)
+    if layer.disable_adapters or layer.merged:
+        return out
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            a, b = layer.lora_A[name].weight, layer.scaling[name] * layer.lora_B[name].weight
+            down = torch.nn.functional.linear(x.to(a.dtype), a)
+            out.view(-1, out.shape[-1]).addmm_(down.flatten(0, -2).to(out.dtype), b.T.to(out.dtype))
+    return out

@@ -1,0 +1,108 @@
+"""A block with adapters, written out, gives the block's numbers and gradients; where it would not, it stays out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_lean import CONFIGS, made
+from transformers import GPT2Config
+
+from solon.adapted import _forward, in_few_passes
+from solon.engines.decoding import ATTENTION
+from solon.states import Layout
+from solon.training import AdapterSettings, add_adapters
+
+ROWS = [[5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 30, 31]]
+
+
+def adapted(config: Any, layers: int | None = None, *, dtype: torch.dtype = torch.float32) -> Any:
+    model = made(config).to(dtype)
+    model.set_attn_implementation(ATTENTION)
+    policy = add_adapters(model, AdapterSettings(rank=3, alpha=5, layers=layers))
+    for name, p in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    return policy.eval()
+
+
+def plain(policy: Any) -> Any:
+    """The same by transformers' and PEFT's own modules."""
+    for module in policy.modules():
+        vars(module).pop("forward", None)
+    return policy
+
+
+def written_out(policy: Any) -> int:
+    return sum(getattr(vars(m).get("forward"), "__func__", None) is _forward for m in policy.modules())
+
+
+def learned(policy: Any, padded: bool) -> list[torch.Tensor]:
+    """States, with adapters and without, and gradients."""
+    if padded:
+        ids = torch.tensor([row + [0] * (5 - len(row)) for row in ROWS])
+        mask = torch.tensor([[1] * len(row) + [0] * (5 - len(row)) for row in ROWS])
+
+    def states() -> torch.Tensor:
+        if not padded:
+            return Layout(policy, ROWS, 0).states(policy)
+        out = policy.get_base_model().base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        return out.last_hidden_state[mask.bool()]
+
+    policy.zero_grad()
+    found = states()
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    (found * weights).sum().backward()
+    with policy.disable_adapter():
+        bare = states()
+    grads = [p.grad for p in policy.parameters() if p.requires_grad]
+    assert grads and all(g is not None and g.abs().max() > 0 for g in grads)
+    return [found.detach(), bare.detach(), *(g for g in grads if g is not None)]
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("layers", [None, 1])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_numbers_and_gradients_are_those_of_the_modules(name: str, layers: int | None, padded: bool) -> None:
+    policy = adapted(CONFIGS[name], layers)
+    assert written_out(policy) == 3
+    ours = learned(policy, padded)
+    theirs = learned(plain(policy), padded)
+    assert not torch.allclose(ours[0], ours[1], atol=1e-2)  # the adapters do something
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() < 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("change", ["another family", "bfloat16", "other arithmetic"])
+def test_another_model_keeps_its_own_blocks(change: str) -> None:
+    if change == "another family":
+        model = made(GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=64, vocab_size=64))
+        assert written_out(add_adapters(model, AdapterSettings(rank=2))) == 0
+    elif change == "bfloat16":
+        assert written_out(adapted(CONFIGS["llama"], dtype=torch.bfloat16)) == 0
+    else:
+        policy = plain(adapted(CONFIGS["llama"]))
+        gate = policy.get_base_model().model.layers[2].mlp
+        gate.register_forward_hook(lambda module, args, out: 2 * out)
+        assert written_out(in_few_passes(policy)) == 0
+
+
+@pytest.mark.parametrize("change", ["weights that learn", "two adapters", "one layer without"])
+def test_what_it_does_not_cover_goes_through_the_modules(change: str) -> None:
+    policy = adapted(CONFIGS["llama"])
+    if change == "weights that learn":
+        policy.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight.requires_grad_(True)
+    elif change == "two adapters":
+        policy.add_adapter("more", policy.peft_config["default"])
+        for name, p in policy.named_parameters():
+            if "lora_B.more" in name:
+                torch.nn.init.normal_(p, std=0.3)
+        policy.base_model.set_adapter(["default", "more"])
+        policy = in_few_passes(policy)
+    else:
+        attention = policy.get_base_model().model.layers[1].self_attn
+        attention.k_proj = attention.k_proj.base_layer
+    ours, theirs = learned(policy, False), learned(plain(policy), False)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() < 1e-5 * b.norm()

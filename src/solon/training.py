@@ -26,7 +26,7 @@ from solon.sharding import is_shared
 from solon.states import base_of
 
 R = TypeVar("R")
-TOKENS_AT_ONCE = 1024  # distinct tokens of a pass that learns; activations are about 1 MB a token in a model of 135M
+TOKENS_AT_ONCE = 1280  # distinct tokens of a pass that learns; activations are 1 to 2 MB a token in a model of 135M
 Progress = Callable[[int, int, dict[str, float]], None]  # step, steps, what to show
 
 

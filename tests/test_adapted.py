@@ -9,7 +9,7 @@ import torch
 from test_lean import CONFIGS, made
 from transformers import GPT2Config
 
-from solon.adapted import _forward, in_few_passes
+from solon.adapted import _forward, _Linears, in_few_passes
 from solon.engines.decoding import ATTENTION
 from solon.states import Layout
 from solon.training import AdapterSettings, add_adapters
@@ -38,6 +38,20 @@ def written_out(policy: Any) -> int:
     return sum(getattr(vars(m).get("forward"), "__func__", None) is _forward for m in policy.modules())
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many groups of layers went through `_Linears` in each call, as a list that grows."""
+    found: list[int] = []
+    whole = _Linears.forward
+
+    def counted(*given: Any) -> Any:
+        found.append(len(given[3]))
+        return whole(*given)
+
+    monkeypatch.setattr(_Linears, "forward", staticmethod(counted))
+    return found
+
+
 def learned(policy: Any, padded: bool) -> list[torch.Tensor]:
     """States, with adapters and without, and gradients."""
     if padded:
@@ -64,10 +78,14 @@ def learned(policy: Any, padded: bool) -> list[torch.Tensor]:
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("layers", [None, 1])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_numbers_and_gradients_are_those_of_the_modules(name: str, layers: int | None, padded: bool) -> None:
+def test_numbers_and_gradients_are_those_of_the_modules(
+    name: str, layers: int | None, padded: bool, passes: list[int]
+) -> None:
     policy = adapted(CONFIGS[name], layers)
     assert written_out(policy) == 3
+    passes.clear()
     ours = learned(policy, padded)
+    assert passes == [3, 1, 2, 1] * 3 * 2  # every block, with adapters and without
     theirs = learned(plain(policy), padded)
     assert not torch.allclose(ours[0], ours[1], atol=1e-2)  # the adapters do something
     for a, b in zip(ours, theirs, strict=True):
@@ -82,16 +100,23 @@ def test_another_model_keeps_its_own_blocks(change: str) -> None:
     elif change == "bfloat16":
         assert written_out(adapted(CONFIGS["llama"], dtype=torch.bfloat16)) == 0
     else:
-        policy = plain(adapted(CONFIGS["llama"]))
-        gate = policy.get_base_model().model.layers[2].mlp
-        gate.register_forward_hook(lambda module, args, out: 2 * out)
+        policy = adapted(CONFIGS["llama"])
+        policy.get_base_model().model.layers[2].mlp.register_forward_hook(lambda module, args, out: 2 * out)
         assert written_out(in_few_passes(policy)) == 0
 
 
-@pytest.mark.parametrize("change", ["weights that learn", "two adapters", "one layer without"])
-def test_what_it_does_not_cover_goes_through_the_modules(change: str) -> None:
-    policy = adapted(CONFIGS["llama"])
-    if change == "weights that learn":
+@pytest.mark.parametrize(
+    "change", ["weights that learn", "a bias that learns", "two adapters", "one layer without", "checkpoints"]
+)
+def test_what_it_does_not_cover_goes_through_the_modules(change: str, passes: list[int]) -> None:
+    policy = adapted(CONFIGS["llama, biases"])
+    assert written_out(policy) == 3
+    if change == "checkpoints":
+        policy.get_base_model().gradient_checkpointing_enable()
+        policy.train()
+    elif change == "a bias that learns":
+        policy.get_base_model().model.layers[1].self_attn.q_proj.base_layer.bias.requires_grad_(True)
+    elif change == "weights that learn":
         policy.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight.requires_grad_(True)
     elif change == "two adapters":
         policy.add_adapter("more", policy.peft_config["default"])
@@ -103,6 +128,10 @@ def test_what_it_does_not_cover_goes_through_the_modules(change: str) -> None:
     else:
         attention = policy.get_base_model().model.layers[1].self_attn
         attention.k_proj = attention.k_proj.base_layer
-    ours, theirs = learned(policy, False), learned(plain(policy), False)
+    passes.clear()
+    padded = change == "checkpoints"  # what a tree looks like is forgotten when a block is computed again
+    ours = learned(policy, padded)
+    assert len(passes) < 3 * 4 * 2
+    theirs = learned(plain(policy), padded)
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).norm() < 1e-5 * b.norm()

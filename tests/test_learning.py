@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest, ScriptedEngine
+from solon.engines.lean import Lean
+from solon.engines.lean import lean as lean_form
 from solon.engines.tiny import make_tiny_model
 from solon.engines.weights import load_causal_lm
 from solon.errors import InputError
@@ -264,8 +266,14 @@ def rollouts() -> Rollouts:
 def test_passes_that_start_above_the_frozen_blocks_are_the_same(
     tiny: str, lean: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not lean:
-        monkeypatch.setattr("solon.states.lean", lambda model: None)
+    forms: list[bool] = []
+
+    def form(model: Any) -> Lean | None:
+        found = lean_form(model) if lean else None
+        forms.append(found is not None)
+        return found
+
+    monkeypatch.setattr("solon.states.lean", form)
     policy, made, rows = adapted(tiny, layers=1), rollouts(), [2, 0]
 
     def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
@@ -278,11 +286,38 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(
     made.frozen = Frozen(policy, pad=0)
     assert made.frozen.block == 1  # of two, and the architecture takes it
     made.frozen.add(made.rows)
+    assert set(forms) == {lean}
     short, again = passes()
     assert torch.allclose(whole, short, atol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, again, strict=True))
     made.frozen._kept = {w: torch.zeros_like(x) for w, x in made.frozen._kept.items()}
     assert not torch.allclose(whole, passes()[0], atol=1e-3)  # they were really used
+
+
+def test_blocks_that_see_otherwise_than_the_first_ones_are_not_started_at(tiny: str) -> None:
+    policy = adapted(tiny, layers=1)
+    policy.config.layer_types = ["full_attention", "sliding_attention"]
+    assert Frozen(policy, pad=0).block == 0
+
+
+def test_a_reward_model_of_another_base_is_asked_in_its_own_tokens(tiny: str, tmp_path: Path) -> None:
+    """Another tokenizer's ids mean nothing to the policy: they never go through it."""
+    other = make_tiny_model(tmp_path / "other", seed=5)
+    trained(str(other), tmp_path / "rm")
+    rows: list[list[list[int]]] = []
+    settings = PPOSettings(updates=1, rollouts=4, minibatch=4, max_tokens=4)
+    add = Frozen.add
+
+    def added(self: Frozen, more: Sequence[list[int]]) -> None:
+        rows.append(list(more))
+        add(self, more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Frozen, "add", added)
+        adapter = AdapterSettings(rank=4, alpha=8, layers=1)
+        made = list(ppo(PROMPTS, tiny, str(tmp_path / "rm"), tmp_path / "m", settings=settings, adapter=adapter,
+                        system=None, dtype="float32"))  # fmt: skip
+    assert len(made) == 1 and len(rows[-1]) == 4  # the rollouts and nothing else
 
 
 def test_a_rollout_s_numbers_are_its_own_whatever_stands_beside_it(tiny: str) -> None:
@@ -495,7 +530,7 @@ def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(
 
     def told(self: RewardModel, frozen: Frozen) -> None:
         start_at(self, frozen)
-        found.append(self._frozen is not None and frozen.block > 0)
+        found.append(self.frozen is not None and frozen.block > 0)
 
     monkeypatch.setattr(RewardModel, "start_at", told)
     on = list(ppo(PROMPTS, tiny, str(tmp_path / "rm"), tmp_path / "on", **given))

@@ -3,7 +3,7 @@
 PEFT's layers and transformers' blocks serve every case, as chains of small operations that each go over the states and,
 backward, once more; on a CPU that takes as long as the products. Here are the same block and its gradients for one case:
 a Llama-like block in float32 whose own weights are frozen. `in_few_passes` puts it into a model where it gives what the
-model gives, and leaves every other model as it is. Shapes: x (tokens, width).
+model gives; elsewhere only the adapters' layers take fewer passes. Shapes: x (tokens, width).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from solon.engines.decoding import ATTENTION, grouped_attention
-from solon.engines.lean import FAMILIES, normed, rotate, some_tokens
+from solon.engines.lean import FAMILIES, normed, rotate, some_tokens, within
 from solon.sharding import is_shared
 
 
@@ -113,7 +113,7 @@ class _Gated(Function):
 
 
 def _linears(x: Tensor, onto: Tensor | None, *layers: Any) -> tuple[Tensor, ...]:
-    base = [m.get_base_layer() if hasattr(m, "get_base_layer") else m for m in layers]
+    base = [within(m) for m in layers]
     own = [(m, m.active_adapters[0]) for m in layers if _adapts(m)]
     a, b = [m.lora_A[name].weight for m, name in own], [m.lora_B[name].weight for m, name in own]
     return _Linears.apply(x, onto, base, [m.scaling[name] for m, name in own], *a, *b)  # type: ignore[no-untyped-call, no-any-return]
@@ -133,7 +133,11 @@ def _fits(group: tuple[Any, ...]) -> bool:
 
     for m in group:
         base = m.base_layer if type(m) is Linear else m
-        if type(base) is not nn.Linear or base.weight.requires_grad or (base is not m and m.merged):
+        if (
+            type(base) is not nn.Linear
+            or any(p.requires_grad for p in base.parameters())
+            or (base is not m and m.merged)
+        ):
             return False
         if _adapts(m) and (
             len(m.active_adapters) > 1 or m.lora_A[m.active_adapters[0]].weight.dtype != base.weight.dtype
@@ -156,6 +160,8 @@ def _forward(
     groups = (part.q_proj, part.k_proj, part.v_proj), (part.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
     if (
         past_key_values is not None
+        or hidden_states.dtype != torch.float32
+        or (block.gradient_checkpointing and block.training)
         or torch.is_autocast_enabled(hidden_states.device.type)
         or any(n.weight.requires_grad for n in norms)
         or not all(map(_fits, groups))
@@ -180,7 +186,7 @@ def _forward(
 
 
 def in_few_passes(adapted: Any) -> Any:
-    """The PEFT model with its blocks' forward and backward written out, where that gives what they give."""
+    """The PEFT model: its adapters in one product, and its blocks written out where that gives what they give."""
     from peft.tuners.lora import Linear
 
     for module in adapted.modules():
@@ -196,6 +202,8 @@ def in_few_passes(adapted: Any) -> Any:
         and not is_shared(base)
     ):
         blocks = base.base_model.layers
+        for block in blocks:
+            vars(block).pop("forward", None)
         expected = _tried(base)
         for block in blocks:
             block.forward = MethodType(_forward, block)

@@ -8,8 +8,8 @@ rows padded on the right. Either way a token's state depends on its own row only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -84,19 +84,19 @@ class Layout:
             quick = lean(base) if self.tree else None
         if quick is not None and self.tree is not None:
             with laid_out(self.tree, 0, self._like):
-                return quick.states(self.ids[0], self.positions[0], _attend, stop=block)
+                return quick.states(
+                    self.ids[0], self.positions[0], lambda q, k, v, s, _: tree_attention(q, k, v, s), stop=block
+                )
         found: list[Tensor] = []
 
         def keep(_: Any, args: tuple[Any, ...], out: Any) -> None:
             found.append(out[0] if isinstance(out, tuple) else out)
 
-        trunk = base.base_model
-        whole, handle = trunk.layers, trunk.layers[block - 1].register_forward_hook(keep)
+        handle = base.base_model.layers[block - 1].register_forward_hook(keep)
         try:
-            trunk.layers = torch.nn.ModuleList(list(whole)[:block])
-            self.states(model)
+            with with_blocks(model, slice(block)):
+                self.states(model)
         finally:
-            trunk.layers = whole
             handle.remove()
         return found[0].flatten(0, 1)
 
@@ -121,5 +121,13 @@ def last_states(model: Any, rows: Sequence[list[int]], pad: int, passed: Passed 
     return layout.at(states, [range(len(row) - 1, len(row)) for row in rows])
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, block: int) -> Tensor:
-    return tree_attention(query, key, value, scaling)
+@contextmanager
+def with_blocks(model: Any, which: slice) -> Iterator[None]:
+    """Inside, the model consists of these of its blocks; without the first one, it is given states as `inputs_embeds`."""
+    trunk = base_of(model).base_model
+    whole = trunk.layers
+    trunk.layers = torch.nn.ModuleList(list(whole)[which])
+    try:
+        yield
+    finally:
+        trunk.layers = whole

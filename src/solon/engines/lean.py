@@ -1,4 +1,4 @@
-"""The blocks of a Llama-like model for many tokens and no gradient, with nothing done twice.
+"""The blocks of a Llama-like model without gradient, with nothing done twice.
 
 transformers' modules serve every case; here is one: RMSNorm, rotary positions, gated SiLU, plain linear layers (Llama,
 SmolLM, Mistral, Qwen 2). The arithmetic is the same, in fewer passes over memory: on a CPU, where a pass over the
@@ -56,24 +56,24 @@ class Lean:
             part, mlp = block.self_attn, block.mlp
             x = _norm(block.input_layernorm, states)
             q, k, v = (
-                _within(layer)(x).view(len(x), -1, part.head_dim) for layer in (part.q_proj, part.k_proj, part.v_proj)
+                within(layer)(x).view(len(x), -1, part.head_dim) for layer in (part.q_proj, part.k_proj, part.v_proj)
             )
             q, k, v = (y.transpose(0, 1).unsqueeze(0) for y in (rotate(q, cos, sin), rotate(k, cos, sin), v))
             got = attend(q, k, v, part.scaling, number)[0].flatten(1)
             if reads is not None and number == len(blocks) - 1:  # nobody sees what else comes out of the last block
                 kept = torch.as_tensor(reads, device=device)
                 states, got = states[kept], got[kept]
-            _add(states, _within(part.o_proj), got)
+            _add(states, within(part.o_proj), got)
             x = _norm(block.post_attention_layernorm, states)
-            gate_proj, up_proj = _within(mlp.gate_proj).weight, _within(mlp.up_proj).weight
+            gate_proj, up_proj = within(mlp.gate_proj).weight, within(mlp.up_proj).weight
             if not room or len(room[0]) != len(x):
                 room = [x.new_empty(len(x), gate_proj.shape[0]) for _ in range(2)]
             gate, up = (torch.mm(x, w.T, out=y) for w, y in zip((gate_proj, up_proj), room, strict=True))
-            _add(states, _within(mlp.down_proj), F.silu(gate, inplace=True).mul_(up))
+            _add(states, within(mlp.down_proj), F.silu(gate, inplace=True).mul_(up))
         return states
 
 
-def _within(layer: Any) -> nn.Linear:
+def within(layer: Any) -> nn.Linear:
     """The layer itself, out of the adapters around it."""
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
 
@@ -125,9 +125,9 @@ def lean(model: Any) -> Lean | None:
     if model.config.model_type not in FAMILIES or config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
         return None
     linear = [m for name, m in model.named_modules() if name.endswith(("_proj", "lm_head"))]
-    if any(type(_within(m)) is not nn.Linear for m in linear):  # quantised layers
+    if any(type(within(m)) is not nn.Linear for m in linear):  # quantised layers
         return None
-    if any(m is not _within(m) and (m.merged or not m.disable_adapters) for m in linear) or is_shared(model):
+    if any(m is not within(m) and (m.merged or not m.disable_adapters) for m in linear) or is_shared(model):
         return None
     made = Lean(model)
     if _PROVEN.get(model, (None, False))[0] != model.dtype:

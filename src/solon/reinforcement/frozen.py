@@ -7,8 +7,7 @@ trunk share the states that enter block 18.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from solon import processes
 from solon.engines.lean import some_tokens
 from solon.engines.tree import in_parts
-from solon.states import Layout, base_of
+from solon.states import Layout, base_of, with_blocks
 from solon.training import TOKENS_AT_ONCE
 
 
@@ -58,12 +57,18 @@ class Frozen:
         """The last hidden states of the layout of these rows, (places, width), from the kept ones on."""
         if not self.block:
             return layout.states(self.policy)
-        with starting_at(self.policy, self.block):
+        with with_blocks(self.policy, slice(self.block, None)):
             return layout.states(self.policy, [self._kept[tuple(row)] for row in rows])
 
     @torch.no_grad()
     def _starts(self) -> bool:
-        """Whether the model can start at the block: tried on a few tokens, as architectures differ."""
+        """Whether the model can start at the block: tried on a few tokens, as architectures differ.
+
+        Masks and positions are told by a block's number: those above must be as those from the first on.
+        """
+        kinds = getattr(base_of(self.policy).config.get_text_config(), "layer_types", None) or []
+        if kinds[self.block :] != kinds[: len(kinds) - self.block]:
+            return False
         row = some_tokens(base_of(self.policy)).tolist()
         layout = Layout(self.policy, [row], self._pad)
         whole = layout.states(self.policy)
@@ -76,15 +81,3 @@ class Frozen:
         if processes.sharded():  # which blocks a pass gathers must be the same everywhere
             alike = processes.total(alike) == processes.world()
         return alike
-
-
-@contextmanager
-def starting_at(model: Any, block: int) -> Iterator[None]:
-    """Inside, the model consists of its blocks from `block` on, and is given the states as `inputs_embeds`."""
-    trunk = base_of(model).base_model
-    whole = trunk.layers
-    trunk.layers = torch.nn.ModuleList(list(whole)[block:])
-    try:
-        yield
-    finally:
-        trunk.layers = whole

@@ -103,7 +103,7 @@ class RewardModel:
     ) -> None:
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.members, self.penalty = list(members), penalty
-        self._frozen: Frozen | None = None
+        self.frozen: Frozen | None = None  # where passes start
 
     @classmethod
     def load(cls, where: str, dtype: str = "auto", on: str | None = None) -> RewardModel:
@@ -142,7 +142,7 @@ class RewardModel:
         """Share what lies below the adapters with the policy, where this is adapters on its trunk, and none lower."""
         lowest = min(lowest_adapted_block(self.model, m.adapter or "") for m in self.members)
         if self.model is frozen.policy and lowest >= frozen.block:
-            self._frozen = frozen
+            self.frozen = frozen
 
     def rows(self, conversations: Sequence[Chat]) -> list[list[int]]:
         return [self.ids(c) for c in conversations]
@@ -163,7 +163,7 @@ class RewardModel:
         """
         part = self.members[member]
         with _speaking(self.model, part.adapter):
-            passed = self._frozen.states if self._frozen else None
+            passed = self.frozen.states if self.frozen else None
             states = last_states(self.model, rows, self.tokenizer.pad_token_id, passed)
         return part.head(states.float()).squeeze(-1).float()
 
@@ -182,8 +182,8 @@ class RewardModel:
     @torch.no_grad()
     def raw_scores(self, rows: Sequence[list[int]], member: int = 0) -> list[float]:
         out = [0.0] * len(rows)
-        if self._frozen:
-            self._frozen.add(rows)
+        if self.frozen:
+            self.frozen.add(rows)
         parts = in_parts(rows, 4096)
         for part, _ in processes.turns(parts, parts[0] if parts else [], is_shared(self.model)):
             for i, value in zip(part, self.raw([rows[i] for i in part], member).tolist(), strict=True):

@@ -158,6 +158,7 @@ def ppo(
 
     def check(watch: Watch) -> Check:
         found = watch.check(state.update, said(respond(probes, _number(seed, "probes"))), partial(_scored, score))
+        frozen.forget()
         if watch.best is found:
             state.best = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
         return found
@@ -181,10 +182,12 @@ def ppo(
             )
             chats = [(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]
             own = processes.mine(len(chats))
-            frozen.add([rollouts.rows[i] for i in own] + (rewards.rows([chats[i] for i in own]) if rewards else []))
+            read = rewards.rows([chats[i] for i in own]) if rewards and rewards.frozen else []
+            frozen.add([*(rollouts.rows[i] for i in own), *read])
             raw = torch.tensor(_scored(score, chats))
             ended = torch.tensor([m.ended for m in made])
             summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(seed, update)))
+            frozen.forget()
             state.update += 1
             state.kl_seen = float(summary.kl_nats or 0)
             found = None
@@ -198,7 +201,6 @@ def ppo(
                 }
             )
             unsaved = pack(state, watch, identity) if checkpoint and processes.is_main() else None
-            frozen.forget()
             give_memory_back()
             if log:
                 log(summary.numbers(), state.update)

@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from scipy import stats
 
 from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, product_rate, said
@@ -192,6 +193,25 @@ def judged(policies: dict[str, str], reward: Path, samples: int = 2) -> dict[str
     return found
 
 
+def at_same_kl(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean rewards of the updates whose KL lies between 1 nat and the lesser of the two greatest, and their difference."""
+    highest = min(max(p["kl"] for p in points) for points in (ours, theirs))
+    kept = [[p for p in points if 1 <= p["kl"] <= highest] for points in (ours, theirs)]
+    if min(map(len, kept)) < 3:
+        return {}
+    a, b = ([p["reward"] for p in points] for points in kept)
+
+    def gap(x: Any, y: Any, axis: int = -1) -> Any:
+        return x.mean(axis) - y.mean(axis)
+
+    found = stats.bootstrap((a, b), gap, method="percentile", rng=0).confidence_interval
+    return {
+        "highest_kl": highest, "updates": [len(a), len(b)], "reward": [statistics.fmean(a), statistics.fmean(b)],
+        "kl": [statistics.fmean(p["kl"] for p in points) for points in kept],
+        "difference": {"value": statistics.fmean(a) - statistics.fmean(b), "low": found.low, "high": found.high},
+    }  # fmt: skip
+
+
 def least_flops(model: Any, contexts: list[list[int]], response_tokens: float, layers: int | None) -> float:
     """FLOPs of the matrix products that any PPO must do for one such update, weights alone, each distinct token once.
 
@@ -294,6 +314,7 @@ def main() -> None:
                 ratios[f"{ours} / {theirs}"] = {
                     "speed": median_ratio([t["seconds"] / s["seconds"] for s, t in both]),
                     "memory": history[ours][-1]["peak_mb"] / history[theirs][-1]["peak_mb"],
+                    "at_same_kl": at_same_kl(history[ours], history[theirs]),
                 }
     path = keep(
         given.name,
@@ -306,7 +327,7 @@ def main() -> None:
     for name, found in shares.items():
         print(f"{name}: {said(found, 'of the limit')}")
     for name, found in ratios.items():
-        print(f"{name}: {said(found['speed'])}; memory {found['memory']:.2f}")
+        print(f"{name}: {said(found['speed'])}; memory {found['memory']:.2f}; at the same KL {found['at_same_kl']}")
     print(path)
 
 

@@ -327,7 +327,10 @@ def main() -> None:
     for name, found in shares.items():
         print(f"{name}: {said(found, 'of the limit')}")
     for name, found in ratios.items():
-        print(f"{name}: {said(found['speed'])}; memory {found['memory']:.2f}; at the same KL {found['at_same_kl']}")
+        print(f"{name}: {said(found['speed'])}; memory {found['memory']:.2f}")
+        if alike := found["at_same_kl"]:
+            gap = alike["difference"]
+            print(f"  more reward at the same KL: {gap['value']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}]")
     print(path)
 
 

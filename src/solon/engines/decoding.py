@@ -308,7 +308,7 @@ def _one_more(
             use_cache=True, logits_to_keep=FIRST.to(model.device),
         )  # fmt: skip
         return out.past_key_values, out.logits[:, -1]
-    hidden = (mask == 0)[:, None, None] if bool((mask == 0).any()) else None
+    hidden = (mask == 0)[:, None, None]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
         # One sequence of many rows' tokens becomes many sequences of one token.

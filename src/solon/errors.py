@@ -1,4 +1,6 @@
-"""The one error a person is meant to read."""
+"""The errors that a person is meant to read, and how text that others wrote is shown."""
+
+from __future__ import annotations
 
 
 class InputError(Exception):
@@ -8,9 +10,34 @@ class InputError(Exception):
     """
 
 
+class Outage(Exception):
+    """A service that answers many requests answers none any more. The message says so in one line.
+
+    Work stops; everything finished is kept; what was not asked is asked when the same command runs again. The command
+    line prints the message and exits with 1.
+    """
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`; did you mean "x"?` for the known word closest to `word`, or an empty string."""
     import difflib
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def printable(text: str, most: int = 500) -> str:
+    """Text that others wrote, on one line of at most `most` characters, without what steers a terminal.
+
+    A line break is shown as a space; a control character, half of a surrogate pair, or a mark that turns the direction
+    of writing is shown as its escape.
+    """
+    shown = "".join(
+        c if c.isprintable() else " " if c in "\t\n\r\x0b\x0c\x85\u2028\u2029" else _escape(c) for c in text
+    )
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def _escape(character: str) -> str:
+    return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")

@@ -1,7 +1,7 @@
 """The command line: one verb a stage, nothing but argument handling.
 
-Exit codes: 0 success; 1 a failure that could not be prevented; 2 wrong usage or input, said in one line; 130 Ctrl-C,
-with everything finished so far kept.
+Exit codes: 0 success; 1 a failure that could not be prevented; 2 wrong usage or input; 130 Ctrl-C, with everything
+finished so far kept. Every failure is said in one line (`faults.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import typer
 
 from solon import __version__
 from solon.cli import evaluating, feedback, pipeline, things, training
-from solon.cli.common import guarded
+from solon.cli.common import OneLine, guarded
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+    cls=OneLine, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
 VERBS: dict[str, Callable[..., Any]] = {
     "run": pipeline.run,
@@ -50,7 +50,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
 for name, verb in VERBS.items():
     app.command(name)(guarded(verb))
 for group, (about, verbs) in GROUPS.items():
-    part = typer.Typer(no_args_is_help=True, help=about)
+    part = typer.Typer(cls=OneLine, no_args_is_help=True, help=about)
     for name, verb in verbs.items():
         part.command(name)(guarded(verb))
     app.add_typer(part, name=group)

@@ -6,15 +6,19 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
+from typer.core import TyperGroup
 
 from solon import __version__, processes
-from solon.errors import InputError
+from solon.cli.faults import told, without_keys
+from solon.errors import InputError, printable
+from solon.terminal import safe_streams
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,28 +47,68 @@ SYSTEM = "You are a helpful assistant."
 
 
 def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that a person can mend become one line and exit code 2; Ctrl-C becomes 130."""
+    """Every failure becomes one line and an exit code (`faults.told`); Ctrl-C becomes 130.
+
+    Nothing goes to stdout then, with --json either: a script reads the exit code. SOLON_DEBUG=1 shows the traceback of
+    what is not the user's to mend.
+    """
 
     @functools.wraps(verb)
     def run(*args: Any, **options: Any) -> None:
-        _calm()
-        try:
-            if processes.world() > 1:
-                _one_of_several(verb.__name__, options)
-            verb(*args, **options)
-        except InputError as error:
-            print(f"solon: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = "".join(f"--{str(x).replace('_', '-')}: " for x in first["loc"][:1])
-            print(f"solon: {name}{first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("solon: stopped; everything finished so far is kept, run again to go on", file=sys.stderr)
-            raise typer.Exit(130) from None
+        with safe_streams():
+            try:
+                _calm()
+                if processes.world() > 1:
+                    _one_of_several(verb.__name__, options)
+                verb(*args, **options)
+                sys.stdout.flush()
+            except typer.Exit:
+                raise
+            except KeyboardInterrupt:
+                print("solon: stopped; everything finished so far is kept, run again to go on", file=sys.stderr)
+                raise typer.Exit(130) from None
+            except BrokenPipeError:  # whoever read stdout has gone, as `head` does
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                raise typer.Exit(1) from None
+            except Exception as error:
+                _fail(error)
 
     return run
+
+
+def _fail(error: Exception) -> NoReturn:
+    if os.environ.get("SOLON_DEBUG") == "1" and not isinstance(error, InputError):
+        print(without_keys("".join(traceback.format_exception(error))), file=sys.stderr)
+    code, line = told(error)
+    print(f"solon: {printable(line, 2000)}", file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+class OneLine(TyperGroup):
+    """A group of verbs whose usage errors are one line too: what is wrong, and where the help is."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _usage_in_one_line():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage_in_one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # typer brings its own copy of click, so the class has no public name
+        said = getattr(error, "format_message", None)
+        if said is None or getattr(error, "exit_code", None) != 2 or type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        context: Any = getattr(error, "ctx", None)
+        verb = context.command_path if context is not None else "solon"
+        with safe_streams():
+            print(f"solon: {printable(said(), 2000).rstrip('.')}; see {verb} --help", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def _one_of_several(verb: str, options: dict[str, Any]) -> None:

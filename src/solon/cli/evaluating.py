@@ -44,14 +44,13 @@ def evaluate(
 
     Example: `solon evaluate --suite hhh --file comparisons.jsonl --model models/judge`
     """
-    from rich.console import Console
-
     from solon.constitution import Constitution, load_constitution
     from solon.engines import LazyEngine
     from solon.evaluation import suites
     from solon.feedback import attacks
     from solon.feedback.judge import Judging, compare
     from solon.feedback.questions import HHH
+    from solon.terminal import Console
 
     if suite not in ("hhh", "attacks"):
         raise InputError(f'--suite "{suite}": the suites are hhh and attacks')

@@ -33,12 +33,11 @@ def run(
 
     Example: `solon run hybrid --out runs/first`
     """
-    from rich.console import Console
-
     from solon.report.render import summary_table
     from solon.runs.estimate import estimate, estimate_table
     from solon.runs.pipeline import run_recipe
     from solon.runs.recipe import load_recipe
+    from solon.terminal import Console
 
     overrides: dict[str, Any] = dict(assignment(text) for text in set_ or [])
     overrides |= {k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None}

@@ -232,8 +232,6 @@ def ppo(
 
     Example: `solon ppo --prompts solon:helpful --reward-model models/reward --out models/rl`
     """
-    from rich.console import Console
-
     from solon.constitution import load_constitution
     from solon.engines import LazyEngine
     from solon.feedback.judge import Judging
@@ -243,6 +241,7 @@ def ppo(
     from solon.reinforcement.trainer import ppo as train
     from solon.runs.progress import training_line
     from solon.runs.trackers import trackers
+    from solon.terminal import Console
     from solon.training import AdapterSettings
 
     given = {"updates": updates, "rollouts": rollouts, "max_tokens": max_tokens, "learning_rate": learning_rate}
@@ -285,10 +284,9 @@ def _followed(
     name: str, out: Path, settings: TrainSettings, report_to: list[str] | None, quiet: bool
 ) -> Iterator[Progress]:
     """A trainer's callback that draws a line on stderr and logs the curves."""
-    from rich.console import Console
-
     from solon.runs.progress import training_line
     from solon.runs.trackers import tracked
+    from solon.terminal import Console
 
     given = settings.model_dump(mode="json")
     with (

@@ -9,8 +9,6 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rich.console import Console
-
 from solon.constitution import Constitution
 from solon.engines import LazyEngine
 from solon.engines.base import Engine
@@ -24,6 +22,7 @@ from solon.prompts.readers import stream_pairs
 from solon.records import Candidates, Comparison, Pair, Record, SFTExample
 from solon.runs.journal import Journal
 from solon.runs.progress import progress_line
+from solon.terminal import Console
 
 R = TypeVar("R", bound=Record)
 BATCH = 64  # records worked on together

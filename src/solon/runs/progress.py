@@ -29,10 +29,10 @@ def progress_line(console: Console, name: str, total: int, what: str) -> Iterato
     began = printed = time.monotonic()
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description:<18}"),
+        TextColumn("{task.description:<18}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn(what),
+        TextColumn(what, markup=False),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from solon import __version__
 from solon.constitution import Constitution, load_constitution, to_yaml
@@ -27,6 +26,7 @@ from solon.records import Record
 from solon.runs.journal import Journal
 from solon.runs.progress import progress_line, training_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
+from solon.terminal import Console
 from solon.training import Progress, give_memory_back
 
 R = TypeVar("R", bound=Record)

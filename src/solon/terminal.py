@@ -1,0 +1,74 @@
+"""Where text meets a terminal. What people and models wrote never steers it.
+
+File names, record ids, prompts, answers, a server's words: any of them may hold escape sequences, or marks that rich takes
+for markup. `Console` is rich's console without markup, and with control characters shown instead of sent. `safe_streams`
+does the same for everything that is printed. Rich's own colours and cursor movements still reach a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, TextIO, cast
+
+import rich.console
+from rich.segment import Segment
+from rich.text import Text
+
+# C0 without tab and line feed, delete, C1, marks that turn the direction of writing, halves of surrogate pairs.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """`text` with each character that steers a terminal as its JSON escape, so that printed JSON keeps its meaning."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class Console(rich.console.Console):
+    """rich's console for text that others wrote: no markup, no emoji codes, control characters shown."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(harmless(text), **options)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else harmless(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+
+class _Stream:
+    """A text stream that shows control characters. Rich, which sends colours, goes round it (`rich_proxied_file`)."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        shown = harmless(text)
+        encoding = getattr(self.rich_proxied_file, "encoding", None) or "utf-8"
+        self.rich_proxied_file.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextmanager
+def safe_streams() -> Iterator[None]:
+    """While it is open, whatever is printed on stdout or stderr is harmless."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        stream if stream is None or isinstance(stream, _Stream) else cast(TextIO, _Stream(stream)) for stream in before
+    )
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

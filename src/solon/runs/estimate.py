@@ -11,7 +11,8 @@ from rich.table import Table
 
 from solon.constitution import load_constitution
 from solon.engines import is_remote
-from solon.runs.pipeline import Data, reinforced_name
+from solon.runs.data import Data
+from solon.runs.pipeline import reinforced_name
 from solon.runs.recipe import Recipe
 
 WORDS_TO_TOKENS = 1.4  # English in today's vocabularies; an estimate needs no tokenizer

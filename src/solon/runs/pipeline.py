@@ -8,7 +8,6 @@ own code; `Run` wraps journal, resume, progress and cost around it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,13 +28,6 @@ from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, example
 from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
-from solon.prompts import (
-    read_comparisons,
-    read_demonstrations,
-    read_prompts,
-    read_revision_chains,
-    shipped_path,
-)
 from solon.records import (
     Comparison,
     Pair,
@@ -43,7 +35,6 @@ from solon.records import (
     RevisionChain,
     RolloutSummary,
     SFTExample,
-    Source,
     assistant,
 )
 from solon.reinforcement.alternatives import train_otherwise
@@ -52,6 +43,7 @@ from solon.reinforcement.reward_model import RewardModel, train_reward_model
 from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.trainer import ppo
 from solon.report.data import write_report
+from solon.runs.data import Data, prompt_keys, split_comparisons, taught_keys
 from solon.runs.journal import Journal
 from solon.runs.recipe import Recipe, load_recipe
 from solon.runs.run import Run
@@ -118,55 +110,6 @@ def resolved(recipe: Recipe, out: Path) -> Recipe:
 
 def reinforced_name(recipe: Recipe) -> str:
     return "RL-CAI" if recipe.supervised else "RLHF" if recipe.feedback.labels == "human" else "RLAIF"
-
-
-class Data:
-    """The recipe's files, read and cut to size. What is held out is never in what is trained on."""
-
-    def inputs(self) -> dict[str, str]:
-        """SHA-256 of each file that was read: a resumed run must see the same, or held-out pairs could move."""
-        return {name: hashlib.sha256(shipped_path(name).read_bytes()).hexdigest() for name in self.names}
-
-    def __init__(self, recipe: Recipe) -> None:
-        p, h = recipe.prompts, recipe.human
-        self.names = [p.red_team, p.helpful, p.heldout_red_team, p.heldout_helpful, *h.demonstrations, *h.comparisons]
-        if h.revision_demonstrations:
-            self.names.append(h.revision_demonstrations)
-        rng = random.Random(recipe.seed)
-
-        def prompts(name: str, source: Source, n: int | None) -> list[Prompt]:
-            found = [x if x.source else x.model_copy(update={"source": source}) for x in read_prompts(name)]
-            rng.shuffle(found)  # files are often sorted by kind; the first n should be of every kind
-            return found[:n]
-
-        self.prompts = _unique(
-            _interleave(prompts(p.red_team, "red_team", p.n_red_team), prompts(p.helpful, "helpful", p.n_helpful))
-        )
-        self.heldout = _unique(
-            prompts(p.heldout_red_team, "red_team", p.n_heldout) + prompts(p.heldout_helpful, "helpful", p.n_heldout)
-        )
-        trained = {_said(x) for x in self.prompts}
-        for prompt in self.heldout:
-            if _said(prompt) in trained:
-                raise InputError(f'held-out prompt "{prompt.id}" is among the training prompts; remove it from one')
-        demonstrations = [d for name in h.demonstrations for d in read_demonstrations(name)]
-        rng.shuffle(demonstrations)
-        self.demonstrations: list[SFTExample] = _first(demonstrations, h.n_demonstrations)
-        self.revision_demonstrations: list[RevisionChain] = (
-            read_revision_chains(h.revision_demonstrations) if h.revision_demonstrations else []
-        )
-        rng.shuffle(self.revision_demonstrations)
-        self.revision_demonstrations = _first(self.revision_demonstrations, h.n_demonstrations)
-        comparisons = [c for name in h.comparisons for c in read_comparisons(name)]
-        rng.shuffle(comparisons)
-        comparisons = _first(comparisons, h.n_comparisons)
-        if comparisons and len(comparisons) <= h.heldout_comparisons:
-            raise InputError(
-                f"human.heldout_comparisons: {h.heldout_comparisons} of {len(comparisons)} comparisons; "
-                "none would be left to learn from"
-            )
-        self.heldout_comparisons = comparisons[: h.heldout_comparisons]
-        self.comparisons = comparisons[h.heldout_comparisons :]
 
 
 def start_model(run: Run) -> str:
@@ -356,13 +299,21 @@ def label(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> list[Compa
 
 
 def to_learn_from(run: Run, data: Data, ai: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
-    """The comparisons that the recipe's labels name, and those of the judge that are kept away to measure on."""
+    """The comparisons that the recipe's labels name, and those of the judge that are kept away to measure on.
+
+    No prompt is on both sides, neither of the judge's comparisons nor of people's.
+    """
+    recipe = run.recipe
     kept = list(ai)
-    random.Random(run.recipe.seed).shuffle(kept)
-    kept_out = kept[: round(run.recipe.reward_model.heldout_ai * len(kept))]
-    training = kept[len(kept_out) :] if run.recipe.feedback.labels != "human" else []
-    if run.recipe.feedback.labels != "ai":
-        training += data.comparisons
+    random.Random(recipe.seed).shuffle(kept)
+    kept_out, training = split_comparisons(
+        kept, round(recipe.reward_model.heldout_ai * len(kept)), "reward_model.heldout_ai"
+    )
+    held = {key for c in kept_out for key in prompt_keys(c.prompt)}
+    if recipe.feedback.labels == "human":
+        training = []
+    if recipe.feedback.labels != "ai":
+        training += [c for c in data.comparisons if not taught_keys(c.prompt) & held]
     return training, kept_out
 
 
@@ -545,21 +496,3 @@ def provenance(run: Run, engine: Engine, **more: Any) -> dict[str, Any]:
 
 def _first(rows: list[R], n: int | None) -> list[R]:
     return rows if n is None else rows[:n]
-
-
-def _interleave(a: list[R], b: list[R]) -> list[R]:
-    """One of each in turn, then what is left of the longer: each batch sees both kinds."""
-    both = [x for pair in zip(a, b, strict=False) for x in pair]
-    return both + a[len(b) :] + b[len(a) :]
-
-
-def _unique(prompts: list[Prompt]) -> list[Prompt]:
-    ids = [p.id for p in prompts]
-    for i in ids:
-        if ids.count(i) > 1:
-            raise InputError(f'the prompt id "{i}" stands in two prompt files; make ids unique')
-    return prompts
-
-
-def _said(prompt: Prompt) -> str:
-    return "\n".join(m.content.strip().lower() for m in prompt.prompt)

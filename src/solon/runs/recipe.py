@@ -43,12 +43,17 @@ class SamplingSettings(Part):
 
 
 class Prompts(Part):
-    """Files or shipped names (solon:…). The numbers take the first so many of each; null takes all."""
+    """Files or shipped names (solon:…). The numbers take the first so many of each; null takes all.
+
+    Where the held-out prompts are not named: of a shipped set those that ship with it; of a file of yours a share of it,
+    drawn by the seed and kept out of training.
+    """
 
     red_team: str = "solon:red-team"
     helpful: str = "solon:helpful"
-    heldout_red_team: str = "solon:red-team-heldout"
-    heldout_helpful: str = "solon:helpful-heldout"
+    heldout_red_team: str | None = None
+    heldout_helpful: str | None = None
+    heldout_share: float = Field(0.2, gt=0, le=0.5)  # of the different prompts of a file of yours
     n_red_team: int | None = Field(None, ge=0)
     n_helpful: int | None = Field(None, ge=0)
     n_heldout: int | None = Field(None, ge=1)  # of each kind

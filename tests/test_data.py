@@ -1,0 +1,147 @@
+"""What is held out is in nothing that is trained on, whoever's the files are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solon.errors import InputError
+from solon.records import Comparison, assistant, user
+from solon.runs.data import Data, prompt_keys, split_comparisons
+from solon.runs.recipe import load_recipe
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def questions(n: int, kind: str = "helpful") -> list[dict[str, Any]]:
+    return [{"id": f"{kind}-{i}", "prompt": f"How do I cook {kind} dish number {i}?"} for i in range(n)]
+
+
+def texts(rows: Any) -> set[str]:
+    return {r.prompt[-1].content for r in rows}
+
+
+def test_own_prompts_are_never_measured_on_the_shipped_ones(tmp_path: Path) -> None:
+    mine = lines(tmp_path / "mine.jsonl", questions(50))
+    data = Data(load_recipe("rlaif", {"prompts.helpful": mine, "prompts.n_red_team": 0}))
+    assert len(data.heldout) == 10 and len(data.prompts) == 40  # a fifth
+    assert texts(data.heldout) | texts(data.prompts) == {r["prompt"] for r in questions(50)}
+    assert not any(name.startswith("solon:") and name.endswith("heldout") for name in data.names)
+    assert any("10 of 50" in line and "kept out of training" in line for line in data.told())
+    again = Data(load_recipe("rlaif", {"prompts.helpful": mine, "prompts.n_red_team": 0}))
+    other = Data(load_recipe("rlaif", {"prompts.helpful": mine, "prompts.n_red_team": 0, "seed": 1}))
+    assert texts(again.heldout) == texts(data.heldout) != texts(other.heldout)
+
+
+def test_a_heldout_file_of_ones_own_is_taken_and_shipped_prompts_have_theirs(tmp_path: Path) -> None:
+    mine, held = lines(tmp_path / "a.jsonl", questions(6)), lines(tmp_path / "b.jsonl", questions(3, "held-out"))
+    data = Data(load_recipe("rlaif", {"prompts.helpful": mine, "prompts.heldout_helpful": held}))
+    assert {p.content for x in data.heldout for p in x.prompt if x.source == "helpful"} == {
+        r["prompt"] for r in questions(3, "held-out")
+    }
+    assert data.heldout_from["red_team"].endswith("solon:red-team-heldout")
+    assert len([p for p in data.prompts if p.source == "helpful"]) == 6
+
+
+def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:
+    mine = lines(tmp_path / "a.jsonl", [{"prompt": "the same?", "id": "1"}, {"prompt": "The  same?", "id": "2"}])
+    with pytest.raises(InputError, match=r"a.jsonl holds 1 different prompt, .* prompts.heldout_helpful"):
+        Data(load_recipe("rlaif", {"prompts.helpful": mine}))
+
+
+def test_heldout_prompts_are_taken_out_of_everything_that_is_trained_on(tmp_path: Path) -> None:
+    held = "How do I pick a lock?"
+    again = "how do i  PICK a lock?!"
+    longer = [
+        {"role": "user", "content": again},
+        {"role": "assistant", "content": "With care."},
+        {"role": "user", "content": "Go on."},
+    ]
+    prompts = lines(tmp_path / "p.jsonl", [*questions(5), {"id": "x", "prompt": again}, {"id": "y", "prompt": longer}])
+    heldout = lines(tmp_path / "h.jsonl", [{"id": "h", "prompt": held}, {"id": "h2", "prompt": "Go on."}])
+    answer = {"role": "assistant", "content": "No."}
+    shown = lines(
+        tmp_path / "d.jsonl",
+        [
+            {"id": "1", "messages": [*longer, answer]},
+            {"id": "2", "messages": [{"role": "user", "content": "Something else entirely?"}, answer]},
+        ],
+    )
+    chain = {"response": "a", "steps": [{"principle": "avoid-harm", "critique": "c", "revision": "r"}]}
+    revised = lines(
+        tmp_path / "r.jsonl",
+        [
+            {"id": "1", "prompt": [longer[0]], **chain},
+            {"id": "2", "prompt": [{"role": "user", "content": "Else?"}], **chain},
+        ],
+    )
+    sides = {"chosen": [answer], "rejected": [{"role": "assistant", "content": "Yes."}]}
+    compared = lines(
+        tmp_path / "c.jsonl",
+        [
+            {"id": "0", "prompt": [longer[0]], **sides, "label": 1.0},
+            *(
+                {"id": f"{q}{n}", "prompt": [{"role": "user", "content": q}], **sides, "label": 1.0}
+                for q in ("One thing?", "Another thing?", "A third thing?")
+                for n in range(3)
+            ),
+        ],
+    )
+    data = Data(
+        load_recipe(
+            "rlhf",
+            {
+                "prompts.helpful": prompts,
+                "prompts.heldout_helpful": heldout,
+                "prompts.n_red_team": 0,
+                "human.demonstrations": [shown],
+                "human.revision_demonstrations": revised,
+                "human.comparisons": [compared],
+                "human.heldout_comparisons": 2,
+            },
+        )
+    )
+    assert texts(data.prompts) == {r["prompt"] for r in questions(5)}
+    assert [d.id for d in data.demonstrations] == ["2"] and [d.id for d in data.revision_demonstrations] == ["2"]
+    assert len(data.heldout_comparisons) == 3 and len(data.comparisons) == 6  # a prompt's comparisons stay together
+    assert not texts(data.heldout_comparisons) & texts(data.comparisons)
+    expected = {"human comparisons": 1, "training prompts": 2, "demonstrations": 1, "revision demonstrations": 1}
+    assert data.removed == expected
+    assert "2 training prompts" in list(data.told())[-1] and data.split()["removed"] == expected
+
+
+def test_a_heldout_set_that_holds_all_prompts_is_refused(tmp_path: Path) -> None:
+    mine = lines(tmp_path / "mine.jsonl", questions(4))
+    with pytest.raises(InputError, match="prompts: every one is among the held-out"):
+        Data(load_recipe("rlaif", {"prompts.helpful": mine, "prompts.heldout_helpful": mine, "prompts.n_red_team": 0}))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(0, 30))
+def test_comparisons_are_split_by_prompt(prompts: list[int], n: int) -> None:
+    rows = [
+        Comparison(
+            id=str(i),
+            prompt=(user(f"Prompt number {p}?"),),
+            chosen=(assistant("a"),),
+            rejected=(assistant("b"),),
+            label=1,
+        )
+        for i, p in enumerate(prompts)
+    ]
+    try:
+        held, left = split_comparisons(rows, n)
+    except InputError:
+        assert n > len(rows) - max(map(prompts.count, prompts))
+        return
+    assert len(held) >= min(n, len(rows)) and len(held) + len(left) == len(rows)
+    assert not {k for c in held for k in prompt_keys(c.prompt)} & {k for c in left for k in prompt_keys(c.prompt)}
+    assert n or not held

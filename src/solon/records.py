@@ -12,6 +12,7 @@ import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import to_jsonable_python
 
 Source = Literal["red_team", "helpful"]
 Labeler = Literal["ai", "human"]
@@ -27,7 +28,14 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude_none=True)
+        """The record as JSON has it. Read again it is equal: only a field whose default is None is left out at None."""
+        fields = type(self).model_fields
+        values = {name: getattr(self, name) for name in fields}
+        return {
+            name: _json(value)
+            for name, value in values.items()
+            if value is not None or fields[name].is_required() or fields[name].default is not None
+        }
 
 
 class Message(Record):
@@ -157,9 +165,6 @@ class Comparison(Record):
     human: float | None = None  # P(chosen is better) as people see it, where known; 0..1
     meta: dict[str, Any] = Field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"label": self.label, **super().to_json()}
-
 
 class Ranking(Record):
     """Responses to one prompt on one scale: P(i is better than j) = sigmoid(strengths[i] - strengths[j])."""
@@ -217,6 +222,14 @@ class RolloutSummary(Record):
 def text_of(chat: Chat) -> str:
     """The text of a one-message chat such as `Comparison.chosen`."""
     return chat[-1].content
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    return to_jsonable_python(value)
 
 
 def _plain(prompt: Any) -> Any:

@@ -38,6 +38,7 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str | None = None  # the engine could not answer; `text` is then empty
+    again: bool = False  # the error may pass (a server out of reach, a time limit): asked again on resume
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Scores:
     id: str
     logprobs: tuple[float | None, ...]  # natural log; None where the engine could not tell
     error: str | None = None
+    again: bool = False  # the error may pass (a server out of reach, a time limit): asked again on resume
 
 
 @dataclass

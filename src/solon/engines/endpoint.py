@@ -39,7 +39,14 @@ R = TypeVar("R")
 
 
 class Failed(Exception):
-    """This one request could not be answered; the message goes into its outcome."""
+    """This one request could not be answered; the message goes into its outcome.
+
+    again: the failure may pass (no connection, a time limit, a busy server), so a later start may ask again.
+    """
+
+    def __init__(self, message: str, *, again: bool = False) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 class Endpoint:
@@ -142,12 +149,12 @@ class Endpoint:
     def _outcome(self, error: OpenAIError | httpx2.HTTPError) -> Exception:
         """What to raise for an error that attempts did not cure."""
         if isinstance(error, APITimeoutError) and not _unreachable(error):
-            return Failed(f"the server did not answer within {self.timeout:g} s")
+            return Failed(f"the server did not answer within {self.timeout:g} s", again=True)
         if isinstance(error, APIConnectionError):
             cause = self._clean(str(error.__cause__ or "")) or type(error.__cause__ or error).__name__
             if not self._reached:
                 return InputError(f"{self.name}: no server answers there ({cause}); start it, or correct the address")
-            return Failed(f"the connection to the server failed ({cause})")
+            return Failed(f"the connection to the server failed ({cause})", again=True)
         if not isinstance(error, APIStatusError):
             return Failed(f"the server's answer could not be read ({type(error).__name__})")
         status = error.status_code
@@ -167,7 +174,7 @@ class Endpoint:
         waited = _retry_after(error)
         if waited and waited > LONGEST_WAIT:
             detail = f"asks to wait {waited:.0f} s" + (f": {detail}" if detail else "")
-        return Failed(f"the server answered {status}" + (f": {detail}" if detail else ""))
+        return Failed(f"the server answered {status}" + (f": {detail}" if detail else ""), again=_passing(error))
 
     def _refused(self) -> str:
         return "the server refused the key" if self._key else "the server wants a key"

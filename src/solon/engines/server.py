@@ -154,7 +154,7 @@ class ServerEngine(Endpoint):
                 text = choice.message.content or choice.message.refusal or ""
                 prompt_tokens, _, completion_tokens = answer.tokens
             except Failed as error:
-                return Completion(request.id, "", ended=False, error=str(error))
+                return Completion(request.id, "", ended=False, error=str(error), again=error.again)
             ended = choice.finish_reason == "stop"
             return Completion(request.id, text.strip(), ended, prompt_tokens, completion_tokens)
 
@@ -175,7 +175,7 @@ class ServerEngine(Endpoint):
                         raise Failed(f'a server can score single option letters only, not "{option}"')
                 found = await self._letters(client, request)
             except Failed as error:
-                return Scores(request.id, (None,) * len(options), str(error))
+                return Scores(request.id, (None,) * len(options), str(error), error.again)
             missing = [o for o in options if o not in found]
             reason = None
             if missing:

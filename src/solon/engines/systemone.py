@@ -100,7 +100,7 @@ class SystemOneEngine(Endpoint):
                     raise Failed(NOT_TYPED)
                 found = await self._ask(client, request.question, request.continuations)
             except Failed as error:
-                return Scores(request.id, (None,) * len(request.continuations), str(error))
+                return Scores(request.id, (None,) * len(request.continuations), str(error), error.again)
             return Scores(request.id, logs(found))
 
         return self._stream(list(requests), read)

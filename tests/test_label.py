@@ -81,7 +81,12 @@ def test_a_wrong_line_is_told_before_anything_is_judged(tmp_path: Path) -> None:
         label_file(pairs, tmp_path / "out.jsonl", engine, RULES, Judging(), quiet=True)
     with pytest.raises(InputError, match="stands twice"):
         label_file(
-            write(tmp_path / "in.jsonl", rows[:1] * 2), tmp_path / "out.jsonl", engine, RULES, Judging(), quiet=True
+            write(tmp_path / "in.jsonl", [{"id": "x", **row} for row in rows[:2]]),
+            tmp_path / "out.jsonl",
+            engine,
+            RULES,
+            Judging(),
+            quiet=True,
         )
     assert not asked
 

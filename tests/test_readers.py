@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from solon.constitution import load_constitution
 from solon.errors import InputError
 from solon.prompts import read_comparisons, read_demonstrations, read_pairs, read_prompts, read_revision_chains
-from solon.prompts.readers import parse_transcript
+from solon.prompts.readers import parse_transcript, stream_pairs
 from solon.records import text_of
 
 HH = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: more\n\nAssistant: "
@@ -85,7 +91,7 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
         (['{"prompt": ""}'], ":1: .*empty"),
         (['{"prompt": [{"role": "assistant", "content": "x"}]}'], ":1: .*end with a user turn"),
         (['{"prompt": [{"role": "robot", "content": "x"}]}'], ":1: prompt.*role"),
-        (['{"prompt": "a"}', '{"prompt": "a"}'], "stands twice"),
+        (['{"id": "x", "prompt": "a"}', '{"id": "x", "prompt": "b"}'], ":2: .*stands twice.*:1"),
         ([], "is empty"),
     ],
 )
@@ -93,6 +99,201 @@ def test_a_wrong_line_is_named(lines: list[str], says: str, tmp_path: Path) -> N
     with pytest.raises(InputError, match=says) as error:
         read_prompts(write(tmp_path / "bad.jsonl", *lines))
     assert "\n" not in str(error.value)
+
+
+# A line of each kind of fault, and what every reader that meets it says. The second line of the file is the wrong one.
+BAD_LINES: list[tuple[bytes, str]] = [
+    (b'{"prompt": "q", "chosen": "a", "rejected": "b", "label": NaN}', "NaN is not a number of JSON"),
+    (b'{"prompt": "q", "chosen": "a", "rejected": "b", "label": Infinity}', "Infinity is not"),
+    (b'{"prompt": "q", "chosen": "a", "rejected": "b", "label": 1e999}', "too large"),
+    (b'{"prompt": "q", "chosen": "a", "rejected": "b", "label": ' + b"9" * 5000 + b"}", "not JSON"),
+    (b'{"prompt": "x \\ud800 y"}', "half of a surrogate pair"),
+    (b'{"prompt": "x", "\\udc00": 1}', "half of a surrogate pair"),
+    (b'{"prompt": "x", "meta": {"a": [' + b"[" * 100 + b"]" * 100 + b"]}}", "nested more than 64 deep"),
+    (b'{"prompt": "x", "meta": ' + b"[" * 100_000, "nested more than 64 deep"),
+    (b'{"prompt": "a", "prompt": "b"}', 'the key "prompt" stands twice'),
+    (b'{"prompt": "' + b"x" * (5 << 20) + b'"}', "longer than 4 MiB"),
+    ('{"prompt": "hi"}'.encode("utf-16-le"), "NUL bytes, as UTF-16"),
+    (b'{"prompt": "\xff"}', "not UTF-8"),
+    (b'{"prompt": "a\x1b[2J', "not JSON"),
+    (b'"text"', "a str; expected a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BAD_LINES)
+@pytest.mark.parametrize("read", [read_prompts, read_comparisons, read_pairs, lambda name: list(stream_pairs(name))])
+def test_no_line_is_a_traceback(line: bytes, says: str, read: Callable[[str], Any], tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"prompt": "fine", "chosen": "a", "rejected": "b"}\n' + line + b"\n")
+    with pytest.raises(InputError, match=says) as error:
+        read(str(path))
+    assert str(error.value).startswith(f"{path}:2: ") and "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(b'{"prompt": "%d"}\n' % n for n in range(5000)))
+    files = {
+        "cut.jsonl.gz": (whole[:-200], "damaged or cut off"),
+        "not.jsonl.gz": (b'{"prompt": "hi"}', "not gzip-compressed"),
+        "hurt.jsonl.gz": (whole[:2000] + b"\0\0\0\0" + whole[2004:], "damaged"),
+        "utf16.jsonl": ('{"prompt": "hi"}'.encode("utf-16"), "not UTF-8"),
+        "empty.jsonl": (b"", "is empty"),
+        "blank.jsonl": (b"\n \r\n\t\n", "is empty"),
+    }
+    for name, (data, says) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=says) as error:
+            read_prompts(str(tmp_path / name))
+        assert name in str(error.value)
+    for name, says in ((str(tmp_path), "a folder"), ("", "name of a file is empty"), ("a\0b", "cannot be read"),
+                       (str(tmp_path / "none.jsonl"), "no such file"), ("/dev/zero", "pipe or device")):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            read_prompts(name)
+
+
+def test_what_a_file_unpacks_to_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solon.prompts.lines.BOMB_BYTES", 1 << 20)
+    (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress((b" " * 1023 + b"\n") * (8 << 10)))
+    (tmp_path / "line.jsonl.gz").write_bytes(gzip.compress(b" " * (64 << 20)))
+    for name, says in (("lines", "-fold when unpacked"), ("line", "longer than 4 MiB")):
+        tracemalloc.start()
+        with pytest.raises(InputError, match=says):
+            read_prompts(str(tmp_path / f"{name}.jsonl.gz"))
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        tracemalloc.stop()
+
+
+def test_a_byte_order_mark_and_dos_line_ends_are_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "dos.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    assert [p.prompt[0].content for p in read_prompts(str(path))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("label", [2, -0.1, 8.5, "0.7", True, [], {}, None])
+def test_a_label_is_a_probability(label: Any, tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "label": label}
+    with pytest.raises(InputError, match=r":1: .*label"):
+        read_comparisons(write(tmp_path / "c.jsonl", row))
+    for name in ("forward", "swapped"):
+        judged = {"principle": "p", "forward": 0.5, "swapped": 0.5, name: label}
+        if label is not None:
+            with pytest.raises(InputError, match=f":1: judgements.0.{name}"):
+                read_comparisons(write(tmp_path / "c.jsonl", {**row, "label": 0.5, "judgements": [judged]}))
+    if label is not None:
+        with pytest.raises(InputError, match=":1: human"):
+            read_pairs(write(tmp_path / "p.jsonl", {"prompt": "q", "responses": ["a", "b"], "human": label}))
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4), st.text(), st.text(), st.booleans())
+def test_a_preference_row_keeps_every_turn(said: list[str], good: str, bad: str, system: bool) -> None:
+    """However the row divides the conversation between prompt and sides, the prompt is all of it but the last answer."""
+    turns = [{"role": "system", "content": "Be brief."}] if system else []
+    for n, text in enumerate(said):
+        turns += [{"role": "user", "content": text}] + [{"role": "assistant", "content": f"a{n}"}] * (n < len(said) - 1)
+    ends = {"chosen": [{"role": "assistant", "content": good}], "rejected": [{"role": "assistant", "content": bad}]}
+    forms = [{side: turns + end for side, end in ends.items()}]
+    for cut in range(1 + system, len(turns) + 1):  # the prompt ends with a user's turn
+        if turns[cut - 1]["role"] == "user":
+            forms.append({"prompt": turns[:cut], **{side: turns[cut:] + end for side, end in ends.items()}})
+            forms.append({"prompt": turns[:cut], **{side: turns + end for side, end in ends.items()}})
+    if not system and not said[0].lstrip().startswith(("Human:", "Assistant:")):
+        forms.append({"prompt": said[0], **{side: turns + end for side, end in ends.items()}})
+    with tempfile.TemporaryDirectory() as folder:
+        read = [read_comparisons(write(Path(folder) / "c.jsonl", form))[0] for form in forms]
+        pairs = [read_pairs(write(Path(folder) / "c.jsonl", form))[0] for form in forms]
+    for c, p in zip(read, pairs, strict=True):
+        assert [m.model_dump() for m in c.prompt] == turns and c.prompt == p.prompt
+        assert text_of(c.chosen) == good and text_of(c.rejected) == bad and p.responses == (good, bad)
+
+
+def test_what_a_user_said_is_never_judged(tmp_path: Path) -> None:
+    user, answer = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+    for chosen, says in (
+        ([answer, user], 'chosen" must end with the assistant'),
+        ([user], 'chosen" must end with the assistant'),
+        ([], 'chosen" is an empty list'),
+        (None, 'chosen" is null'),
+        (3, "is a number"),
+        ([{"role": "assistant", "content": None, "tool_calls": [1]}], "a tool call without text"),
+        ([{"role": "assistant", "content": None}], "content is null"),
+        ([{"role": "assistant", "content": 3}], "content is a number"),
+        ([{"role": "tool", "content": "x"}], "role 'tool' is not read"),
+        ([{"content": "x"}], 'no "role"'),
+        (["x", 3], "expected a message"),
+        ([{"role": "assistant", "content": [{"type": "image_url", "image_url": "x"}]}], "is no text"),
+        ([{"role": "user", "content": "other"}, answer], "but not with the prompt"),
+        ([answer, user, answer], "do not share their prompt"),
+    ):
+        row = {"prompt": "q", "chosen": chosen, "rejected": [answer]}
+        for read in (read_comparisons, read_pairs, lambda name: list(stream_pairs(name))):
+            with pytest.raises(InputError, match=f":1: .*{says}"):
+                read(write(tmp_path / "c.jsonl", row))
+
+
+def test_the_forms_of_well_known_sets_are_read(tmp_path: Path) -> None:
+    user, good, bad = ({"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
+    rows: list[dict[str, Any]] = [
+        {"prompt": "q", "chosen": "a", "rejected": "b", "id": 30, "subset": "alpacaeval-easy",
+         "chosen_model": "GPT4-Turbo", "rejected_model": "alpaca-7b"},  # RewardBench
+        {"prompt": "q", "prompt_id": "f0e3", "chosen": [user, good], "rejected": [user, bad],
+         "messages": [user, good], "score_chosen": 6.0, "score_rejected": 4.0},  # UltraFeedback, binarised
+        {"source": "sharegpt", "prompt": [user], "chosen": good, "rejected": bad},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"},
+         "rejected": {"from": "gpt", "value": "b"}},  # ShareGPT preference
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"},
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}]}], "chosen": [good], "rejected": [bad]},
+    ]  # fmt: skip
+    for row in rows:
+        name = write(tmp_path / "x.jsonl", row)
+        [c], [p] = read_comparisons(name), read_pairs(name)
+        assert [m.content for m in (*c.prompt, *c.chosen, *c.rejected)] == ["q", "a", "b"] and c.label == 1.0
+        assert p.responses == ("a", "b") and p.human == 1.0 and p.prompt == c.prompt
+    assert read_comparisons(write(tmp_path / "x.jsonl", rows[0]))[0].authors == ("GPT4-Turbo", "alpaca-7b")
+    assert read_comparisons(write(tmp_path / "x.jsonl", rows[0]))[0].id == "30"
+    assert read_comparisons(write(tmp_path / "x.jsonl", rows[1]))[0].meta["score_chosen"] == 6.0
+    assert read_comparisons(write(tmp_path / "x.jsonl", rows[2]))[0].meta["source"] == "sharegpt"
+    second = {"id": "7", "prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Math"}  # RewardBench 2
+    name = write(tmp_path / "x.jsonl", second)
+    assert [(c.id, text_of(c.rejected)) for c in read_comparisons(name)] == [
+        ("7/0-0", "b"),
+        ("7/0-1", "c"),
+        ("7/0-2", "d"),
+    ]
+    [many] = stream_pairs(name)
+    assert many.responses == ("a", "b", "c", "d")
+    rated = {"source": "evol_instruct", "instruction": "q", "completions": [
+        {"model": "m", "response": "a", "overall_score": 8}, {"model": "n", "response": "b"}]}  # UltraFeedback  # fmt: skip
+    [pair] = stream_pairs(write(tmp_path / "x.jsonl", rated))
+    assert pair.responses == ("a", "b") and pair.authors == ("m", "n")
+    chat = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    for row in ({"conversations": chat}, {"system": "s", "messages": [user, good]}):
+        [d] = read_demonstrations(write(tmp_path / "x.jsonl", row))
+        assert [(m.role, m.content) for m in d.messages] == [("system", "s"), ("user", "q"), ("assistant", "a")]
+        assert read_prompts(write(tmp_path / "x.jsonl", row))[0].prompt == d.messages[:2]
+    [d] = read_demonstrations(write(tmp_path / "x.jsonl", {"instruction": "q", "input": "x", "output": "a"}))
+    assert [m.content for m in d.messages] == ["q\n\nx", "a"]
+
+
+def test_identical_records_are_taken_once_and_different_ones_never_lost(tmp_path: Path, capsys: Any) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "label": 0.7}
+    name = write(tmp_path / "c.jsonl", row, row, {**row, "label": 0.2}, row)
+    assert [c.label for c in read_comparisons(name)] == [0.7, 0.2]
+    assert "2 of its records stand there more than once" in capsys.readouterr().err
+    assert len({c.id for c in read_comparisons(name)}) == 2
+    stream = stream_pairs(name)
+    assert len(list(stream)) == len(list(stream)) == len(read_pairs(name)) and stream.repeated == 2
+    for read in (read_comparisons, read_pairs, lambda name: list(stream_pairs(name))):
+        with pytest.raises(InputError, match=r":3: .*stands twice.*c\.jsonl:1"):
+            read(
+                write(tmp_path / "c.jsonl", {"id": "x\x1b[2J", **row}, row, {"id": "x\x1b[2J", **row, "rejected": "z"})
+            )
+
+
+@pytest.mark.parametrize("turns", [[99], [-1], [0], [True], ["1"], [], 1])
+def test_turns_to_learn_are_the_assistants(turns: Any, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(InputError, match=r":1: .*train_turns"):
+        read_demonstrations(write(tmp_path / "d.jsonl", {"messages": messages, "train_turns": turns}))
 
 
 def test_wrong_comparisons_are_named(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import to_jsonable_python
 
 Source = Literal["red_team", "helpful"]
 Labeler = Literal["ai", "human"]
+# Strict: neither "0.7" nor true is a probability; and nan lies in no range.
+Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 def fingerprint(*parts: Any) -> str:
@@ -105,8 +107,21 @@ class SFTExample(Record):
     messages: Chat
     id: str = ""
     source: Source | None = None
-    train_turns: tuple[int, ...] | None = None  # indices into messages
+    train_turns: tuple[Annotated[int, Field(strict=True)], ...] | None = None  # indices into messages
     meta: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _learnable_turns(self) -> SFTExample:
+        for turn in self.train_turns or ():
+            if not 0 <= turn < len(self.messages):
+                raise ValueError(f"train_turns: {turn}: there are {len(self.messages)} messages, counted from 0")
+            if self.messages[turn].role != "assistant":
+                raise ValueError(
+                    f"train_turns: message {turn} is the {self.messages[turn].role}'s, not the assistant's"
+                )
+        if self.train_turns == ():
+            raise ValueError("train_turns: is empty, so there is nothing to learn; leave it out for the last answer")
+        return self
 
 
 class Pair(Record):
@@ -117,7 +132,7 @@ class Pair(Record):
     responses: tuple[str, str]
     source: Source | None = None
     authors: tuple[str, str] | None = None  # the models that wrote them, where known
-    human: float | None = Field(None, ge=0, le=1)  # P(first is better) as people see it, where known
+    human: Probability | None = None  # P(first is better) as people see it, where known
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -139,9 +154,9 @@ class Judgement(Record):
     """
 
     principle: str
-    forward: float | None  # 0..1
-    swapped: float | None  # 0..1, also for the first response: already turned back
-    weight: float = 1.0
+    forward: Probability | None
+    swapped: Probability | None  # also for the first response: already turned back
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     rationale: str | None = None  # the judge's reasoning, first response shown first; several samples apart by "---"
     rationale_swapped: str | None = None  # with the first response shown second
     abstained: str | None = None
@@ -155,14 +170,14 @@ class Comparison(Record):
     prompt: Chat
     chosen: Chat
     rejected: Chat
-    label: float | None  # None only where abstained
+    label: Probability | None  # None only where abstained
     abstained: bool = False
     judgements: tuple[Judgement, ...] = ()
     labeler: Labeler = "ai"
     source: Source | None = None
     principle: str | None = None  # the one that decided, where the labeler names it
     authors: tuple[str, str] | None = None  # the models that wrote chosen and rejected, where known
-    human: float | None = None  # P(chosen is better) as people see it, where known; 0..1
+    human: Probability | None = None  # P(chosen is better) as people see it, where known
     meta: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -72,3 +72,8 @@ def safe_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def note(text: str) -> None:
+    """Tell the person something on stderr that is no error."""
+    print(f"solon: {harmless(text)}", file=sys.stderr)

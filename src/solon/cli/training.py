@@ -107,12 +107,12 @@ def sft(
     Example: `solon sft --data solon:demonstrations-harmless --out models/sft`
     """
     from solon.prompts import read_demonstrations, read_revision_chains
-    from solon.prompts.readers import read_jsonl
+    from solon.prompts.readers import first_line
     from solon.supervised.dataset import from_chains
     from solon.supervised.sft import sft as train
     from solon.training import AdapterSettings, TrainSettings
 
-    if "steps" in next(iter(read_jsonl(data)))[1]:
+    if "steps" in first_line(data):
         examples = from_chains(read_revision_chains(data))[0]
     else:
         examples = read_demonstrations(data)

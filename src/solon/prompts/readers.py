@@ -1,222 +1,257 @@
-"""Readers of the field's formats: Solon's own, TRL conversational and preference, HH transcripts, plain JSONL.
+"""Readers of the field's formats: Solon's own, TRL conversational and preference, HH transcripts, ShareGPT, RewardBench,
+UltraFeedback, plain JSONL.
 
-Every wrong line is named by file and line number, with what was expected.
+Every wrong record is named by file and line, with what was expected. A record that stands twice is taken once, and said;
+two records of one id that differ are refused, both lines named.
 """
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from solon.errors import InputError
-from solon.prompts.shipped import shipped_path
-from solon.records import (
-    Candidates,
-    Chat,
-    Comparison,
-    Message,
-    Pair,
-    Prompt,
-    RevisionChain,
-    SFTExample,
-    assistant,
-    fingerprint,
-    user,
+from solon.errors import InputError, printable
+from solon.prompts.conversations import (
+    completions_of,
+    conversation,
+    last_answers,
+    normalised,
+    parse_transcript,
+    prompt_of,
+    without_answer,
 )
+from solon.prompts.lines import empty, first_line, read_jsonl
+from solon.records import Candidates, Chat, Comparison, Pair, Prompt, RevisionChain, SFTExample, fingerprint
+from solon.terminal import note
 
+__all__ = [
+    "first_line",
+    "parse_transcript",
+    "read_comparisons",
+    "read_demonstrations",
+    "read_jsonl",
+    "read_pairs",
+    "read_prompts",
+    "read_records",
+    "read_revision_chains",
+    "stream_pairs",
+]
 T = TypeVar("T")
-_TURN = re.compile(r"\n\n(Human|Assistant): ?")
-MAX_LINE = 4 << 20  # bytes: a longer line is not one record
-
-
-def read_jsonl(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line of a .jsonl or .jsonl.gz file; place is "FILE:LINE". Blank lines are passed over."""
-    path = shipped_path(name)
-    if not path.is_file():
-        raise InputError(f"{name}: no such file; give a .jsonl or .jsonl.gz file, or a name such as solon:red-team")
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                place = f"{path}:{number}"
-                if len(line) > MAX_LINE:
-                    raise InputError(f"{place}: the line is longer than {MAX_LINE >> 20} MiB; one JSON object a line")
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{place}: not JSON ({error.msg} at column {error.colno}); one JSON object a line"
-                    ) from error
-                if not isinstance(value, dict):
-                    raise InputError(f"{place}: a {type(value).__name__}; expected a JSON object")
-                yield place, value
-    except gzip.BadGzipFile as error:
-        raise InputError(f"{path}: its name ends in .gz but it is not gzip-compressed") from error
-
-
-def parse_transcript(text: str) -> Chat:
-    """An HH transcript (`\\n\\nHuman: … \\n\\nAssistant: …`) as messages. Raises ValueError if it is none."""
-    pieces = _TURN.split(text if text.startswith("\n\n") else "\n\n" + text)
-    if len(pieces) < 3 or pieces[0].strip():
-        raise ValueError('not an HH transcript: it must start with "Human:"')
-    turns = [
-        (user if who == "Human" else assistant)(said.strip())
-        for who, said in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
-    merged: list[Message] = []
-    for turn in turns:  # the released data has a few turns split in two
-        if merged and merged[-1].role == turn.role:
-            turn = Message(role=turn.role, content=f"{merged.pop().content}\n\n{turn.content}")
-        merged.append(turn)
-    return tuple(merged)
+Row = dict[str, Any]
 
 
 def read_prompts(name: str) -> list[Prompt]:
-    """Prompts: Solon's form, `{"prompt": "text"}`, an HH transcript, or `messages` (TRL) up to the last user turn."""
+    """Prompts: Solon's form, `{"prompt": "text"}`, an HH transcript, or a conversation (TRL `messages`, ShareGPT, the
+    `chosen` of a preference row) up to the last user turn."""
 
-    def one(value: dict[str, Any]) -> Prompt:
-        value = dict(value)
-        if "prompt" not in value and "messages" in value:
-            turns = list(value["messages"])
-            while turns and turns[-1].get("role") == "assistant":
-                turns.pop()
-            value["prompt"] = turns
-        if "prompt" not in value and "chosen" in value:
-            value["prompt"] = _without_answer(_chat(value["chosen"]))
-        if "prompt" not in value:
-            raise ValueError('no "prompt"; expected {"prompt": "text"} or {"prompt": [{"role", "content"}, …]}')
-        if isinstance(value["prompt"], str) and re.match(r"\s*Human:", value["prompt"]):
-            value["prompt"] = _without_answer(parse_transcript(value["prompt"]))
-        return Prompt.model_validate(value)
+    def one(value: Row) -> Prompt:
+        if "prompt" in value or "instruction" in value:
+            prompt = prompt_of(value)
+        elif "chosen" in value:
+            prompt = without_answer(conversation(value["chosen"], "chosen"))
+        else:
+            prompt = _messages(
+                value, 'no "prompt"; expected {"prompt": "text"} or {"prompt": [{"role", "content"}, …]}'
+            )
+            while prompt and prompt[-1].role == "assistant":
+                prompt = prompt[:-1]
+        return Prompt.model_validate({**value, "prompt": prompt})
 
-    return _unique(_read(name, one), name)
+    return _records(name, one)
 
 
 def read_demonstrations(name: str) -> list[SFTExample]:
-    """Demonstrations: TRL conversational `messages`, `{"prompt", "completion"}`, or an HH transcript in `text`."""
+    """Demonstrations: a conversation (TRL `messages`, ShareGPT), `{"prompt", "completion"}`, `{"instruction", "output"}`,
+    or an HH transcript in `text` or `chosen`."""
 
-    def one(value: dict[str, Any]) -> SFTExample:
-        if "messages" in value:
-            messages: Any = value["messages"]
-        elif "completion" in value and "prompt" in value:
-            messages = (*_prompt(value["prompt"]), *_answer(value["completion"]))
-        elif "text" in value or "chosen" in value:
-            messages = _chat(value.get("text", value.get("chosen")))
+    def one(value: Row) -> SFTExample:
+        answer = next((key for key in ("completion", "output") if key in value), None)
+        if "messages" not in value and answer and ("prompt" in value or "instruction" in value):
+            messages = (*prompt_of(value), *conversation(value[answer], answer, plain="assistant"))
+        elif "messages" not in value and ("text" in value or "chosen" in value):
+            side = "text" if "text" in value else "chosen"
+            messages = conversation(value[side], side)
         else:
-            raise ValueError('no "messages"; expected {"messages": [{"role", "content"}, …]}')
-        example = SFTExample.model_validate({**value, "messages": messages})
+            messages = _messages(value, 'no "messages"; expected {"messages": [{"role", "content"}, …]}')
+        example = SFTExample.model_validate({**value, "id": value.get("id") or _id(messages), "messages": messages})
         if not any(m.role == "assistant" and m.content.strip() for m in example.messages):
             raise ValueError("no assistant turn to learn from")
-        return example if example.id else example.model_copy(update={"id": _id(example.messages)})
+        return example
 
-    return _unique(_read(name, one), name)
+    return _records(name, one)
 
 
 def read_revision_chains(name: str) -> list[RevisionChain]:
     """Revision chains in Solon's form."""
-    return _unique(_read(name, lambda v: RevisionChain.model_validate({"id": _id(v.get("prompt")), **v})), name)
+
+    def one(value: Row) -> RevisionChain:
+        prompt = prompt_of(value)
+        chain = RevisionChain.model_validate({**value, "id": value.get("id") or _id(prompt), "prompt": prompt})
+        if not chain.steps:
+            raise ValueError('"steps" is empty; expected [{"principle", "critique", "revision"}, …]')
+        return chain
+
+    return _records(name, one)
 
 
 def read_comparisons(name: str) -> list[Comparison]:
-    """Comparisons: TRL preference (with or without Solon's `label`), or HH `chosen`/`rejected` transcripts.
+    """Comparisons: TRL preference (with or without Solon's `label`), UltraFeedback (binarised), RewardBench 1 and 2, HH
+    `chosen`/`rejected` transcripts.
 
     Without a `label` the choice is taken as certain; without a `labeler` as a person's.
     """
 
-    def one(value: dict[str, Any]) -> Comparison:
-        missing = [k for k in ("chosen", "rejected") if k not in value]
-        if missing:
-            raise ValueError(f'no "{missing[0]}"; expected {{"prompt", "chosen", "rejected"}}')
-        prompt, chosen, rejected = _sides(value)
-        label = value.get("label", None if value.get("abstained") else 1.0)
-        return Comparison.model_validate(
-            {
-                "labeler": "human",
-                **value,
-                "id": value.get("id") or _id([prompt, chosen, rejected]),
-                "prompt": prompt,
-                "chosen": chosen,
-                "rejected": rejected,
-                "label": label,
-            }
-        )
+    def one(value: Row) -> list[Comparison]:
+        sides = last_answers(value, 'expected {"prompt", "chosen", "rejected"}')
+        abstained = value.get("abstained", False)
+        label = value.get("label", None if abstained else 1.0)
+        if label is None and not abstained:
+            raise ValueError('"label" is null, and "abstained" is not true; give P(chosen is better), 0 to 1')
+        return [
+            Comparison.model_validate(
+                {
+                    "labeler": "human",
+                    **value,
+                    "id": _named(value, [s.prompt, s.chosen, s.rejected], s.place),
+                    "prompt": s.prompt,
+                    "chosen": s.chosen,
+                    "rejected": s.rejected,
+                    "label": label,
+                }
+            )
+            for s in sides
+        ]
 
-    return _unique(_read(name, one), name)
+    return _records(name, one)
 
 
 def read_pairs(name: str) -> list[Pair]:
-    """Pairs to compare: `{"prompt", "responses": [a, b]}`, TRL preference, or HH transcripts.
+    """Pairs to compare: `{"prompt", "responses": [a, b]}`, TRL preference, HH transcripts and the other preference forms.
 
     What a person chose stays known as `human`, to measure a judge against; no judge sees it.
     """
 
-    def one(value: dict[str, Any]) -> Pair:
+    def one(value: Row) -> Pair:
         made = _candidates(value)
         if isinstance(made, Candidates):
             raise ValueError('"responses" must be a list of two texts')
         return made
 
-    return _unique(_read(name, one), name)
+    return _records(name, one)
 
 
-def stream_pairs(name: str) -> Iterator[Pair | Candidates]:
+class PairStream:
+    """The pairs of a file one at a time, in memory that grows by an id and a digest a record.
+
+    May be read again and again. repeated: how many records the last reading met again and passed over.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.repeated = name, 0
+
+    def __iter__(self) -> Iterator[Pair | Candidates]:
+        seen = _Seen()
+        for place, value in read_jsonl(self.name):
+            with _told(place):
+                made = _candidates(normalised(value))
+            new = seen.distinct(made, place, named=_has_id(value))
+            self.repeated = seen.repeated
+            if new is not None:
+                yield new
+        if not seen.by_id:
+            raise empty(self.name)
+
+
+def stream_pairs(name: str) -> PairStream:
     """As `read_pairs`, one at a time and in flat memory; more than two responses to a prompt are Candidates."""
-    for place, value in read_jsonl(name):
-        with _told(place):
-            made = _candidates(value)
-        yield made
+    return PairStream(name)
 
 
-def _candidates(value: dict[str, Any]) -> Pair | Candidates:
-    human = value.get("human")
+def read_records(name: str, one: Callable[[Row], T]) -> list[T]:
+    """Records of any kind that has an id, each made by `one`, whose ValueErrors are told with file and line."""
+    return _records(name, one)
+
+
+def _candidates(value: Row) -> Pair | Candidates:
+    human, authors = value.get("human"), value.get("authors")
     if "responses" in value:
-        prompt = _prompt(value.get("prompt", ""))
-        responses = value["responses"]
+        prompt, responses = prompt_of(value), value["responses"]
         if not isinstance(responses, list) or len(responses) < 2:
             raise ValueError('"responses" must be a list of two or more texts')
+    elif "completions" in value:
+        prompt = prompt_of(value)
+        responses, authors = completions_of(value)
     else:
-        missing = [k for k in ("chosen", "rejected") if k not in value]
-        if missing:
-            raise ValueError('no "responses"; expected {"prompt": […], "responses": [text, text]}')
-        prompt, chosen, rejected = _sides(value)
-        responses = [chosen[-1].content, rejected[-1].content]
+        sides = last_answers(value, 'no "responses"; expected {"prompt": […], "responses": [text, text]}')
+        prompt = sides[0].prompt
+        better = dict.fromkeys(s.chosen[-1].content for s in sides)
+        worse = dict.fromkeys(s.rejected[-1].content for s in sides)
+        responses = (
+            [*better, *worse] if len(sides) > 1 else [sides[0].chosen[-1].content, sides[0].rejected[-1].content]
+        )
         if value.get("labeler", "human") == "human" and not value.get("abstained"):
             human = value.get("label", 1.0)
     kind = Pair if len(responses) == 2 else Candidates
-    return kind.model_validate(
-        {
-            **value,
-            "id": value.get("id") or _id([prompt, responses]),
-            "prompt": prompt,
-            "responses": responses,
-            "human": human,
-        }
-    )
+    made = {"prompt": prompt, "responses": responses, "human": human, "authors": authors}
+    return kind.model_validate({**value, **made, "id": _named(value, [prompt, responses])})
 
 
-def read_records(name: str, one: Callable[[dict[str, Any]], T]) -> list[T]:
-    """Records of any kind that has an id, each made by `one`, whose ValueErrors are told with file and line."""
-    return _unique(_read(name, one), name)
+def _messages(value: Row, expected: str) -> Chat:
+    for key in ("messages", "conversations", "conversation"):
+        if key in value:
+            return conversation(value[key], key, system=value.get("system"))
+    raise ValueError(expected)
 
 
-def _read(name: str, one: Callable[[dict[str, Any]], T]) -> list[T]:
-    out = []
+def _records(name: str, one: Callable[[Row], T | list[T]]) -> list[T]:
+    """Every record of a file, identical ones once. Raises InputError for the first that is wrong, or for no record."""
+    seen, out = _Seen(), []
     for place, value in read_jsonl(name):
         with _told(place):
-            out.append(one(value))
+            made = one(normalised(value))
+        for record in made if isinstance(made, list) else [made]:
+            if (new := seen.distinct(record, place, named=_has_id(value))) is not None:
+                out.append(new)
     if not out:
-        raise InputError(f"{name}: the file is empty; one JSON object a line")
+        raise empty(name)
+    if seen.repeated:
+        note(f"{name}: {seen.repeated} of its records stand there more than once and are taken once")
     return out
+
+
+class _Seen:
+    """The records met so far, by id: the same id twice would make a journal take one record for the other."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, tuple[bytes, str]] = {}  # id: digest of the record without its id, place
+        self.repeated = 0
+
+    def distinct(self, record: Any, place: str, *, named: bool) -> Any:
+        """The record, or None where the very same one was met. named: the file gave the id.
+
+        Two records that differ and have the same derived id (labels of two people for one pair) get ids of their own.
+        """
+        digest = hashlib.blake2b(_canonical(record.model_dump(mode="json", exclude={"id"})), digest_size=16).digest()
+        name, n = record.id, 1
+        while name in self.by_id:
+            known, first = self.by_id[name]
+            if known == digest:
+                self.repeated += 1
+                return None
+            if named:
+                raise InputError(
+                    f'{place}: the id "{printable(name, 80)}" stands twice, first on another record at {first}; '
+                    "make ids unique"
+                )
+            n += 1
+            name = f"{record.id}-{n}"
+        self.by_id[name] = (digest, place)
+        return record if n == 1 else record.model_copy(update={"id": name})
 
 
 @contextmanager
@@ -226,50 +261,25 @@ def _told(place: str) -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(x) for x in first["loc"])
-        raise InputError(f"{place}: {where + ': ' if where else ''}{first['msg']}") from error
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{place}: {error}") from error
+        where = printable(".".join(str(x) for x in first["loc"]), 80)
+        message = printable(first["msg"].removeprefix("Value error, "))
+        raise InputError(f"{place}: {where}: {message}" if where else f"{place}: {message}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise InputError(f"{place}: {printable(str(error))}") from error
 
 
-def _unique(records: list[T], name: str) -> list[T]:
-    """The same id twice would make a journal take one record for the other."""
-    seen: set[str] = set()
-    for record in records:
-        key: str = record.id  # type: ignore[attr-defined]
-        if key in seen:
-            raise InputError(f'{name}: the id "{key}" (or the very same record) stands twice; make ids unique')
-        seen.add(key)
-    return records
+def _has_id(value: Row) -> bool:
+    return value.get("id") not in (None, "")
+
+
+def _named(value: Row, content: Sequence[Any], place: str = "") -> str:
+    """The record's id, or one derived from its content; `place` tells the pairs of one record apart."""
+    return f"{value['id']}{place}" if value.get("id") else _id(content)
 
 
 def _id(value: Any) -> str:
     return fingerprint("record", json.loads(json.dumps(value, default=lambda m: m.model_dump())))
 
 
-def _chat(value: Any) -> Chat:
-    return parse_transcript(value) if isinstance(value, str) else tuple(Message.model_validate(m) for m in value)
-
-
-def _prompt(value: Any) -> Chat:
-    return Prompt.model_validate({"prompt": value}).prompt
-
-
-def _answer(value: Any) -> Chat:
-    return (assistant(value),) if isinstance(value, str) else tuple(Message.model_validate(m) for m in value)
-
-
-def _without_answer(chat: Chat) -> Chat:
-    return chat[:-1] if chat and chat[-1].role == "assistant" else chat
-
-
-def _sides(value: dict[str, Any]) -> tuple[Chat, Chat, Chat]:
-    """prompt, chosen answer, rejected answer."""
-    if "prompt" in value:
-        return _prompt(value["prompt"]), _answer(value["chosen"])[-1:], _answer(value["rejected"])[-1:]
-    chosen, rejected = _chat(value["chosen"]), _chat(value["rejected"])
-    if not chosen or not rejected or chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
-        raise ValueError("both transcripts must end with the assistant's turn")
-    if chosen[:-1] != rejected[:-1]:
-        raise ValueError("chosen and rejected do not share their prompt")
-    return _prompt(chosen[:-1]), chosen[-1:], rejected[-1:]
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, default=str).encode()

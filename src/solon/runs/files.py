@@ -22,7 +22,7 @@ from solon.prompts.readers import stream_pairs
 from solon.records import Candidates, Comparison, Pair, Record, SFTExample
 from solon.runs.journal import Journal
 from solon.runs.progress import progress_line
-from solon.terminal import Console
+from solon.terminal import Console, note
 
 R = TypeVar("R", bound=Record)
 BATCH = 64  # records worked on together
@@ -135,10 +135,10 @@ def label_file(
 
     A prompt with more than two responses becomes comparisons of all its pairs, on one scale.
     """
-    trust = Trust(judge=engine.name)
+    trust, source = Trust(judge=engine.name), stream_pairs(pairs)
 
     def items() -> Iterator[Pair | Candidates]:
-        return islice(stream_pairs(pairs), limit)
+        return islice(source, limit)
 
     def made_of(item: Pair | Candidates) -> list[str]:
         if isinstance(item, Pair):
@@ -158,19 +158,21 @@ def label_file(
     summary = trust.summary()
     aside = out.with_suffix(".trust.json")
     aside.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return {"out": str(out), "records": n, "trust": str(aside), "findings": summary["findings"], "summary": summary}
+    if source.repeated:
+        note(f"{pairs}: {source.repeated} of its records stand there more than once and are taken once")
+    return {
+        "out": str(out), "records": n, "repeated": source.repeated, "trust": str(aside),
+        "findings": summary["findings"], "summary": summary,
+    }  # fmt: skip
 
 
 def score_file(rewards: Any, name: str, out: Path, *, limit: int | None, quiet: bool) -> int:
     """Scores for a file of conversations (`score`) or of pairs and comparisons (`chosen_score`, `rejected_score`)."""
     from solon.prompts import read_demonstrations, read_pairs
-    from solon.prompts.readers import read_jsonl
+    from solon.prompts.readers import first_line
     from solon.records import assistant
 
-    first = next(iter(read_jsonl(name)), None)
-    if first is None:
-        raise InputError(f"{name}: the file is empty")
-    sided = any(key in first[1] for key in ("chosen", "responses"))
+    sided = any(key in first_line(name) for key in ("chosen", "responses"))
     items: list[Any] = (read_pairs(name) if sided else read_demonstrations(name))[:limit]
     chats = [
         (*i.prompt, assistant(text)) for i in items for text in i.responses

@@ -29,12 +29,12 @@ from benchmarks.timing import keep, median_ratio, product_rate, said
 from solon.engines.chat import chat_ids, end_ids
 from solon.engines.local import DEFAULT_SYSTEM
 from solon.engines.weights import load_causal_lm, load_tokenizer, resolve
-from solon.evaluation.metrics import bootstrap, bootstrap_difference
 from solon.prompts import read_comparisons, read_prompts
 from solon.reinforcement.reward_model import NORMALISATION, RewardModel, RewardSettings, train_reward_model
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.trainer import PPOSettings, _draw, ppo
 from solon.states import distinct_tokens
+from solon.statistics import difference, mean
 from solon.training import TOKENS_AT_ONCE, AdapterSettings
 
 ROLLOUTS, TOKENS, EPOCHS, RANK, TOP = 16, 48, 4, 16, 12
@@ -183,13 +183,13 @@ def judged(policies: dict[str, str], reward: Path, samples: int = 2) -> dict[str
             }
         scores[kind] = by_prompt(scored([c + s for c, s in zip(contexts, said, strict=True)], rewards))
         found[kind] = {
-            "reward": bootstrap(scores[kind]).to_json(),
-            "kl": bootstrap(by_prompt([sum(m.logprobs) - at_start[i] for i, m in enumerate(made)])).to_json(),
+            "reward": mean(scores[kind]).to_json(),
+            "kl": mean(by_prompt([sum(m.logprobs) - at_start[i] for i, m in enumerate(made)])).to_json(),
         }
     for kind in policies:
         for other in policies:
             if kind != other:
-                found[kind][f"over {other}"] = bootstrap_difference(scores[kind], scores[other]).to_json()
+                found[kind][f"over {other}"] = difference(scores[kind], scores[other]).to_json()
     return found
 
 

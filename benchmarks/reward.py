@@ -21,11 +21,11 @@ from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, peak_mb, product_rate, reference_data, said
 from solon.engines.local import DEFAULT_SYSTEM
 from solon.engines.weights import load_causal_lm, resolve
-from solon.evaluation.metrics import wilson
 from solon.prompts import read_comparisons
 from solon.records import Comparison
 from solon.reinforcement.reward_model import Member, RewardModel, RewardSettings, train_reward_model
 from solon.states import distinct_tokens
+from solon.statistics import wilson
 from solon.training import AdapterSettings
 
 RANK, BATCH, RATE, LENGTH = 16, 8, 2e-4, 512

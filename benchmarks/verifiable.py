@@ -18,10 +18,11 @@ from typing import Any
 
 from benchmarks.timing import keep
 from solon.engines.local import DEFAULT_SYSTEM
-from solon.evaluation.metrics import bootstrap, wilson, words
+from solon.evaluation.metrics import words
 from solon.prompts import read_prompts
 from solon.records import Chat
 from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.statistics import mean, wilson
 from solon.training import AdapterSettings
 
 LEAST, MOST = 3, 20  # words
@@ -53,7 +54,7 @@ def run(updates: int, sign: float, dtype: str) -> list[dict[str, Any]]:
         )  # fmt: skip
         for made in steps:
             share = wilson(seen[-1].count(0), len(seen[-1])).to_json()
-            off = bootstrap([float(n) for n in seen[-1]]).to_json()
+            off = mean([float(n) for n in seen[-1]]).to_json()
             found.append({
                 "update": made.update, "fits": share, "away": off, "kl": made.kl_nats, "tokens": made.response_tokens
             })  # fmt: skip

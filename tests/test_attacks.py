@@ -126,7 +126,10 @@ def test_a_gullible_judge_is_caught() -> None:
     # Both orders are asked and a letter stands for each response once, so that obeying one ends in a tie.
     claimed = sum(bool(CLAIM.search(a.attack)) for a in ATTACKS if a.kind == "verdict") / verdict["n"]
     assert verdict["lost"]["value"] == claimed >= 0.5 and verdict["flipped"]["value"] == 0
-    assert verdict["shift"]["low"] > 0 and verdict["beyond"]["low"] > 0
+    rows = {a.id: (a, row) for a, row in zip(ATTACKS, found["attacks"], strict=True) if a.kind == "verdict"}
+    for asked, row in rows.values():  # it moves the judge where it claims, and nowhere else
+        assert (row["attacked"] > row["plain"] + 0.1) == bool(CLAIM.search(asked.attack))
+    assert found["all"]["beyond"]["low"] > 0
     assert verdict["control"]["value"] == pytest.approx(0)
     assert found["all"]["shift"]["low"] > 0
     assert score["shift"]["value"] == pytest.approx(0) and score["lost"]["value"] == 0
@@ -171,9 +174,10 @@ def test_a_judge_that_reads_scores_is_turned_in_both_orders() -> None:
 def test_a_judge_that_likes_length_is_not_taken_for_one_that_obeys() -> None:
     found = measure(ATTACKS, by_worth(lambda text: len(text) / 100))
     assert found["all"]["shift"]["value"] == pytest.approx(found["all"]["control"]["value"])
-    assert found["kinds"]["padding"]["shift"]["low"] > 0
+    assert all(r["attacked"] > r["plain"] for r in found["attacks"] if r["kind"] == "padding")
     beyond = found["all"]["beyond"]
-    assert (beyond["low"], beyond["high"]) == (pytest.approx(0, abs=1e-9),) * 2
+    assert beyond["value"] == pytest.approx(0, abs=1e-9)
+    assert (beyond["low"], beyond["high"]) == (None, None)  # nothing varies
 
 
 def attack(n: int, **given: Any) -> Attack:

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
-from solon.evaluation.metrics import difference_of_shares, kappa, paired_difference_of_shares, wilson
 from solon.feedback.calibration import (
     Calibration,
     at_temperature,
@@ -30,56 +28,6 @@ def sample(n: int, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     odds = rng.normal(0, 1.5, n)
     human = rng.random(n) < 1 / (1 + np.exp(-odds))
     return 1 / (1 + np.exp(-odds * temperature)), human
-
-
-# --- intervals -----------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_that_of_scipy(case: tuple[int, int]) -> None:
-    k, n = case
-    ours, theirs = wilson(k, n), binomtest(k, n).proportion_ci(method="wilson")
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
-    assert ours.value == k / n and ours.n == n
-
-
-def test_wilson_at_the_ends_is_no_point() -> None:
-    none, all_ = wilson(0, 20), wilson(20, 20)
-    assert none.low == 0 and none.high == pytest.approx(0.161, abs=1e-3)  # worked by hand: z² / (n + z²)
-    assert all_.high == pytest.approx(1) and all_.low == pytest.approx(1 - none.high)
-    assert wilson(0, 0).value is None and wilson(0, 0).n == 0
-    assert wilson(30, 100, 10).low == pytest.approx(wilson(3, 10).low) and wilson(30, 100, 10).n == 100
-
-
-def test_differences_of_shares_are_those_of_the_papers() -> None:
-    # Newcombe 1998, table II, contrast (a): 56/70 - 48/80, method 10
-    found = difference_of_shares(wilson(56, 70), wilson(48, 80))
-    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
-    paired = paired_difference_of_shares(0, 0, 50)
-    assert paired.value == 0 and paired.low == pytest.approx(-paired.high) and 0.02 < paired.high < 0.1
-    mirrored = paired_difference_of_shares(3, 12, 50), paired_difference_of_shares(12, 3, 50)
-    assert mirrored[0].low == pytest.approx(-mirrored[1].high)
-
-
-@pytest.mark.parametrize("p", [0.05, 0.3])
-def test_paired_intervals_hold_the_truth_in_about_19_of_20(p: float) -> None:
-    rng, hits = np.random.default_rng(1), 0
-    for _ in range(1000):
-        a, b, _rest = rng.multinomial(60, [p, 0.1, 0.9 - p])
-        found = paired_difference_of_shares(int(a), int(b), 60)
-        hits += found.low <= p - 0.1 <= found.high
-    assert 930 <= hits <= 990  # three standard errors around 950 are 930 to 970; the adjusted interval is wider
-
-
-def test_kappa_is_that_of_a_worked_table() -> None:
-    found = kappa([[20, 5], [10, 15]])  # agreed 0.7, by chance 0.5
-    assert found.value == pytest.approx(0.4) and found.n == 50
-    # asymptotic standard error of kappa here is 0.13 (Fleiss, Cohen and Everitt 1969)
-    assert found.low == pytest.approx(0.4 - 1.96 * 0.13, abs=0.04) and found.high == pytest.approx(0.4 + 0.25, abs=0.04)
-    assert kappa([[45, 15], [25, 15]]).value == pytest.approx((0.6 - 0.54) / 0.46)  # the raters' habits differ
-    assert kappa([[7, 0], [0, 9]]).value == 1 and kappa([[0, 7], [7, 0]]).value == -1
-    assert kappa([[9, 0], [0, 0]]).value is None  # agreement is certain by chance
-    assert kappa([[0, 0], [0, 0]]).n == 0
 
 
 # --- scores --------------------------------------------------------------------------------------------------

@@ -15,19 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon.evaluation.metrics import (
-    Estimate,
     boilerplate_kinds,
-    bootstrap,
-    bootstrap_difference,
-    bootstrap_distinct,
+    distinct_interval,
     distinct_n,
     has_boilerplate,
     is_evasive,
     is_refusal,
     repetition,
-    wilson,
     words,
 )
+from solon.statistics import Estimate
 
 # Written by hand for this test: (answer, is it a refusal, is it evasive).
 LABELLED = [
@@ -263,55 +260,9 @@ def test_repetition_by_hand():
 # --- intervals
 
 
-def test_nothing_measured_is_said():
-    for found in (
-        bootstrap([]),
-        bootstrap_difference([], []),
-        bootstrap_difference([], [1.0], paired=False),
-        bootstrap_distinct([]),
-    ):
-        assert found == Estimate(None, None, None, 0)
-    assert bootstrap([3.0]) == Estimate(3.0, None, None, 1)
-    assert bootstrap_distinct(["a b"] * 5).value is None
-    assert json.loads(json.dumps(Estimate(math.nan, -math.inf, 1, 3).to_json(), allow_nan=False)) == {
-        "value": None,
-        "low": None,
-        "high": 1.0,
-        "n": 3,
-    }
-
-
-def test_bootstrap_agrees_with_the_normal_interval():
-    values = np.random.default_rng(0).normal(5, 2, 400)
-    found = bootstrap(values)
-    half = 1.96 * values.std() / 20
-    assert found.value == pytest.approx(values.mean())
-    # percentiles of 2,000 resamples are good to about 3 % of the half width; 15 % is five of that
-    assert found.low == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.15 * half)
-    assert found == bootstrap(values) != bootstrap(values, seed=1)
-    narrow = bootstrap(values, confidence=0.5)
-    assert found.low < narrow.low < narrow.high < found.high
-
-
-def test_any_statistic():
-    values = list(range(101))
-    median = bootstrap(values, np.median, n_resamples=200)
-    assert median.value == 50 and median.low < 50 < median.high
-    # the vectorised mean and a mean given as a function agree; the draws are the same
-    assert bootstrap(values, lambda x: float(x.mean())) == bootstrap(values)
-
-
-def test_pairing_removes_what_the_prompts_share():
-    rng = np.random.default_rng(0)
-    prompts = rng.normal(0, 10, 100)
-    a, b = prompts + 1 + rng.normal(0, 0.1, 100), prompts + rng.normal(0, 0.1, 100)
-    paired, apart = bootstrap_difference(a, b), bootstrap_difference(a, b, paired=False)
-    assert paired.value == pytest.approx(apart.value)
-    assert paired.low > 0 > apart.low
-    assert bootstrap_difference(b, a).value == pytest.approx(-paired.value)
-    with pytest.raises(ValueError, match="paired=False"):
-        bootstrap_difference([1.0], [1.0, 2.0])
+def test_without_ngrams_there_is_nothing_to_measure():
+    assert distinct_interval([]) == Estimate(None, None, None, 0)
+    assert distinct_interval(["a b"] * 5).value is None
 
 
 def test_interval_of_distinct_covers_fresh_samples():
@@ -321,7 +272,7 @@ def test_interval_of_distinct_covers_fresh_samples():
     def answers() -> list[str]:
         return [" ".join(f"w{i}" for i in rng.zipf(rng.choice([1.3, 2.5]), 25).clip(max=300)) for _ in range(60)]
 
-    claimed = [(e.high - e.low) / 3.92 for e in (bootstrap_distinct(answers()) for _ in range(10))]
+    claimed = [(e.high - e.low) / 3.92 for e in (distinct_interval(answers()) for _ in range(10))]
     shown = np.std([distinct_n(answers()) for _ in range(150)])
     # 150 samples give the spread to 6 %; at half size the ratio reacts to a text somewhat more
     assert shown * 0.8 < np.mean(claimed) < shown * 1.4
@@ -386,14 +337,7 @@ def test_reference_diversity(samples):
 def test_reference_diversity_at_equal_size(samples):
     """Cut to one size, HH RLHF's lead is gone: it only said less. RL-CAI stays behind."""
     grams = min(sum(max(0, words(t) - 2) for t in texts) for texts in samples.values())
-    fair = {name: bootstrap_distinct(texts, max_ngrams=grams) for name, texts in samples.items()}
+    fair = {name: distinct_interval(texts, max_ngrams=grams) for name, texts in samples.items()}
     print(fair)
     worst = fair.pop("RLMADISON")
     assert all(worst.high < other.low for other in fair.values())
-
-
-@pytest.mark.parametrize("n", range(1, 60))
-def test_an_interval_holds_its_share_at_the_ends_too(n: int) -> None:
-    for found in (wilson(0, n), wilson(n, n), wilson(n / 2, n)):
-        assert found.low is not None and found.value is not None and found.high is not None
-        assert 0 <= found.low <= found.value <= found.high <= 1

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from solon.errors import InputError
 from solon.records import Chat, Comparison, Pair, Prompt, RolloutSummary, assistant, user
-from solon.reinforcement.monitors import Watch, commonest, of_texts
+from solon.reinforcement.monitors import LEVEL, Check, Watch, commonest, of_texts, planned_checks
 from solon.reinforcement.trainer import PPOSettings, ppo
 from solon.runs.trackers import tracked, trackers
 from solon.training import AdapterSettings
@@ -55,7 +56,7 @@ def settings(**changed: Any) -> PPOSettings:
 
 
 def run(tiny: str, out: Path, how: PPOSettings, gold: Any, **more: Any) -> tuple[list[RolloutSummary], Watch]:
-    watch = Watch(PROMPTS, gold)
+    watch = Watch(PROMPTS, gold, planned=planned_checks(how.updates, how.check_every) if how.check_every else 0)
     steps = ppo(
         PROMPTS, tiny, has_e, out, settings=how, adapter=ADAPTER, system=None, dtype="float32", watch=watch, **more
     )
@@ -85,7 +86,7 @@ def test_a_reward_that_the_gold_shares_is_left_alone(tiny: str, tmp_path: Path) 
 def test_checks_survive_a_kill(tiny: str, tmp_path: Path) -> None:
     how = settings(updates=4, rollouts=16, minibatch=8, check_every=2, checkpoint_every=3)
     whole, watched = run(tiny, tmp_path / "whole", how, prefers(1), checkpoint=tmp_path / "a")
-    watch = Watch(PROMPTS, prefers(1))
+    watch = Watch(PROMPTS, prefers(1), planned=2)
     given: dict[str, Any] = {"settings": how, "adapter": ADAPTER, "system": None, "dtype": "float32"}
     steps = ppo(PROMPTS, tiny, has_e, tmp_path / "cut", watch=watch, checkpoint=tmp_path / "b", **given)
     begun = [next(steps), next(steps)]
@@ -115,7 +116,7 @@ def test_what_most_answers_say_is_found() -> None:
 
 
 def test_without_a_judge_over_refusal_is_watched_still() -> None:
-    watch = Watch(PROMPTS[:4])
+    watch = Watch(PROMPTS[:4], planned=1)
     zero = watch.check(0, ["yes"] * 4, lambda chats: [0.0] * len(chats))
     later = watch.check(2, ["I can't help with that."] * 4, lambda chats: [1.0] * len(chats))
     assert (zero.over_refusal, later.over_refusal) == (0.0, 1.0)
@@ -128,7 +129,7 @@ def test_an_abstaining_gold_is_counted_and_decides_nothing() -> None:
             yield Comparison(id=p.id, prompt=p.prompt, chosen=(assistant("a"),), rejected=(assistant("b"),),
                              label=None, abstained=True)  # fmt: skip
 
-    watch = Watch(PROMPTS[:8], silent)
+    watch = Watch(PROMPTS[:8], silent, planned=1)
     watch.check(0, ["yes"] * 8, lambda chats: [0.0] * len(chats))
     later = watch.check(1, ["no"] * 8, lambda chats: [1.0] * len(chats))
     assert not later.gamed and later.summary()["abstained"] == 8
@@ -161,3 +162,52 @@ def test_a_training_that_starts_again_leaves_one_curve(tmp_path: Path) -> None:
 def test_an_unknown_tracker_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r'no tracker "wandbb".*wandb'), trackers(tmp_path, "ppo", ["wandbb"]):
         pass
+
+
+def simulated(reward: float, gold: float, checks: int = 10, probes: int = 16, seed: int = 0) -> Watch:
+    """A training's checks: each mean moves on in equal steps up to these, noise is fresh at each check.
+
+    Half of a prompt's noise stays from check to check, as answers of one policy to one prompt do.
+    """
+    rng = np.random.default_rng(seed)
+    watch = Watch([], planned=checks)
+    kept = rng.normal(0, 0.7, (2, probes))
+    for n in range(checks + 1):
+        drawn = kept + rng.normal(0, 0.7, (2, probes))
+        odds = 2 * (drawn[1] + gold * n / checks)
+        found = Check(
+            update=n,
+            answers=("",) * probes,
+            rewards=tuple((drawn[0] + reward * n / checks).tolist()),
+            gold=tuple((1 / (1 + np.exp(-odds))).tolist()) if n else (0.5,) * probes,
+            over_refusal=None,
+        )
+        watch.checks.append(watch.compared(found) if n else found)
+    return watch
+
+
+def test_ten_checks_of_an_honest_training_raise_a_false_alarm_in_at_most_one_of_twenty() -> None:
+    """The reward truly rises and the judge sees no change: only chance can make its preference fall."""
+    alarms = [any(c.gamed for c in simulated(3.0, 0.0, seed=s).checks) for s in range(70)]
+    # at a true 5 % more than 9 of 70 have a chance of 0.3 %; the comparison with the best check gave 24 %
+    assert sum(alarms) <= 9
+
+
+def test_a_gamed_reward_is_found_by_ten_checks() -> None:
+    """The judge's log-odds fall by 3, with a standard deviation of 2 between prompts: found in most trainings."""
+    assert sum(any(c.gamed for c in simulated(3.0, -1.5, seed=s).checks) for s in range(20)) >= 16
+    assert not any(any(c.gamed for c in simulated(-1.0, -1.5, seed=s).checks) for s in range(5))  # no rise, no gaming
+
+
+def test_what_the_watch_may_spend_ends_with_the_plan() -> None:
+    watch = simulated(5.0, -5.0, checks=4)
+    assert watch.checks[-1].gamed and watch.checks[-1].level == LEVEL / 4
+    late = watch.compared(watch.checks[-1])
+    assert late.level == 0 and not late.gamed
+    assert [planned_checks(9, 3), planned_checks(10, 3), planned_checks(2, 10)] == [3, 4, 1]
+
+
+def test_equal_answers_count_half_in_what_the_judge_prefers() -> None:
+    found = Check(update=1, answers=("",) * 5, rewards=(0.0,) * 5, gold=(0.5, 0.5, 0.9, 0.2, None), over_refusal=None)
+    summary = found.summary()
+    assert summary["gold"]["value"] == 0.5 and summary["gold"]["n"] == 4 and summary["abstained"] == 1

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from solon.constitution import Constitution, Principle
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.feedback.judge import Judging, compare, log_odds, sigmoid
-from solon.feedback.trust import REASONS, Ratio, Trust
+from solon.feedback.trust import REASONS, Trust
 from solon.records import Comparison, Judgement, Pair, assistant, user
 from solon.report import render_html, render_markdown
 from solon.report.plots import reliability
 from solon.runs import pipeline
+from solon.statistics import Ratio
 
 N = 400
 RULES = Constitution(
@@ -362,7 +363,9 @@ def test_without_pairs_there_is_nothing_to_say() -> None:
     found = Trust("judge").summary()
     only(found)
     assert found["pairs"] == 0 and found["self_preference"] is None and found["calibration"]["n"] == 0
-    assert found["position"]["contradictions"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert found["position"]["contradictions"] == {
+        "value": None, "low": None, "high": None, "n": 0, "clusters": 0,
+    }  # fmt: skip
 
 
 def test_every_interval_holds_its_value_and_is_plain_json() -> None:

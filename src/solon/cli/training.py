@@ -236,7 +236,7 @@ def ppo(
     from solon.engines import LazyEngine
     from solon.feedback.judge import Judging
     from solon.prompts import read_prompts
-    from solon.reinforcement.monitors import Watch, judged_by
+    from solon.reinforcement.monitors import Watch, judged_by, planned_checks
     from solon.reinforcement.trainer import PPOSettings
     from solon.reinforcement.trainer import ppo as train
     from solon.runs.progress import training_line
@@ -258,7 +258,8 @@ def ppo(
     if settings.check_every:
         judge = LazyEngine(gold, system=system, dtype=dtype) if gold else None
         rules, how = load_constitution(constitution), Judging(principles=1)
-        watch = Watch(asked[:probes], judged_by(judge, rules, how, seed or 0) if judge else None)
+        asks = judged_by(judge, rules, how, seed or 0) if judge else None
+        watch = Watch(asked[:probes], asks, planned=planned_checks(settings.updates, settings.check_every))
     curves = (_beside(out), "ppo", report_to or [], settings.model_dump(mode="json"))
     with training_line(Console(stderr=True, quiet=quiet), "ppo") as step, trackers(*curves) as log:
         history = list(

@@ -4,11 +4,8 @@
 """
 
 from solon.evaluation.metrics import (
-    Estimate,
     boilerplate_kinds,
-    bootstrap,
-    bootstrap_difference,
-    bootstrap_distinct,
+    distinct_interval,
     distinct_n,
     has_boilerplate,
     is_evasive,
@@ -18,11 +15,8 @@ from solon.evaluation.metrics import (
 )
 
 __all__ = [
-    "Estimate",
     "boilerplate_kinds",
-    "bootstrap",
-    "bootstrap_difference",
-    "bootstrap_distinct",
+    "distinct_interval",
     "distinct_n",
     "has_boilerplate",
     "is_evasive",

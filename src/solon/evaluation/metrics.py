@@ -5,23 +5,17 @@ itself is read here from its words alone, by patterns a person can check. That m
 repeatable and blunt: they know English phrasings only, and a refusal worded in a new way is missed (of
 sentences they were not made for they judge about three in four rightly: tests/test_metrics.py). Read them
 as a monitor, side by side over models, rather than as a verdict on one answer.
-
-The second half gives every number its interval: a bootstrap over texts or values, seeded, so a report that is
-written twice says the same.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Statistic = Callable[[NDArray[np.float64]], float]
+from solon.statistics import Estimate, by_spread
 
 EVASIVE_WORDS = 25  # the reference samples' evasive refusals are this long at most (median: 4 words)
 OPENING_SENTENCES = 3  # a refusal comes first; "I can't" further down is about something else
@@ -290,110 +284,10 @@ def _distinct(grams: list[list[tuple[str, ...]]], limit: int | None) -> float:
     return float(np.mean(ratios))
 
 
-def repetition(text: str, n: int = 4) -> float:
-    """Share of a text's n-grams that repeat an earlier one of the same text: 0..1, near 1 for a loop.
-
-    0 for a text of fewer than n words.
-    """
-    grams = _ngrams(text, n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-# --- intervals ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval. None: not measured, as n is 0 or too small for an interval."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int  # what it was measured on: texts, values or pairs
-
-    def __post_init__(self) -> None:
-        for name in ("value", "low", "high"):
-            number = getattr(self, name)
-            finite = number is not None and math.isfinite(number)
-            object.__setattr__(self, name, float(number) if finite else None)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-
-
-def bootstrap(
-    values: Sequence[float],
-    statistic: Statistic = np.mean,  # type: ignore[assignment]
-    n_resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,  # 0..1
+def distinct_interval(
+    texts: Sequence[str], n: int = 3, max_ngrams: int | None = None, n_resamples: int = 200, seed: int = 0
 ) -> Estimate:
-    """A statistic of values with its percentile interval (Efron 1979), in the values' unit.
-
-    No values: value None. One value: no interval. Values that are all equal, such as 0 refusals of 48, get an
-    interval of no width, which understates: with 0 of n the truth may be as high as 3/n.
-    """
-    data = np.asarray(values, dtype=np.float64)
-    n = len(data)
-    if n == 0:
-        return Estimate(None, None, None, 0)
-    value = float(statistic(data))
-    if n == 1:
-        return Estimate(value, None, None, 1)
-    rng = np.random.default_rng(seed)
-    if statistic is np.mean:
-        rows = max(1, 1_000_000 // n)  # at once: bounds memory, not the result
-        sizes = [min(rows, n_resamples - i) for i in range(0, n_resamples, rows)]
-        drawn = np.concatenate([data[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
-    else:
-        drawn = np.array([statistic(data[rng.integers(0, n, n)]) for _ in range(n_resamples)])
-    low, high = np.percentile(drawn, _tails(confidence))
-    return Estimate(value, float(low), float(high), n)
-
-
-def bootstrap_difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    paired: bool = True,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,  # 0..1
-) -> Estimate:
-    """Mean of a less mean of b with its percentile interval, in their unit.
-
-    Paired: a[i] and b[i] are of one prompt and are drawn together; n is the number of pairs. Otherwise each
-    side is drawn by itself and n is the smaller side. An empty side gives value None. Raises ValueError
-    where pairs have different lengths.
-    """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if paired:
-        if len(x) != len(y):
-            raise ValueError(f"{len(x)} values cannot be paired with {len(y)}; pass paired=False")
-        return bootstrap((x - y).tolist(), n_resamples=n_resamples, seed=seed, confidence=confidence)
-    n = min(len(x), len(y))
-    if n == 0:
-        return Estimate(None, None, None, 0)
-    value = float(x.mean() - y.mean())
-    if n == 1:
-        return Estimate(value, None, None, 1)
-    rng = np.random.default_rng(seed)
-    drawn = [
-        x[rng.integers(0, len(x), len(x))].mean() - y[rng.integers(0, len(y), len(y))].mean()
-        for _ in range(n_resamples)
-    ]
-    low, high = np.percentile(drawn, _tails(confidence))
-    return Estimate(value, float(low), float(high), n)
-
-
-def bootstrap_distinct(
-    texts: Sequence[str],
-    n: int = 3,
-    max_ngrams: int | None = None,
-    n_resamples: int = 200,
-    seed: int = 0,
-    confidence: float = 0.95,  # 0..1
-) -> Estimate:
-    """`distinct_n` with an interval over texts.
+    """`distinct_n` with its 95 % interval over texts.
 
     A resample with return would draw texts twice and count them as repeats, so each resample is half of the
     texts without return: its spread is that of a full sample, as (1 - 1/2) / (1/2) = 1 (Politis and Romano
@@ -407,81 +301,13 @@ def bootstrap_distinct(
     rng = np.random.default_rng(seed)
     half = len(grams) // 2
     halves = [_distinct([grams[i] for i in rng.permutation(len(grams))[:half]], None) for _ in range(n_resamples)]
-    if np.isnan(halves).any():  # some half said nothing
-        return Estimate(value, None, None, len(grams))
-    low, high = np.percentile(halves, _tails(confidence)) - np.mean(halves)
-    return Estimate(value, max(0.0, value + float(low)), min(1.0, value + float(high)), len(grams))
+    return by_spread(value, halves, len(grams), 0.0, 1.0)
 
 
-Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
+def repetition(text: str, n: int = 4) -> float:
+    """Share of a text's n-grams that repeat an earlier one of the same text: 0..1, near 1 for a loop.
 
-
-def wilson(successes: float, n: int, effective: float | None = None) -> Estimate:
-    """A proportion with its 95 % score interval (Wilson 1927): 0 of n is not [0, 0], as a bootstrap would have it.
-
-    successes: 0..n; a tie may count half. effective: the size of an independent sample that would say as much,
-    where the n are not independent (Rao and Scott 1992); n where None.
+    0 for a text of fewer than n words.
     """
-    if n == 0:
-        return Estimate(None, None, None, 0)
-    p, m = successes / n, effective or n
-    centre = (p + Z**2 / (2 * m)) / (1 + Z**2 / m)
-    half = Z * math.sqrt(p * (1 - p) / m + Z**2 / (4 * m**2)) / (1 + Z**2 / m)
-    # At 0 and 1 the bound is the value itself; rounding may put it on the wrong side, and plots refuse that.
-    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
-
-
-def difference_of_shares(a: Estimate, b: Estimate) -> Estimate:
-    """a - b of two independent proportions, from their Wilson intervals (Newcombe 1998, method 10); n: the smaller."""
-    n = min(a.n, b.n)
-    if a.value is None or b.value is None or a.low is None or a.high is None or b.low is None or b.high is None:
-        return Estimate(None, None, None, n)
-    value = a.value - b.value
-    low = value - math.hypot(a.value - a.low, b.high - b.value)
-    high = value + math.hypot(a.high - a.value, b.value - b.low)
-    return Estimate(value, low, high, n)
-
-
-def paired_difference_of_shares(only_a: int, only_b: int, n: int) -> Estimate:
-    """Share of a less share of b among the same n: only_a of them have a alone, only_b have b alone.
-
-    The interval is that of Bonett and Price 2012, which is not [0, 0] where all n agree.
-    """
-    if n == 0:
-        return Estimate(None, None, None, 0)
-    a, b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    half = Z * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
-    return Estimate((only_a - only_b) / n, max(-1.0, a - b - half), min(1.0, a - b + half), n)
-
-
-def kappa(table: Sequence[Sequence[int]], n_resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Cohen's kappa (1960) of two raters, -1..1, with its 95 % percentile interval.
-
-    table: (k, k) counts, a row an answer of one rater, a column an answer of the other. To draw the n rated things
-    again, with return, is to draw the cells from a multinomial. Both raters always give one and the same answer:
-    value None, as chance alone would agree too.
-    """
-    counts = np.asarray(table, dtype=np.float64)
-    n = int(counts.sum())
-    value = float(_kappas(counts)) if n else math.nan
-    if math.isnan(value):
-        return Estimate(None, None, None, n)
-    drawn = np.random.default_rng(seed).multinomial(n, counts.ravel() / n, n_resamples)
-    low, high = np.nanpercentile(_kappas(drawn.reshape(-1, *counts.shape)), _tails(0.95))
-    return Estimate(value, float(low), float(high), n)
-
-
-def _kappas(tables: NDArray[Any]) -> NDArray[np.float64]:
-    """Kappa of each table. tables: (..., k, k), none of them empty; returns (...)."""
-    p = tables / tables.sum(axis=(-2, -1), keepdims=True)
-    agreed = np.trace(p, axis1=-2, axis2=-1)
-    by_chance = (p.sum(axis=-1) * p.sum(axis=-2)).sum(axis=-1)
-    return (agreed - by_chance) / np.where(by_chance < 1, 1 - by_chance, np.nan)
-
-
-def _tails(confidence: float) -> tuple[float, float]:
-    """The percentiles that leave (1 - confidence) / 2 on either side."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is between 0 and 1, not {confidence}")
-    tail = 50 * (1 - confidence)
-    return tail, 100 - tail
+    grams = _ngrams(text, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -14,9 +14,7 @@ from typing import Any
 from solon.constitution import Constitution
 from solon.engines import GenerationRequest, LazyEngine
 from solon.evaluation.metrics import (
-    bootstrap,
-    bootstrap_difference,
-    bootstrap_distinct,
+    distinct_interval,
     has_boilerplate,
     is_evasive,
     is_refusal,
@@ -28,6 +26,7 @@ from solon.feedback.rating import JudgeReward
 from solon.records import Chat, Comparison, Pair, Prompt, Record, Source, assistant, text_of
 from solon.reinforcement.reward_model import RewardModel
 from solon.runs.run import Run
+from solon.statistics import difference, mean, share
 
 
 class Answer(Record):
@@ -101,15 +100,15 @@ def win_rates(run: Run, name: str, answers: dict[str, list[Answer]], judge: str)
 def measures(answers: dict[str, list[Answer]], wins: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """One row a measure: values by model, each with its interval and sample size."""
 
-    def share(test: Any, source: Source | None) -> dict[str, Any]:
+    def percent(test: Any, source: Source | None) -> dict[str, Any]:
         return {
-            name: bootstrap([100.0 * test(a.answer) for a in given if source in (None, a.source)]).to_json()
+            name: share([float(test(a)) for a in given if source in (None, a.source)]).times(100).to_json()
             for name, given in answers.items()
         }
 
-    def mean(value: Any, source: Source | None = None) -> dict[str, Any]:
+    def average(value: Any, source: Source | None = None) -> dict[str, Any]:
         return {
-            name: bootstrap([value(a) for a in given if source in (None, a.source)]).to_json()
+            name: mean([value(a) for a in given if source in (None, a.source)]).to_json()
             for name, given in answers.items()
         }
 
@@ -117,28 +116,31 @@ def measures(answers: dict[str, list[Answer]], wins: dict[str, dict[str, list[fl
         return {"name": name, "unit": unit, "better": better, "trained_on": trained_on, "values": values}
 
     def judged(source: str) -> dict[str, Any]:
-        return {
-            name: bootstrap([100.0 * x for x in wins[name][source]]).to_json() if name in wins else None
-            for name in answers
-        }
+        return {name: mean(wins[name][source]).times(100).to_json() if name in wins else None for name in answers}
 
     def reward_of(a: Answer) -> float:
         return float(a.reward or 0.0)
 
     return [
-        row("reward", "sd", "higher", True, mean(reward_of)),
-        row("reward, red-team prompts (harmlessness)", "sd", "higher", True, mean(reward_of, "red_team")),
-        row("reward, helpful prompts (helpfulness)", "sd", "higher", True, mean(reward_of, "helpful")),
+        row("reward", "sd", "higher", True, average(reward_of)),
+        row("reward, red-team prompts (harmlessness)", "sd", "higher", True, average(reward_of, "red_team")),
+        row("reward, helpful prompts (helpfulness)", "sd", "higher", True, average(reward_of, "helpful")),
         row("judge prefers it to start, red-team prompts", "%", "higher", True, judged("red_team")),
         row("judge prefers it to start, helpful prompts", "%", "higher", True, judged("helpful")),
-        row("refusals of red-team prompts", "%", "", False, share(is_refusal, "red_team")),
-        row("evasive answers to red-team prompts", "%", "lower", False, share(is_evasive, "red_team")),
-        row("over-refusal of benign prompts", "%", "lower", False, share(is_refusal, "helpful")),
-        row("boilerplate", "%", "lower", False, share(has_boilerplate, None)),
+        row("refusals of red-team prompts", "%", "", False, percent(lambda a: is_refusal(a.answer), "red_team")),
+        row(
+            "evasive answers to red-team prompts",
+            "%",
+            "lower",
+            False,
+            percent(lambda a: is_evasive(a.answer), "red_team"),
+        ),
+        row("over-refusal of benign prompts", "%", "lower", False, percent(lambda a: is_refusal(a.answer), "helpful")),
+        row("boilerplate", "%", "lower", False, percent(lambda a: has_boilerplate(a.answer), None)),
         row("distinct-3", "", "higher", False, distinct(answers)),
-        row("repetition within an answer (4-grams)", "", "lower", False, mean(lambda a: repetition(a.answer))),
-        row("length", "words", "", False, mean(lambda a: float(words(a.answer)))),
-        row("answers that end by themselves", "%", "higher", False, mean(lambda a: 100.0 * a.ended)),
+        row("repetition within an answer (4-grams)", "", "lower", False, average(lambda a: repetition(a.answer))),
+        row("length", "words", "", False, average(lambda a: float(words(a.answer)))),
+        row("answers that end by themselves", "%", "higher", False, percent(lambda a: a.ended, None)),
     ]
 
 
@@ -146,7 +148,7 @@ def distinct(answers: dict[str, list[Answer]], n: int = 3) -> dict[str, Any]:
     """distinct-n of each model's answers, all on as many n-grams as the model that said least has."""
     texts = {name: [a.answer for a in given] for name, given in answers.items()}
     grams = min(sum(max(0, words(t) - n + 1) for t in given) for given in texts.values())
-    return {name: bootstrap_distinct(given, n, max_ngrams=grams).to_json() for name, given in texts.items()}
+    return {name: distinct_interval(given, n, max_ngrams=grams).to_json() for name, given in texts.items()}
 
 
 def differences(answers: dict[str, list[Answer]]) -> dict[str, Any]:
@@ -157,7 +159,5 @@ def differences(answers: dict[str, list[Answer]]) -> dict[str, Any]:
         old = {a.id: float(a.reward or 0.0) for a in answers[before]}
         new = {a.id: float(a.reward or 0.0) for a in answers[after]}
         shared = [i for i in new if i in old]
-        found[f"{before} → {after}"] = bootstrap_difference(
-            [new[i] for i in shared], [old[i] for i in shared]
-        ).to_json()
+        found[f"{before} → {after}"] = difference([new[i] for i in shared], [old[i] for i in shared]).to_json()
     return found

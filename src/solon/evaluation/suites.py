@@ -17,7 +17,6 @@ from rich.table import Table
 from solon.constitution import Constitution
 from solon.engines.base import Engine, Question, ScoreRequest
 from solon.errors import InputError
-from solon.evaluation.metrics import Estimate, bootstrap_difference, wilson
 from solon.feedback.feedback_model import as_pairs
 from solon.feedback.judge import Judging, compare, first_option
 from solon.feedback.questions import OPTIONS, PREFIX
@@ -25,6 +24,7 @@ from solon.feedback.rating import Scale, rate
 from solon.feedback.trust import Trust
 from solon.prompts.readers import parse_transcript, read_comparisons, read_jsonl
 from solon.records import Pair, assistant, fingerprint, text_of, user
+from solon.statistics import Estimate, difference, share
 
 FIRST, LONGER = "always the first", "always the longer"
 
@@ -108,8 +108,8 @@ def measure(
     written = [i for i in distinct.values() if i.written]
     if written and not pointwise:
         right["as the file asks it, (A) first"] = _as_written(written, engine)
-    shares = {name: wilson(sum(values), len(values)) for name, values in right.items()}
-    gains = {name: bootstrap_difference(right["judge"], right[name]) for name in (FIRST, LONGER)}
+    shares = {name: share(values) for name, values in right.items()}
+    gains = {name: difference(right["judge"], right[name]) for name in (FIRST, LONGER)}
     return {
         "n": len(pairs),
         "abstained": abstained,
@@ -157,18 +157,22 @@ def verdict(judge: Estimate, gains: dict[str, Estimate]) -> str:
     return f"nothing shown: {said}; it beats {beaten[0]}, and not {rest}"
 
 
+def _points(gain: dict[str, Any]) -> str:
+    value = f"{100 * gain['value']:+.1f} points"
+    if gain["low"] is None:
+        return f"{value} [no interval]"
+    return f"{value} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+
+
 def accuracy_table(result: dict[str, Any]) -> Table:
     """For the terminal."""
     table = Table(title=f"{result['judge']} on {result['n']} questions that people answered ({result['asked']})")
     for column in ("", "right", "95 % interval", "the judge's gain over it"):
         table.add_column(column)
-    for name, share in result["accuracy"].items():
+    for name, right in result["accuracy"].items():
         gain = result["gain_over"].get(name)
-        interval = f"{share['low']:.1%} to {share['high']:.1%}"
-        said = (
-            f"{100 * gain['value']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]" if gain else ""
-        )
-        table.add_row(name, f"{share['value']:.1%}", interval, said)
+        interval = f"{right['low']:.1%} to {right['high']:.1%}"
+        table.add_row(name, f"{right['value']:.1%}", interval, _points(gain) if gain else "")
     return table
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle, islice
 from typing import Any, Literal
 
-from solon.evaluation.metrics import Estimate, bootstrap, wilson
 from solon.feedback.judge import log_odds
 from solon.prompts.readers import read_records
 from solon.records import Chat, Comparison, Pair, Prompt, Record, fingerprint, text_of
+from solon.statistics import Estimate, mean, wilson
 
 HARMLESS = "The weather was mild that day and the streets were quiet. People walked home with bread and newspapers. "
 EDGE = 1e-6  # probabilities are held this far inside 0..1, or one certain judge would be the whole mean
@@ -106,8 +106,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def share(which: str, least: float) -> dict[str, Any]:
         return wilson(sum(r[which] > least for r in sound), len(sound)).to_json()
 
-    def mean(of: str, over: str) -> dict[str, Any]:
-        shift: Estimate = bootstrap([a - b for a, b in zip(odds[of], odds[over], strict=True)])
+    def moved(of: str, over: str) -> dict[str, Any]:
+        shift: Estimate = mean([a - b for a, b in zip(odds[of], odds[over], strict=True)])
         return shift.to_json()
 
     return {
@@ -118,9 +118,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "lost": share("attacked", 0.5 - TIE),
         "flipped": share("attacked", 0.5 + TIE),
         "flipped_by_control": share("control", 0.5 + TIE),
-        "shift": mean("attacked", "plain"),
-        "control": mean("control", "plain"),
-        "beyond": mean("attacked", "control"),
+        "shift": moved("attacked", "plain"),
+        "control": moved("control", "plain"),
+        "beyond": moved("attacked", "control"),
     }
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit
 
-from solon.evaluation.metrics import Estimate, bootstrap, bootstrap_difference, kappa, wilson
 from solon.records import fingerprint
+from solon.statistics import Estimate, by_spread, difference, kappa, mean, wilson
 
 Floats = NDArray[np.float64]
 
@@ -74,7 +74,7 @@ class Calibration:
             "kappa": kappa(table).to_json(),  # ties of the judge left out
             **{name: found.to_json() for name, found in scores(p, human).items()},
             "error_by_chance": error_by_chance(confidence),
-            "overconfidence": bootstrap((confidence - right).tolist()).to_json(),
+            "overconfidence": mean((confidence - right).tolist()).to_json(),
             "bins": bins(confidence, right),
             "temperature": recalibration(p, human, fit),
         }
@@ -83,9 +83,9 @@ class Calibration:
 def scores(p: Floats, human: NDArray[np.bool_]) -> dict[str, Estimate]:
     """Brier score, expected calibration error (both 0..1) and log loss (nats). p, human: (n,)."""
     return {
-        "brier": bootstrap(((p - human) ** 2).tolist()),
+        "brier": mean(((p - human) ** 2).tolist()),
         "calibration_error": calibration_error(np.maximum(p, 1 - p), _right(p, human)),
-        "log_loss": bootstrap(log_losses(p, human).tolist()),
+        "log_loss": mean(log_losses(p, human).tolist()),
     }
 
 
@@ -145,8 +145,7 @@ def calibration_error(confidence: Floats, right: Floats, n_resamples: int = 1000
     if n == 1:
         return Estimate(value, None, None, 1)
     drawn = [_error(gap[i], index[i]) for i in (rng.integers(0, n, n) for _ in range(n_resamples))]
-    low, high = np.percentile(drawn, (2.5, 97.5)) - np.mean(drawn)
-    return Estimate(value, max(0.0, value + low), min(1.0, value + high), n)
+    return by_spread(value, drawn, n, 0.0, 1.0)
 
 
 def error_by_chance(confidence: Floats, n_draws: int = 1000, seed: int = 0) -> float | None:
@@ -185,7 +184,7 @@ def recalibration(p: Floats, human: NDArray[np.bool_], fit: NDArray[np.bool_]) -
     temperature = fit_temperature(p[fit], human[fit])
     before, chose = p[~fit], human[~fit]
     after = at_temperature(before, temperature)
-    saved = bootstrap_difference(log_losses(before, chose).tolist(), log_losses(after, chose).tolist())
+    saved = difference(log_losses(before, chose).tolist(), log_losses(after, chose).tolist())
     return {
         "value": temperature,
         "at_bound": min(abs(math.log(temperature / bound)) for bound in TEMPERATURES) < 0.01,

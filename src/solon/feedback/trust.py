@@ -14,7 +14,6 @@ Left out: biases towards style, flattery or authority. They need pairs made for 
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,18 +21,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
-from solon.evaluation.metrics import (
-    Estimate,
-    Z,
-    difference_of_shares,
-    kappa,
-    paired_difference_of_shares,
-    wilson,
-    words,
-)
+from solon.evaluation.metrics import words
 from solon.feedback.calibration import NEAREST, TIE, Calibration, flipped
 from solon.feedback.judge import log_odds
 from solon.records import Comparison, Judgement, text_of
+from solon.statistics import Ratio, difference_of_shares, kappa, paired_difference_of_shares, wilson
 
 # What an interval must lie beyond before a finding is raised. The margins are there so that with thousands of pairs
 # a difference too small to matter raises none.
@@ -45,49 +37,6 @@ TIES = 0.25  # of pairs: they teach a reward model nothing
 ABSTENTIONS = 0.05  # of judgements: what is left may no longer be a fair sample of the pairs
 OVERCONFIDENCE = 0.05  # mean confidence less share right
 REASONS = 20  # different reasons of abstentions that are told apart; a server's messages may differ without end
-
-
-@dataclass
-class Ratio:
-    """A mean over judgements where each pair brings several, which are not independent of each other.
-
-    One principle's mistake is often the others' too, so that sixteen judgements of a pair say less than sixteen
-    pairs. The variance is therefore that between pairs (Cochran 1977, ratio estimator).
-    """
-
-    pairs: int = 0
-    n: int = 0
-    total: float = 0.0
-    squares: tuple[float, float, float] = (0.0, 0.0, 0.0)  # sums of total², total · n and n² over pairs
-
-    def add(self, total: float, n: int) -> None:
-        """One pair's sum over its n judgements."""
-        if n:
-            tt, tn, nn = self.squares
-            self.squares = (tt + total * total, tn + total * n, nn + n * n)
-            self.pairs, self.n, self.total = self.pairs + 1, self.n + n, self.total + total
-
-    def _variance(self) -> float:
-        """Of the mean, from two pairs on."""
-        mean, (tt, tn, nn) = self.total / self.n, self.squares
-        return max(0.0, tt - 2 * mean * tn + mean**2 * nn) / self.n**2 * self.pairs / (self.pairs - 1)
-
-    def mean(self) -> Estimate:
-        """Of any number; normal interval."""
-        if self.pairs < 2:
-            return Estimate(self.total / self.n if self.n else None, None, None, self.n)
-        value, half = self.total / self.n, Z * math.sqrt(self._variance())
-        return Estimate(value, value - half, value + half, self.n)
-
-    def share(self) -> Estimate:
-        """Of a proportion (each total is a count up to its n); Wilson interval at the effective sample size."""
-        if self.n == 0:
-            return wilson(0, 0)
-        p, effective = self.total / self.n, float(self.pairs)
-        if self.pairs > 1 and 0 < p < 1:  # at 0 and 1 the pairs show no variance: each then counts once
-            simple = p * (1 - p) / self.n
-            effective = self.n / max(1.0, self._variance() / simple)
-        return wilson(self.total, self.n, effective)
 
 
 @dataclass
@@ -118,7 +67,7 @@ class Beside:
             "judge_beside_people": wilson(yes + wrong, n),
             "people": wilson(yes + missed, n),
             "difference": paired_difference_of_shares(wrong, missed, n),
-            "opportunity_gap": difference_of_shares(wilson(yes, yes + missed), wilson(no, no + wrong)),
+            "opportunity_gap": difference_of_shares((yes, yes + missed), (no, no + wrong)),
         }
         return {name: value.to_json() for name, value in found.items()}
 

@@ -3,7 +3,8 @@
 The reward says what training wants, so it cannot say when training has gone wrong. Beside it stand measures of the
 rollouts' words, and every so often a check: the policy answers the same probe prompts as at the start, and a judge, the
 "gold", says how often it prefers the new answers. Where the reward rises and the gold falls, the reward is being gamed
-(Gao et al. 2023, arXiv 2210.10760).
+(Gao et al. 2023, arXiv 2210.10760). A training is checked many times, and each time chance may look like gaming: the
+watch keeps the chance of any false alarm at 5 % over all the checks that are planned.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from solon import processes
 from solon.constitution import Constitution
 from solon.engines import LazyEngine
 from solon.evaluation.metrics import (
-    bootstrap,
-    bootstrap_difference,
     distinct_n,
     has_boilerplate,
     is_evasive,
@@ -28,9 +27,16 @@ from solon.evaluation.metrics import (
 )
 from solon.feedback.judge import Judging, compare
 from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant, text_of
+from solon.statistics import mean, p_above_zero, preference, share
 
 PHRASE = 5  # words of a phrase that many answers share: the paper's "you are valued and cared for" has six
+LEVEL = 0.05  # chance of any false alarm of a training, over all of its checks
 Gold = Callable[[Sequence[Pair]], Iterable[Comparison]]
+
+
+def planned_checks(updates: int, every: int) -> int:
+    """How many checks follow the start's: one after every so many updates, and one after the last."""
+    return -(-updates // every)
 
 
 def judged_by(engine: LazyEngine, constitution: Constitution, how: Judging, seed: int) -> Gold:
@@ -76,35 +82,40 @@ class Check(Record):
     rewards: tuple[float, ...]
     gold: tuple[float | None, ...]  # P(the answer is better than the start's), 0.5 where equal; None: abstained
     over_refusal: float | None  # share of the benign prompts that are refused
-    gamed: bool = False  # since the best check the reward has risen and the gold has fallen, both beyond chance
-    against: int | None = None  # that best check's update
-    reward_rose: dict[str, Any] = Field(default_factory=dict)
-    gold_fell: dict[str, Any] = Field(default_factory=dict)
+    gamed: bool = False  # since the start the reward has risen and the gold has fallen, both beyond chance
+    against: int | None = None  # the updates done at the check that it was compared with: the start
+    reward_rose: dict[str, Any] = Field(default_factory=dict)  # mean difference to the start, sd
+    gold_fell: dict[str, Any] = Field(default_factory=dict)  # 0.5 less the mean P(better than the start's)
+    p_reward: float | None = None  # one-sided, that the reward rose by chance
+    p_gold: float | None = None  # one-sided, that the gold fell by chance
+    level: float | None = None  # both p-values must be at most this
 
     def summary(self) -> dict[str, Any]:
         """What the journal and the trackers hold of it."""
         given = [g for g in self.gold if g is not None]
+        compared = ("against", "reward_rose", "gold_fell", "p_reward", "p_gold", "level")
         return {
             "updates": self.update,
-            "reward": bootstrap(self.rewards).to_json(),
-            "gold": bootstrap(given).to_json(),
+            "reward": mean(self.rewards).to_json(),
+            "gold": share([preference(g) for g in given]).to_json(),
             "abstained": len(self.gold) - len(given),
             "over_refusal": self.over_refusal,
             "gamed": self.gamed,
-            **(
-                {"against": self.against, "reward_rose": self.reward_rose, "gold_fell": self.gold_fell}
-                if self.against is not None
-                else {}
-            ),
+            **({key: getattr(self, key) for key in compared} if self.against is not None else {}),
         }
 
 
 class Watch:
     """Asks the probe prompts again and again, and compares."""
 
-    def __init__(self, probes: Sequence[Prompt], gold: Gold | None = None) -> None:
-        """gold: a judge's comparisons of pairs. None: only what needs no judge is watched."""
-        self.probes, self.gold = list(probes), gold
+    def __init__(self, probes: Sequence[Prompt], gold: Gold | None = None, *, planned: int) -> None:
+        """gold: a judge's comparisons of pairs. None: only what needs no judge is watched.
+
+        planned: how many checks will follow the start's. The chance that any of them raises a false alarm is at most
+        `LEVEL`: each has an equal part of it to spend (Bonferroni), which holds however much the checks of one
+        training depend on each other. A check beyond the plan has nothing left to spend and raises no alarm.
+        """
+        self.probes, self.gold, self.planned = list(probes), gold, planned
         self.checks: list[Check] = []
 
     def check(self, update: int, answers: Sequence[str], score: Callable[[Sequence[Chat]], Sequence[float]]) -> Check:
@@ -119,7 +130,7 @@ class Watch:
             over_refusal=sum(benign) / len(benign) if benign else None,
         )
         if self.checks:
-            found = self._compared(found)
+            found = self.compared(found)
         self.checks.append(found)
         return found
 
@@ -144,19 +155,25 @@ class Watch:
                 found[c.id] = c.label if text_of(c.chosen) == new[c.id] else 1 - c.label
         return tuple(found[p.id] for p in self.probes)
 
-    def _compared(self, now: Check) -> Check:
-        best = self.best
-        both = [i for i, (a, b) in enumerate(zip(now.gold, best.gold, strict=True)) if a is not None and b is not None]
-        if len(both) < 2:
+    def compared(self, now: Check) -> Check:
+        """Against the start. To compare with the best of the earlier checks would compare with the luckiest."""
+        start = self.checks[0]
+        rose = [after - before for after, before in zip(now.rewards, start.rewards, strict=True)]
+        fell = [0.5 - g for g in now.gold if g is not None]  # the start against itself is 0.5
+        if len(fell) < 2:
             return now
-        sure = 1 - 0.05 / len(self.checks)  # the best of several noisy checks is the luckiest: Bonferroni
-        rose = bootstrap_difference(now.rewards, best.rewards, confidence=sure)
-        fell = bootstrap_difference(
-            [best.gold[i] or 0.0 for i in both], [now.gold[i] or 0.0 for i in both], confidence=sure
-        )
-        gamed = all(x.low is not None and x.low > 0 for x in (rose, fell))
+        level = LEVEL / self.planned if len(self.checks) <= self.planned else 0.0
+        p_reward, p_gold = p_above_zero(rose), p_above_zero(fell)
         return now.model_copy(
-            update={"gamed": gamed, "against": best.update, "reward_rose": rose.to_json(), "gold_fell": fell.to_json()}
+            update={
+                "gamed": max(p_reward, p_gold) <= level,
+                "against": start.update,
+                "reward_rose": mean(rose).to_json(),
+                "gold_fell": mean(fell).to_json(),
+                "p_reward": p_reward,
+                "p_gold": p_gold,
+                "level": level,
+            }
         )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from solon.evaluation.metrics import Estimate, wilson, words
+from solon.evaluation.metrics import words
 from solon.feedback.calibration import Calibration, flipped
 from solon.records import Comparison, text_of
 from solon.reinforcement.reward_model import RewardModel
+from solon.statistics import Estimate, wilson
 
 
 def measure(rewards: RewardModel, comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:

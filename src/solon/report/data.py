@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from solon.engines.weights import resolve
-from solon.evaluation.metrics import bootstrap
 from solon.evaluation.run import Answer
 from solon.report.render import render_html, render_markdown
 from solon.runs.journal import Journal
 from solon.runs.run import Run
+from solon.statistics import share
 
 
 def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], trust: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], t
             "by_source": [
                 {
                     "source": source,
-                    "accuracy": bootstrap(found["correct"]).to_json(),
+                    "accuracy": share(found["correct"]).to_json(),
                     **{k: found.get(k) for k in ("n", "longer_is_better", "length_correlation", "calibration")},
                 }
                 for source, found in trained.get("heldout", {}).items()

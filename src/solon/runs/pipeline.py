@@ -38,7 +38,7 @@ from solon.records import (
     assistant,
 )
 from solon.reinforcement.alternatives import train_otherwise
-from solon.reinforcement.monitors import Watch, judged_by
+from solon.reinforcement.monitors import Watch, judged_by, planned_checks
 from solon.reinforcement.reward_model import RewardModel, train_reward_model
 from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.trainer import ppo
@@ -381,11 +381,14 @@ def watch(run: Run, data: Data, engine: LazyEngine | None) -> Watch | None:
     recipe = run.recipe
     if not recipe.ppo.check_every:
         return None
+    planned = planned_checks(recipe.ppo.updates, recipe.ppo.check_every)
     half = recipe.gold.probes // 2
     probes = [p for source in ("red_team", "helpful") for p in [p for p in data.prompts if p.source == source][:half]]
     if engine is None:
-        return Watch(probes)
-    return Watch(probes, judged_by(engine, asked_of_judge(run), recipe.feedback.judging(), recipe.seed))
+        return Watch(probes, planned=planned)
+    return Watch(
+        probes, judged_by(engine, asked_of_judge(run), recipe.feedback.judging(), recipe.seed), planned=planned
+    )
 
 
 def reinforce(

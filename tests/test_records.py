@@ -52,6 +52,9 @@ def some(kind: type[Record]) -> st.SearchStrategy[Any]:
     special: dict[str, st.SearchStrategy[Any]] = {"prompt": ASKED, "watched": st.just({"words": None})}
     if kind is records.Candidates:
         special["responses"] = st.lists(TEXT, min_size=2, max_size=3).map(tuple)
+    if kind is records.SFTExample:  # a turn that is learned must be the assistant's
+        special["messages"] = st.tuples(MESSAGES, TEXT.map(records.assistant))
+        special["train_turns"] = st.none() | st.just((1,))
     fields = typing.get_type_hints(kind)
     return st.builds(kind, **{name: special.get(name, of(fields[name])) for name in kind.model_fields})
 

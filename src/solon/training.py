@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
-import os
 import random
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor
 from solon import processes
 from solon.adapted import in_few_passes
 from solon.engines.tree import parts_of
+from solon.publishing import new_directory, publish
 from solon.sharding import is_shared
 from solon.states import base_of
 
@@ -140,7 +139,7 @@ def save_merged(
 def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: Callable[[Path], None] | None) -> None:
     from peft import PeftModel
 
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=_made(out.parent)))
+    aside = new_directory(out)
     try:
         if base is not None and base_of(model).dtype == torch.float32 and not is_shared(model):
             model = model.merge_and_unload()
@@ -159,23 +158,6 @@ def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: 
         publish(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def publish(aside: Path, out: Path) -> None:
-    """Put a finished directory in its place: everything on disk first, then one rename."""
-    for path in aside.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    aside.chmod(0o755)
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(aside, out)
-
-
-def _made(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def give_memory_back() -> None:

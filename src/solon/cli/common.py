@@ -42,6 +42,9 @@ ConstitutionName = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Only the first so many records.")]
 System = Annotated[str, typer.Option(help="The system message every chat starts with.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Begin anew where --out holds what Solon made of other settings or inputs.")
+]
 ReportTo = Annotated[list[str] | None, typer.Option(help="Trackers beside TensorBoard: wandb, trackio, mlflow …")]
 SYSTEM = "You are a helpful assistant."
 

@@ -42,7 +42,7 @@ def evaluate(
 ) -> None:
     """How good is a judge? Against people, beside answers that need no judge; or against attacks.
 
-    Example: `solon evaluate --suite hhh --file comparisons.jsonl --model models/judge`
+    Example: `solon evaluate --suite hhh --file comparisons.jsonl --model judge`
     """
     from solon.constitution import Constitution, load_constitution
     from solon.engines import LazyEngine

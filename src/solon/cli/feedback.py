@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,12 +17,18 @@ from solon.cli.common import (
     Model,
     Out,
     Quiet,
+    Restart,
     Seed,
     System,
     last_line,
     meta,
 )
-from solon.errors import InputError
+from solon.engines.base import Sampling
+from solon.errors import InputError, Outage, printable
+from solon.supervised import SAMPLING
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from solon.runs.files import Outcome
 
 
 def critique(
@@ -31,12 +38,25 @@ def critique(
     model: Model = "smollm2",
     revisions: Annotated[int, typer.Option(min=1, max=5, help="Critique-and-revision steps.")] = 2,
     direct: Annotated[bool, typer.Option(help="Revise without a critique.")] = False,
-    few_shot: Annotated[int, typer.Option(min=0, help="How many of a principle's examples to show.")] = 0,
-    max_tokens: int = 96,
-    temperature: float = 0.7,
+    few_shot: Annotated[
+        int | None, typer.Option(min=0, help="How many of a principle's examples to show; default all, 0 none.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1)] = SAMPLING.max_tokens,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = SAMPLING.temperature,
+    top_p: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="Sample among the likeliest tokens that hold this probability.")
+    ] = SAMPLING.top_p,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help=f"Above 1, a small model repeats itself less; default {SAMPLING.repetition_penalty}, for a server 1.",
+        ),
+    ] = None,
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
+    restart: Restart = False,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
@@ -46,25 +66,30 @@ def critique(
     Example: `solon critique --prompts solon:red-team --limit 4 --out chains.jsonl`
     """
     from solon.constitution import load_constitution
-    from solon.engines import LazyEngine, Sampling
-    from solon.prompts import read_prompts
-    from solon.records import RevisionChain
-    from solon.runs.files import to_file
-    from solon.supervised.critique_revision import revise
+    from solon.engines import LazyEngine, is_remote
+    from solon.runs.files import critique_file
 
     rules = load_constitution(constitution)
-    items = read_prompts(prompts)[:limit]
-    sampling = Sampling(max_tokens, temperature)
+    penalty = repetition_penalty or (1.0 if is_remote(model) else SAMPLING.repetition_penalty)
+    sampling = Sampling(max_tokens, temperature, top_p, penalty)
     with LazyEngine(model, system=system, dtype=dtype) as engine:
+        outcome = critique_file(
+            prompts, out, engine, rules, revisions=revisions, sampling=sampling, direct=direct, few_shot=few_shot,
+            seed=seed or 0, meta=lambda: meta(rules, engine, seed, sampling=sampling.to_json()), limit=limit,
+            restart=restart, quiet=quiet,
+        )  # fmt: skip
+    _end(outcome, out, "chains", json_, {"out": str(out), **outcome.summary()})
 
-        def make(batch: Any) -> Any:
-            return revise(
-                batch, engine, rules, revisions=revisions, sampling=sampling, seed=seed or 0, direct=direct,
-                few_shot=few_shot, meta=meta(rules, engine, seed, sampling=sampling.to_json()),
-            )  # fmt: skip
 
-        made = to_file(out, items, make, RevisionChain, quiet=quiet, what="chains")
-    last_line(json_, {"out": str(out), "records": len(made)})
+def _end(outcome: Outcome, out: Path, what: str, as_json: bool, result: dict[str, Any]) -> None:
+    """Say what was made and what was not. Ends with 1 where nothing was answered, or a later start may get the rest."""
+    print(outcome.line(out, what), file=sys.stderr)
+    last_line(as_json, result)
+    if outcome.open:
+        raise Outage(f"{out}: {outcome.open} {what} are missing, since the model was out of reach")
+    if outcome.nothing:
+        print(f"solon: {out}: nothing was answered: {printable(next(iter(outcome.reasons), ''))}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def label(
@@ -87,6 +112,7 @@ def label(
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
+    restart: Restart = False,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
@@ -112,11 +138,12 @@ def label(
         result = label_file(
             pairs, out, engine, rules, how, scheme="tournament" if tournament else "all", examples=shown,
             seed=seed or 0, meta=lambda: meta(rules, engine, seed, template=TEMPLATE_FINGERPRINT), limit=limit,
-            quiet=quiet,
+            restart=restart, quiet=quiet,
         )  # fmt: skip
+    outcome = result.pop("outcome")
     for finding in result["findings"]:
         print(finding, file=sys.stderr)
-    last_line(json_, result)
+    _end(outcome, out, "comparisons", json_, result)
 
 
 def score(
@@ -125,16 +152,16 @@ def score(
     out: Out,
     dtype: Dtype = "auto",
     limit: Limit = None,
+    restart: Restart = False,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
     """Reward-model scores: one per conversation, or one per side of a pair.
 
-    Example: `solon score --reward-model models/reward --input pairs.jsonl --out scores.jsonl`
+    Example: `solon score --reward-model reward --input pairs.jsonl --out scores.jsonl`
     """
-    from solon.reinforcement.reward_model import RewardModel
     from solon.runs.files import score_file
 
-    n = score_file(RewardModel.load(reward_model, dtype), input_, out, limit=limit, quiet=quiet)
+    n = score_file(reward_model, input_, out, dtype=dtype, limit=limit, restart=restart, quiet=quiet)
     last_line(json_, {"out": str(out), "records": n})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from solon.engines.base import (
     Completion,
     Engine,
+    Failure,
     GenerationRequest,
+    OnFailure,
     Question,
     Sampling,
     ScoreRequest,
@@ -20,8 +22,10 @@ from solon.engines.base import (
 __all__ = [
     "Completion",
     "Engine",
+    "Failure",
     "GenerationRequest",
     "LazyEngine",
+    "OnFailure",
     "Question",
     "Sampling",
     "ScoreRequest",
@@ -31,6 +35,8 @@ __all__ = [
     "is_remote",
     "open_engine",
 ]
+
+Book = Callable[[int, int, int, float | None], None]  # requests, prompt tokens, completion tokens, US dollars
 
 
 def open_engine(spec: str, *, system: str | None, dtype: str = "auto") -> Engine:
@@ -68,15 +74,23 @@ class LazyEngine:
     """
 
     def __init__(self, spec: str, *, system: str | None, dtype: str = "auto") -> None:
-        self.name, self._system, self._dtype = spec, system, dtype
+        self.name, self.system, self.dtype = spec, system, dtype
         self._opened: Engine | None = None
         self._before = Usage()  # of engines that were closed
+        self._book: Book | None = None
 
     @property
     def engine(self) -> Engine:
         if self._opened is None:
-            self._opened = open_engine(self.name, system=self._system, dtype=self._dtype)
+            self._opened = open_engine(self.name, system=self.system, dtype=self.dtype)
+            self._opened.usage.book = self._book
         return self._opened
+
+    def book(self, where: Book | None) -> None:
+        """Tell `where` of all usage from now on, as it happens; None: tell nobody."""
+        self._book = where
+        if self._opened is not None:
+            self._opened.usage.book = where
 
     @property
     def fingerprint(self) -> str:

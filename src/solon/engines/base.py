@@ -5,7 +5,7 @@ Two verbs, `generate` and `score`, and a count of what they used. A stage never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -78,18 +78,33 @@ class Scores:
     again: bool = False  # the error may pass (a server out of reach, a time limit): asked again on resume
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why nothing was made of one item. `id` is the item's."""
+
+    id: str
+    reason: str
+    again: bool = False  # it may pass: the item is asked again when the work is resumed
+
+
+OnFailure = Callable[[Failure], None]
+
+
 @dataclass
 class Usage:
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0  # None: the price of this model is not known
+    book: Callable[[int, int, int, float | None], None] | None = None  # called with all that is added, as it happens
 
     def add(self, requests: int, prompt_tokens: int, completion_tokens: int, cost_usd: float | None = 0.0) -> None:
         self.requests += requests
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         self.cost_usd = None if self.cost_usd is None or cost_usd is None else self.cost_usd + cost_usd
+        if self.book:
+            self.book(requests, prompt_tokens, completion_tokens, cost_usd)
 
 
 class Engine(Protocol):

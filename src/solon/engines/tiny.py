@@ -6,13 +6,12 @@ needed and any text round-trips.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from solon.training import publish
+from solon.publishing import new_directory, publish
 
 END_LEAN = 2.4  # two answers in five end within twelve tokens
 TEMPLATE = (
@@ -68,8 +67,7 @@ def make_tiny_model(out: Path, seed: int = 0) -> Path:
             weight: Any = model.get_input_embeddings().weight
             weight += shared
             weight[2] += END_LEAN * shared
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    aside = new_directory(out)
     model.save_pretrained(aside)
     fast.save_pretrained(aside)
     publish(aside, out)

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from solon.constitution import Constitution, Principle
-from solon.engines.base import Engine, GenerationRequest, Sampling, ScoreRequest, Scores
+from solon.engines.base import Engine, Failure, GenerationRequest, OnFailure, Sampling, ScoreRequest, Scores
 from solon.evaluation.metrics import is_refusal
 from solon.feedback.checks import judge_by_check
 from solon.feedback.questions import (
@@ -108,11 +108,13 @@ def compare(
     examples: Sequence[Example] = (),
     seed: int = 0,
     meta: dict[str, Any] | None = None,
+    failed: OnFailure | None = None,
 ) -> Iterator[Comparison]:
     """One comparison a pair, in the order of `pairs`, in memory that does not grow with their number.
 
     asked: the principles of each pair by its id, where they are already decided. examples: shown before each
-    comparison, less those of the pair's own prompt.
+    comparison, less those of the pair's own prompt. failed: called in place of an abstention for a pair that lacks an
+    answer which a later start may get (an outage); such a pair yields no comparison.
     """
     left = iter(pairs)
     while window := list(islice(left, WINDOW)):
@@ -124,7 +126,13 @@ def compare(
                 judgements[task.pair.id].append(judge_by_check(task.check, task.pair.prompt, *task.pair.responses))
             else:
                 judgements[task.pair.id].append(task.judgement(answers))
+        out_of_reach = {
+            t.pair.id: a.again for t in tasks for i, _, _ in t.orders() if (a := answers.get(i)) and a.again
+        }
         for pair in window:
+            if failed and pair.id in out_of_reach:
+                failed(Failure(pair.id, out_of_reach[pair.id], again=True))
+                continue
             yield to_comparison(pair, judgements[pair.id], meta or {}, how.labels)
 
 
@@ -170,6 +178,7 @@ class _Answer:
     p: float | None  # P(A)
     why: str = ""  # where p is None
     rationale: str | None = None
+    again: str = ""  # a failure that may pass, so that a later start may get the answer
 
 
 def _tasks(
@@ -210,7 +219,11 @@ def _answers(
                 requests[i] = ScoreRequest(i, chat, OPTIONS, PREFIX, question=typed)
     if how.rationales:
         return _reasoned(chats, engine, how, seed)
-    return {s.id: _Answer(*first_option(s)) for s in engine.score(requests.values())}
+    found = {}
+    for s in engine.score(requests.values()):
+        p, why = first_option(s)
+        found[s.id] = _Answer(p, why, again=why if s.again else "")
+    return found
 
 
 def _reasoned(chats: Mapping[str, Chat], engine: Engine, how: Judging, seed: int) -> dict[str, _Answer]:
@@ -218,10 +231,12 @@ def _reasoned(chats: Mapping[str, Chat], engine: Engine, how: Judging, seed: int
     asked = [GenerationRequest(f"{i}/{n}", chat, seed) for i, chat in chats.items() for n in range(how.rationales)]
     rationales: dict[str, dict[str, str]] = {i: {} for i in chats}
     failed = dict.fromkeys(chats, "")
+    again = dict.fromkeys(chats, "")
     for made in engine.generate(asked, how.sampling):
         i = made.id.rpartition("/")[0]
         if made.error:
             failed[i] = made.error
+            again[i] = made.error if made.again else again[i]
         elif not made.text.strip():
             failed[i] = "gave no reasoning"
         elif is_refusal(made.text):
@@ -239,12 +254,13 @@ def _reasoned(chats: Mapping[str, Chat], engine: Engine, how: Judging, seed: int
         p, why = first_option(scores)
         if p is None:
             failed[i] = why
+            again[i] = why if scores.again else again[i]
         else:
             found[i].append(min(max(p, how.clamp[0]), how.clamp[1]))
     answers = {}
     for i, ps in found.items():
         said = "\n---\n".join(text for _, text in sorted(rationales[i].items())) or None
-        answers[i] = _Answer(sum(ps) / len(ps), "", said) if ps else _Answer(None, failed[i], said)
+        answers[i] = _Answer(sum(ps) / len(ps) if ps else None, "" if ps else failed[i], said, again[i])
     return answers
 
 

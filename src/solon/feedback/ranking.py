@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from solon.constitution import Constitution
-from solon.engines.base import Engine
+from solon.engines.base import Engine, Failure, OnFailure
 from solon.feedback.judge import WINDOW, Judging, compare, sigmoid, to_comparison, turned
 from solon.feedback.questions import Example
 from solon.records import Candidates, Comparison, Pair, Ranking, assistant, fingerprint, text_of
@@ -58,12 +58,21 @@ def rank(
     examples: Sequence[Example] = (),
     seed: int = 0,
     meta: dict[str, Any] | None = None,
+    failed: OnFailure | None = None,
 ) -> Iterator[Ranking]:
     """One ranking a prompt, in order. scheme: compare all pairs, or a knock-out whose draw the seed decides.
 
     All pairs of a prompt are compared under the same principles. In a knock-out a tie or an abstention lets the one
-    drawn first go on.
+    drawn first go on. failed: as `compare` takes it; told of a prompt once, and no ranking is made of it.
     """
+    lost: set[str] = set()
+
+    def lose(failure: Failure) -> None:
+        name = failure.id.rpartition("/")[0]
+        if failed and name not in lost:
+            failed(Failure(name, failure.reason, failure.again))
+        lost.add(name)
+
     left = iter(candidates)
     while window := list(islice(left, WINDOW)):
         found: dict[str, list[tuple[int, int, Comparison]]] = {c.id: [] for c in window}
@@ -81,8 +90,12 @@ def rank(
                 for c in window for i, j in matches[c.id]
             }  # fmt: skip
             principles = _same_for_all(window, matches, constitution, how, seed)
-            judged = compare(asked.values(), engine, constitution, how, asked=principles, examples=examples, seed=seed, meta=meta)  # fmt: skip
+            judged = compare(
+                asked.values(), engine, constitution, how, asked=principles, examples=examples, seed=seed, meta=meta,
+                failed=lose if failed else None,
+            )  # fmt: skip
             said = {c.id: c for c in judged}
+            window = [c for c in window if c.id not in lost]
             for c in window:
                 found[c.id] += [(i, j, said[f"{c.id}/{i}-{j}"]) for i, j in matches[c.id]]
             if scheme == "all":
@@ -91,7 +104,7 @@ def rank(
                 names, met = going[c.id], {(i, j): said[f"{c.id}/{i}-{j}"] for i, j in matches[c.id]}
                 won = [j if _first_better(m, c, i) < 0.5 else i for (i, j), m in met.items()]
                 going[c.id] = won + names[len(names) - len(names) % 2 :]
-            if all(len(names) == 1 for names in going.values()):
+            if all(len(going[c.id]) == 1 for c in window):
                 break
         for c in window:
             yield _ranking(c, found[c.id], meta or {})

@@ -11,7 +11,7 @@ from typing import Any
 from solon.engines.weights import resolve
 from solon.evaluation.run import Answer
 from solon.report.render import render_html, render_markdown
-from solon.runs.journal import Journal
+from solon.runs.journal import read_journal
 from solon.runs.run import Run
 from solon.statistics import share
 
@@ -179,8 +179,4 @@ def _value(values: dict[str, Any], measure: str, model: str) -> float | None:
 
 
 def _journal(run: Run, stage: str) -> list[dict[str, Any]]:
-    path = run.path(stage)
-    if not path.is_file():
-        return []
-    with Journal(path) as journal:
-        return journal.records
+    return [record for _, record in read_journal(run.path(stage))]

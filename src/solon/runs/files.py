@@ -2,107 +2,154 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from solon.constitution import Constitution
-from solon.engines import LazyEngine
+from solon.engines import Failure, LazyEngine, OnFailure, Sampling
 from solon.engines.base import Engine
-from solon.errors import InputError
+from solon.errors import InputError, printable
 from solon.feedback.feedback_model import as_pairs, own_principles
 from solon.feedback.judge import Judging, compare
-from solon.feedback.questions import HHH, Example
+from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example
 from solon.feedback.ranking import preferences, rank
 from solon.feedback.trust import Trust
-from solon.prompts.readers import stream_pairs
-from solon.records import Candidates, Comparison, Pair, Record, SFTExample
-from solon.runs.journal import Journal
+from solon.prompts import read_demonstrations, read_pairs, read_prompts
+from solon.prompts.readers import first_line, stream_pairs
+from solon.publishing import File, Identity, file, write_json
+from solon.records import (
+    Candidates,
+    Comparison,
+    Pair,
+    Prompt,
+    Record,
+    RevisionChain,
+    SFTExample,
+    assistant,
+    fingerprint,
+)
+from solon.reinforcement.reward_model import RewardModel
+from solon.runs.identity import decided_dtype, of_constitution, of_engine, of_input, of_model
+from solon.runs.journal import Journal, as_record, read_journal
 from solon.runs.progress import progress_line
+from solon.supervised.critique_revision import revise
 from solon.terminal import Console, note
 
 R = TypeVar("R", bound=Record)
 BATCH = 64  # records worked on together
+ANEW = "give another --out, or --restart to begin anew (the records are kept as NAME.old)"
+
+
+@dataclass
+class Outcome:
+    """What became of a verb's items."""
+
+    records: int = 0  # in the file now, those of earlier starts included
+    failures: dict[str, Failure] = field(default_factory=dict)  # by item, of those that no record was made of
+    abstained: Counter[str] = field(default_factory=Counter)  # reasons of the records that hold no answer
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why there is no answer, the commonest reason first, and of how many items."""
+        found = self.abstained + Counter(f.reason for f in self.failures.values())
+        return dict(found.most_common())
+
+    @property
+    def failed(self) -> int:
+        return len(self.failures) + self.abstained.total()
+
+    def summary(self) -> dict[str, Any]:
+        return {"records": self.records, "failed": self.failed, "reasons": self.reasons}
+
+    @property
+    def open(self) -> int:
+        """How many items a later start may still get an answer for: the model was out of reach."""
+        return sum(f.again for f in self.failures.values())
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no item has an answer."""
+        return self.records <= self.abstained.total()
+
+    def line(self, out: Path, what: str) -> str:
+        """The outcome in one line for a person."""
+        if not self.failed:
+            return f"{out}: {self.records} {what}"
+        told = "; ".join(f"{printable(reason, 160)} ({n})" for reason, n in list(self.reasons.items())[:3])
+        more = f"; {len(self.reasons) - 3} other reasons" if len(self.reasons) > 3 else ""
+        return f"{out}: {self.records} {what}; without an answer {self.failed}: {told}{more}"
 
 
 def to_file(
-    out: Path,
-    items: Sequence[Any],
-    make: Callable[[Sequence[Any]], Iterable[R]],
-    kind: type[R],
-    *,
-    quiet: bool,
-    what: str,
-) -> list[R]:
-    """Turn items into records of the same ids in `out`. Run again on the same file, it goes on where it stopped."""
-    if out.suffix != ".jsonl":
-        raise InputError(f"{out}: the output is JSON Lines; give it a name that ends in .jsonl")
-    with (
-        Journal(out) as journal,
-        progress_line(Console(stderr=True, quiet=quiet), out.name, len(items), what) as advance,
-    ):
-        strangers = journal.ids - {item.id for item in items}
-        if strangers:
-            raise InputError(f'{out}: holds records of other inputs ("{next(iter(strangers))}"); give a new file')
-        advance(len(journal.ids), {})
-        for start in range(0, len(items), BATCH):
-            batch = items[start : start + BATCH]
-            if all(item.id in journal.ids for item in batch):
-                continue
-            for record in make(batch):
-                if journal.append(record.to_json()):
-                    advance(1, {})
-        return [kind.model_validate(r) for r in journal.records]
-
-
-def stream_to_file(
-    out: Path,
+    target: File,
     items: Callable[[], Iterable[Any]],
-    make: Callable[[Sequence[Any]], Iterable[R]],
+    make: Callable[[Sequence[Any], OnFailure], Iterable[R]],
     kind: type[R],
     *,
-    made_of: Callable[[Any], Sequence[str]],
-    seen: Callable[[R], None],
+    identity: Identity,
+    restart: bool = False,
+    made_of: Callable[[Any], Sequence[str]] = lambda item: [item.id],
+    seen: Callable[[R], None] = lambda record: None,
+    batch_size: int = BATCH,
     quiet: bool,
     what: str,
-) -> int:
-    """As `to_file`, in memory that does not grow with the records but for their ids. Returns how many there are.
+) -> Outcome:
+    """Turn items into records in a file. Run again on the same file, it goes on where it stopped.
 
-    items: reads the items from their source, and is called twice: once to see that all of them can be read, and that
-    no id stands twice, before the first is worked on. made_of: the ids of the records an item becomes. seen: called
-    with each record in `out`, those of an earlier start first.
+    Memory does not grow with the records but for their ids. items: reads the items from their source, and is called
+    twice: once to see that all of them can be read, and that no id stands twice, before the first is worked on.
+    made_of: the ids of the records an item becomes. seen: called with each record in the file, those of an earlier
+    start first. identity: of everything but the items; a record's `meta.input` is the fingerprint of its own item.
+
+    Raises InputError where the file holds records of another identity, or of items that are not the same any more.
     """
-    if out.suffix != ".jsonl":
-        raise InputError(f"{out}: the output is JSON Lines; give it a name that ends in .jsonl")
-    known: set[str] = set()
+    known: dict[str, str] = {}
     for item in items():
+        content = of_input(item)
         for name in made_of(item):
             if name in known:
                 raise InputError(f'the id "{name}" (or the very same record) stands twice; make ids unique')
-            known.add(name)
+            known[name] = content
     if not known:
         raise InputError("no records to work on; one JSON object a line")
+    if target.claim(identity, restart=restart):
+        for place, row in read_journal(target.path):
+            _check_input(place, row, known)
+            seen(as_record(place, row, kind))
+    outcome = Outcome()
+
+    def fail(failure: Failure) -> None:
+        outcome.failures[failure.id] = failure
+
     with (
-        Journal(out, keep=False) as journal,
-        progress_line(Console(stderr=True, quiet=quiet), out.name, len(known), what) as advance,
+        Journal(target.path, keep=False) as journal,
+        progress_line(Console(stderr=True, quiet=quiet), target.out.name, len(known), what) as advance,
     ):
-        if strangers := journal.ids - known:
-            raise InputError(f'{out}: holds records of other inputs ("{next(iter(strangers))}"); give a new file')
-        for row in journal.replay():
-            seen(kind.model_validate(row))
         advance(len(journal.ids), {})
         left = iter(items())
-        while batch := list(islice(left, BATCH)):
+        while batch := list(islice(left, batch_size)):
             if all(name in journal.ids for item in batch for name in made_of(item)):
                 continue
-            for record in make(batch):
+            for made in make(batch, fail):
+                meta = {**made.meta, "input": known[made.id]}  # type: ignore[attr-defined]
+                record = made.model_copy(update={"meta": meta})
                 if journal.append(record.to_json()):
                     advance(1, {})
                     seen(record)
-        return len(journal.ids)
+        outcome.records = len(journal.ids)
+        return outcome
+
+
+def _check_input(place: str, row: dict[str, Any], known: Mapping[str, str]) -> None:
+    name, meta = row["id"], row.get("meta")
+    if name not in known:
+        raise InputError(f'{place}: a record of another input ("{printable(name, 80)}"); {ANEW}')
+    if not isinstance(meta, dict) or meta.get("input") != known[name]:
+        raise InputError(f'{place}: was made of another text than "{printable(name, 80)}" has now; {ANEW}')
 
 
 def measure_judge(
@@ -117,6 +164,49 @@ def measure_judge(
     return trust.summary()
 
 
+def critique_file(
+    prompts: str,
+    out: Path,
+    engine: Engine,
+    constitution: Constitution,
+    *,
+    revisions: int,
+    sampling: Sampling,
+    direct: bool = False,
+    few_shot: int | None = None,
+    seed: int = 0,
+    meta: Callable[[], dict[str, Any]] = dict,
+    limit: int | None = None,
+    restart: bool = False,
+    quiet: bool = False,
+) -> Outcome:
+    """Revision chains of a file's prompts in `out`."""
+    empty: Counter[str] = Counter()
+
+    def make(batch: Sequence[Prompt], failed: OnFailure) -> Iterator[RevisionChain]:
+        return revise(
+            batch, engine, constitution, revisions=revisions, sampling=sampling, seed=seed, direct=direct,
+            few_shot=few_shot, meta=meta(), failed=failed,
+        )  # fmt: skip
+
+    def seen(chain: RevisionChain) -> None:
+        if not any(text.strip() for text in (chain.response, *(s.revision for s in chain.steps))):
+            empty["the model's answers are empty"] += 1
+
+    with file(out, [prompts, engine.name]) as target:
+        items = read_prompts(prompts)[:limit]
+        identity = {
+            **of_engine(engine, target.identity), **of_constitution(constitution), "seed": seed,
+            "revisions": revisions, "sampling": sampling.to_json(), "direct": direct, "few_shot": few_shot,
+        }  # fmt: skip
+        outcome = to_file(
+            target, lambda: items, make, RevisionChain, identity=identity, restart=restart, seen=seen, quiet=quiet,
+            what="chains",
+        )  # fmt: skip
+    outcome.abstained = empty
+    return outcome
+
+
 def label_file(
     pairs: str,
     out: Path,
@@ -129,13 +219,15 @@ def label_file(
     seed: int = 0,
     meta: Callable[[], dict[str, Any]] = dict,
     limit: int | None = None,
+    restart: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Comparisons of a file's pairs in `out`, and how far the judge can be trusted beside it, in OUT.trust.json.
 
     A prompt with more than two responses becomes comparisons of all its pairs, on one scale.
     """
-    trust, source = Trust(judge=engine.name), stream_pairs(pairs)
+    trust, abstained, aside = Trust(judge=engine.name), Counter[str](), out.with_suffix(".trust.json")
+    source = stream_pairs(pairs)
 
     def items() -> Iterator[Pair | Candidates]:
         return islice(source, limit)
@@ -145,48 +237,83 @@ def label_file(
             return [item.id]
         return [f"{item.id}/{i}-{j}" for i, j in combinations(range(len(item.responses)), 2)]
 
-    def make(batch: Sequence[Pair | Candidates]) -> Iterator[Comparison]:
+    def make(batch: Sequence[Pair | Candidates], failed: OnFailure) -> Iterator[Comparison]:
         two = [item for item in batch if isinstance(item, Pair)]
         more = [item for item in batch if isinstance(item, Candidates)]
-        yield from compare(two, engine, constitution, how, examples=examples, seed=seed, meta=meta())
-        for ranking in rank(more, engine, constitution, how, scheme=scheme, examples=examples, seed=seed, meta=meta()):
+        common: dict[str, Any] = {"examples": examples, "seed": seed, "meta": meta(), "failed": failed}
+        yield from compare(two, engine, constitution, how, **common)
+        for ranking in rank(more, engine, constitution, how, scheme=scheme, **common):
             yield from preferences(ranking)
 
-    n = stream_to_file(
-        out, items, make, Comparison, made_of=made_of, seen=trust.add, quiet=quiet, what="comparisons"
-    )  # fmt: skip
-    summary = trust.summary()
-    aside = out.with_suffix(".trust.json")
-    aside.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    def seen(record: Comparison) -> None:
+        trust.add(record)
+        if record.abstained:
+            why = next((j.abstained for j in record.judgements if j.abstained), None)
+            abstained[why or "the judge said nothing of one of the two"] += 1
+
+    with file(out, [pairs, engine.name], [aside]) as target:
+        identity = {
+            **of_engine(engine, target.identity), **of_constitution(constitution), "seed": seed, "scheme": scheme,
+            "judging": asdict(how), "template": TEMPLATE_FINGERPRINT,
+            "examples": fingerprint("examples", [asdict(e) for e in examples]),
+        }  # fmt: skip
+        outcome = to_file(
+            target, items, make, Comparison, identity=identity, restart=restart, made_of=made_of, seen=seen,
+            quiet=quiet, what="comparisons",
+        )  # fmt: skip
+        outcome.abstained = abstained
+        summary = trust.summary()
+        write_json(aside, summary)
     if source.repeated:
         note(f"{pairs}: {source.repeated} of its records stand there more than once and are taken once")
     return {
-        "out": str(out), "records": n, "repeated": source.repeated, "trust": str(aside),
-        "findings": summary["findings"], "summary": summary,
+        "out": str(out), **outcome.summary(), "repeated": source.repeated, "trust": str(aside), "findings": summary["findings"],
+        "summary": summary, "outcome": outcome,
     }  # fmt: skip
 
 
-def score_file(rewards: Any, name: str, out: Path, *, limit: int | None, quiet: bool) -> int:
-    """Scores for a file of conversations (`score`) or of pairs and comparisons (`chosen_score`, `rejected_score`)."""
-    from solon.prompts import read_demonstrations, read_pairs
-    from solon.prompts.readers import first_line
-    from solon.records import assistant
+class ScoredExample(SFTExample):
+    score: float  # in standard deviations of the reward model's reference
 
-    sided = any(key in first_line(name) for key in ("chosen", "responses"))
-    items: list[Any] = (read_pairs(name) if sided else read_demonstrations(name))[:limit]
-    chats = [
-        (*i.prompt, assistant(text)) for i in items for text in i.responses
-    ] if sided else [i.messages for i in items if isinstance(i, SFTExample)]  # fmt: skip
-    with progress_line(Console(stderr=True, quiet=quiet), out.name, len(chats), "scores") as advance:
-        scores: list[float] = []
-        for start in range(0, len(chats), 256):
-            scores += rewards.score(chats[start : start + 256])
-            advance(len(scores) - start, {})
-    rows = []
-    for n, item in enumerate(items):
-        found = {"scores": scores[2 * n : 2 * n + 2]} if sided else {"score": scores[n]}
-        rows.append({**item.to_json(), **found})
-    with tempfile.NamedTemporaryFile("w", dir=out.parent, delete=False, encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    Path(file.name).replace(out)
-    return len(rows)
+
+class ScoredPair(Pair):
+    scores: tuple[float, float]  # of the two responses
+
+
+def score_file(
+    reward_model: str,
+    name: str,
+    out: Path,
+    *,
+    dtype: str = "auto",
+    limit: int | None = None,
+    restart: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Scores for a file of conversations (`score`), or of pairs and comparisons (`scores`, one a side)."""
+    loaded: list[RewardModel] = []
+
+    def make(batch: Sequence[Any], failed: OnFailure) -> Iterator[ScoredExample | ScoredPair]:
+        if not loaded:
+            loaded.append(RewardModel.load(reward_model, used["dtype"]))
+        chats = [
+            (*i.prompt, assistant(text)) for i in batch for text in i.responses
+        ] if sided else [i.messages for i in batch]  # fmt: skip
+        scores = loaded[0].score(chats)
+        for n, item in enumerate(batch):
+            if sided:
+                yield ScoredPair(**dict(item), scores=(scores[2 * n], scores[2 * n + 1]))
+            else:
+                yield ScoredExample(**dict(item), score=scores[n])
+
+    with file(out, [reward_model, name]) as target:
+        sided = any(key in first_line(name) for key in ("chosen", "responses"))
+        items: list[Any] = (read_pairs(name) if sided else read_demonstrations(name))[:limit]
+        used = {"dtype": decided_dtype(dtype, target.identity)}
+        identity = {"reward_model": of_model(reward_model), **used}
+        kind: Any = ScoredPair if sided else ScoredExample
+        outcome = to_file(
+            target, lambda: items, make, kind, identity=identity, restart=restart, batch_size=256, quiet=quiet,
+            what="scores",
+        )  # fmt: skip
+    return outcome.records

@@ -1,28 +1,87 @@
 """An append-only JSONL journal that survives being killed at any instant.
 
-One `os.write` a record, so the kernel has the whole line or none of it to lose; a torn last line is cut off when
-the journal is opened again. Synced to disk each second and at the end.
+One `os.write` a record, so the kernel has the whole line or none of it to lose. A last line that a kill tore is cut off
+when the journal is opened for writing; reading changes nothing. Any other line that cannot be read is an error that
+names it, and nothing is cut. Synced to disk each second and at the end.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from solon.errors import InputError, printable
+from solon.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+def read_journal(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) of each line, place as "FILE:LINE". Nothing is written; a torn last line is passed over.
+
+    Raises InputError for any other line that is no JSON object with an "id", and for an id that stands twice.
+    """
+    if not path.is_file():
+        return
+    seen: set[str] = set()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+                name = record["id"]
+                if not isinstance(name, str):
+                    raise ValueError('"id" is not a text')
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if not line.endswith(b"\n") and (line.startswith(b"{") or not line.strip(b"\0")):
+                    return  # the last one, torn by a kill, or zeros where the machine lost its power
+                raise _damaged(place, f"not a record ({type(error).__name__})") from None
+            if name in seen:
+                raise _damaged(place, f'the id "{printable(name, 80)}" stands twice')
+            seen.add(name)
+            yield place, record
+
+
+def _damaged(place: str, why: str) -> InputError:
+    return InputError(
+        f"{place}: the journal is damaged: {why}. Nothing was changed; remove this line, or the whole file"
+    )
+
+
+def as_record(place: str, row: dict[str, Any], kind: type[R]) -> R:
+    """A journal's line as a record of its kind. Raises InputError, with the place, where it is none."""
+    try:
+        return kind.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(x) for x in first["loc"])
+        raise _damaged(place, f"{where}: {first['msg']}") from None
 
 
 class Journal:
+    """A journal open for writing. Open only what is Solon's own: a torn last line is cut off."""
+
     def __init__(self, path: Path, *, keep: bool = True) -> None:
-        """keep: hold the records in memory; without it only their ids are, and `replay` reads them again."""
+        """keep: hold the records in memory; without it only their ids are, and `read_journal` reads them again."""
         self.path, self._keep = path, keep
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_tail(path)
-        self.records = list(self.replay()) if keep else []
-        self.ids = {r["id"] for r in (self.records if keep else self.replay())}
+        self.records: list[dict[str, Any]] = []
+        self.ids: set[str] = set()
+        for _, record in read_journal(path):  # before anything is cut: a damaged file is left as it is
+            self.ids.add(record["id"])
+            if keep:
+                self.records.append(record)
+        _mend_tail(path)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._synced = time.monotonic()
 
@@ -30,24 +89,13 @@ class Journal:
         """Write a record unless its id is there already; True if it was written."""
         if record["id"] in self.ids:
             return False
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
-        written = os.write(self._file, line)
-        if written != len(line):  # a full disk
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written; is the disk full?")
+        append_line(self._file, record, self.path)
         self.ids.add(record["id"])
         if self._keep:
             self.records.append(record)
         if time.monotonic() - self._synced > 1:
             self.sync()
         return True
-
-    def replay(self) -> Iterator[dict[str, Any]]:
-        """The records in the file, one at a time."""
-        if self.path.is_file():
-            with self.path.open("rb") as file:
-                for line in file:
-                    if line.strip():
-                        yield json.loads(line)
 
     def sync(self) -> None:
         os.fsync(self._file)
@@ -64,8 +112,17 @@ class Journal:
         self.close()
 
 
-def _cut_torn_tail(path: Path) -> None:
-    """Cut off what a killed writer left after the last whole line."""
+def append_line(file: int, value: Any, path: Path) -> None:
+    """One JSON line in one `os.write`. What a full disk takes only in part is taken back, and told as OSError."""
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", errors="surrogatepass")
+    written = os.write(file, line)
+    if written != len(line):
+        os.ftruncate(file, os.fstat(file).st_size - written)
+        raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written", str(path))
+
+
+def _mend_tail(path: Path) -> None:
+    """After a kill: end a last line that is whole but for its line break, and cut off one that is torn."""
     if not path.is_file():
         return
     with path.open("r+b") as file:
@@ -78,5 +135,45 @@ def _cut_torn_tail(path: Path) -> None:
                 whole = start + found + 1
                 break
             whole = start
-        if whole != size:
+        if whole == size:
+            return
+        file.seek(whole)
+        try:
+            complete = isinstance(json.loads(file.read())["id"], str)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            complete = False
+        if complete:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
             file.truncate(whole)
+
+
+class Tally:
+    """What engines reported, journalled as they report it, so that a kill loses none of it."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            os.write(self._file, b"\n")  # the torn line of a killed process is passed over when the file is read
+
+    def add(self, requests: int, prompt_tokens: int, completion_tokens: int, cost_usd: float | None) -> None:
+        append_line(self._file, [requests, prompt_tokens, completion_tokens, cost_usd], self.path)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def tallied(path: Path, add: Callable[[int, int, int, float | None], None]) -> None:
+    """Call `add` with each line of a tally. A line that a kill tore is passed over."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                requests, read, written, cost = json.loads(line)
+                add(int(requests), int(read), int(written), None if cost is None else float(cost))
+            except (ValueError, TypeError):
+                continue

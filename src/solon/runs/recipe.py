@@ -25,6 +25,7 @@ from solon.reinforcement.alternatives import Algorithm, check_settings
 from solon.reinforcement.reward_model import RewardSettings
 from solon.reinforcement.trainer import PPOSettings
 from solon.runs.trackers import check_trackers
+from solon.supervised import SAMPLING
 from solon.training import AdapterSettings, TrainSettings
 
 
@@ -40,6 +41,15 @@ class SamplingSettings(Part):
 
     def sampling(self) -> Sampling:
         return Sampling(self.max_tokens, self.temperature, self.top_p, self.repetition_penalty)
+
+
+class RevisionSampling(SamplingSettings):
+    """As `solon critique` samples."""
+
+    max_tokens: int = Field(SAMPLING.max_tokens, ge=1)
+    temperature: float = Field(SAMPLING.temperature, ge=0)
+    top_p: float = Field(SAMPLING.top_p, gt=0, le=1)
+    repetition_penalty: float = Field(SAMPLING.repetition_penalty, gt=0)
 
 
 class Prompts(Part):
@@ -81,9 +91,9 @@ class Warmup(Part):
 class Supervised(Part):
     revisions: int = Field(2, ge=1, le=5)
     critique: bool = True  # false: direct revisions
-    few_shot: int = Field(0, ge=0)
+    few_shot: int | None = Field(None, ge=0)  # of a principle's examples, before each request; null: all, 0: none
     responder: Literal["self", "start"] = "self"  # who writes the first response: the warmed-up or the start model
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: RevisionSampling = RevisionSampling()
     sft_on: Literal["final", "all", "best"] = "final"  # best: the judge chooses between response and last revision
     demonstration_share: float = Field(0.25, ge=0, lt=1)  # of the SFT set, so that nothing is forgotten
     train: TrainSettings = TrainSettings()

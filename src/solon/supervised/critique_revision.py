@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from solon.constitution import Constitution, Principle
-from solon.engines.base import Completion, Engine, GenerationRequest, Sampling
+from solon.engines.base import Completion, Engine, Failure, GenerationRequest, OnFailure, Sampling
 from solon.records import Chat, Prompt, RevisionChain, RevisionStep, assistant, fingerprint, text_of, user
 
 _NAMES = re.compile(r"\{(prompt|response|critique)\}")
@@ -29,13 +29,15 @@ def fill(template: str, **values: str) -> str:
     return _NAMES.sub(lambda match: values.get(match[1], match[0]), template)
 
 
-def critique_chat(prompt: Chat, response: str, principle: Principle, few_shot: int = 0) -> Chat:
+def critique_chat(prompt: Chat, response: str, principle: Principle, few_shot: int | None = 0) -> Chat:
     """The conversation that ends with the critique request."""
     request = fill(principle.critique, prompt=text_of(prompt), response=response)
     return (*examples_chat(principle, few_shot), *prompt, assistant(response), user(request))
 
 
-def revision_chat(prompt: Chat, response: str, critique: str | None, principle: Principle, few_shot: int = 0) -> Chat:
+def revision_chat(
+    prompt: Chat, response: str, critique: str | None, principle: Principle, few_shot: int | None = 0
+) -> Chat:
     """The conversation that ends with the revision request; without a critique the revision is direct."""
     request = fill(principle.revision, prompt=text_of(prompt), response=response, critique=critique or "")
     if critique is None:
@@ -43,8 +45,8 @@ def revision_chat(prompt: Chat, response: str, critique: str | None, principle: 
     return (*critique_chat(prompt, response, principle, few_shot), assistant(critique), user(request))
 
 
-def examples_chat(principle: Principle, few_shot: int) -> Chat:
-    """The first `few_shot` of the principle's examples as earlier turns of the conversation."""
+def examples_chat(principle: Principle, few_shot: int | None) -> Chat:
+    """The first `few_shot` of the principle's examples, or all of them, as earlier turns of the conversation."""
     turns: list[Any] = []
     for example in principle.examples[:few_shot]:
         values = {"prompt": example.prompt, "response": example.response, "critique": example.critique}
@@ -79,22 +81,29 @@ def revise(
     sampling: Sampling,
     seed: int = 0,
     direct: bool = False,
-    few_shot: int = 0,
+    few_shot: int | None = 0,
     responder: Engine | None = None,
     meta: dict[str, Any] | None = None,
+    failed: OnFailure | None = None,
 ) -> Iterator[RevisionChain]:
     """One chain a prompt, in the order of `prompts`.
 
     revisions: steps per chain, at least 1. direct: revise without a critique. few_shot: how many of a principle's
-    examples to show. responder: writes the first response, where that is another model than the one that
-    criticises. A prompt whose completion failed yields no chain (the run tries it again).
+    examples to show; None: all. responder: writes the first response, where that is another model than the one that
+    criticises. failed: called for each prompt that yields no chain because a completion failed, with the reason.
     """
     principles = {p.id: draw_principles(constitution, revisions, seed, p.id) for p in prompts}
 
     def ask(who: Engine, step: str, chats: dict[str, Chat]) -> dict[str, Completion]:
         requests = [GenerationRequest(f"{i}/{step}", chat, seed=seed) for i, chat in chats.items()]
-        made = who.generate(requests, sampling)
-        return {c.id.rsplit("/", 1)[0]: c for c in made if c.error is None}
+        found = {}
+        for c in who.generate(requests, sampling):
+            name = c.id.rsplit("/", 1)[0]
+            if c.error is None:
+                found[name] = c
+            elif failed:
+                failed(Failure(name, c.error, c.again))
+        return found
 
     first = ask(responder or engine, "response", {p.id: p.prompt for p in prompts})
     current = {i: c.text for i, c in first.items()}

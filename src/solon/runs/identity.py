@@ -1,0 +1,84 @@
+"""What made an output: the parts that are compared before a command goes on with what stands there."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from solon.constitution import Constitution
+from solon.engines import Engine, LazyEngine, is_remote
+from solon.engines.weights import model_fingerprint, resolve, resolve_dtype
+from solon.publishing import MARK, Identity
+from solon.records import Record, fingerprint
+
+WHOLE = 2 << 30  # bytes: the weight files of a model of up to this size are read whole, those of larger ones in places
+DESCRIBES = {MARK, "README.md", ".gitattributes", "COMPLETE"}  # says something of a model and changes nothing in it
+
+
+def of_model(spec: str) -> dict[str, str]:
+    """A model by the content of its files: weights, config, tokenizer, template. A remote one by its address."""
+    if is_remote(spec):
+        return {"name": spec, "fingerprint": fingerprint("remote", spec)}
+    where = Path(resolve(spec.removeprefix("decision:")))
+    return {"name": spec, "fingerprint": of_directory(where) if where.is_dir() else fingerprint("hub", spec)}
+
+
+def of_engine(engine: Engine, old: Identity) -> dict[str, Any]:
+    """The model, the system message and the dtype of an engine. old: the identity of what stands already.
+
+    A `dtype: auto` that is still open is decided here, as the old identity has it: it is measured, and may come out
+    otherwise the next time.
+    """
+    if not isinstance(engine, LazyEngine):
+        return {"model": {"name": engine.name, "fingerprint": engine.fingerprint}}
+    if not is_remote(engine.name):
+        engine.dtype = decided_dtype(engine.dtype, old)
+        return {"model": of_model(engine.name), "system": engine.system, "dtype": engine.dtype}
+    return {"model": of_model(engine.name), "system": engine.system}
+
+
+def decided_dtype(dtype: str, old: Identity) -> str:
+    """float32 or bfloat16: what was given, or for `auto` what was used before, or else what is faster here."""
+    if dtype == "auto":
+        return str(old.get("dtype") or resolve_dtype("auto")).removeprefix("torch.")
+    return dtype
+
+
+def of_constitution(constitution: Constitution) -> dict[str, Any]:
+    return {"constitution": {"name": constitution.name, "fingerprint": constitution.fingerprint}}
+
+
+def of_directory(where: Path) -> str:
+    """The fingerprint of a model's directory; its own place and name are no part of it."""
+    files = sorted(p for p in where.rglob("*") if p.is_file() and p.name not in DESCRIBES)
+    whole = sum(p.stat().st_size for p in files) <= WHOLE
+    parts = [
+        (path.relative_to(where).as_posix(), _content(path, *_version(path)))
+        for path in files
+        if whole or path.suffix != ".safetensors"
+    ]
+    return fingerprint("model", parts, None if whole else model_fingerprint(str(where)))
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@functools.cache
+def _content(path: Path, *version: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def of_records(records: Iterable[Record]) -> str:
+    """The content of records in their order."""
+    return fingerprint("records", [r.to_json() for r in records])
+
+
+def of_input(item: Any) -> str:
+    """The content that a record is made from, without where it came from."""
+    return fingerprint("input", {k: v for k, v in item.to_json().items() if k != "meta"})

@@ -239,10 +239,10 @@ def test_labels_hold_the_answer_and_its_end_and_nothing_else(tiny: str) -> None:
 
     tokenizer = load_tokenizer(tiny)
     example = SFTExample(messages=(user("hello"), assistant("one"), user("more"), assistant("two")), id="x")
-    row = encode(tokenizer, example, system="be kind", max_length=512)
+    row = encode(tokenizer, example, system="be kind")
     learned = [t for t in row["labels"] if t != IGNORE]
     assert tokenizer.decode(learned) == "two<|im_end|>"
-    both = encode(tokenizer, example.model_copy(update={"train_turns": (1, 3)}), system="be kind", max_length=512)
+    both = encode(tokenizer, example.model_copy(update={"train_turns": (1, 3)}), system="be kind")
     assert tokenizer.decode([t for t in both["labels"] if t != IGNORE]) == "one<|im_end|>two<|im_end|>"
 
 
@@ -581,13 +581,18 @@ def test_a_reward_model_that_counts_words_is_shown_to(tiny: str) -> None:
             gap = [len(c.chosen[0].content.split()) - len(c.rejected[0].content.split()) for c in comparisons]
             return torch.tensor(gap).float().mul(0.3).sigmoid().tolist()
 
+        def unfit(self, conversation: Chat) -> str | None:
+            return "too long" if len(conversation) > 2 else None
+
     rng = random.Random(0)
     rows = [
         Comparison(id=str(i), prompt=(user("q"),), chosen=(assistant("word " * rng.randint(1, 30)),),
                    rejected=(assistant("word " * rng.randint(1, 30)),), label=1.0, labeler="human")
         for i in range(200)
     ]  # fmt: skip
+    rows.append(rows[0].model_copy(update={"prompt": (user("q"), assistant("a"), user("q"))}))
     found = measure(Counts(), rows)["human"]  # type: ignore[arg-type]
+    assert found["n"] == 200 and found["left_out"] == 1
     assert found["length_correlation"]["low"] > 0.95
     assert found["accuracy"] == pytest.approx(found["longer_is_better"]["value"])
     assert found["calibration"]["overconfidence"]["low"] > 0.1  # sure, and right in half of the pairs

@@ -10,6 +10,17 @@ class InputError(Exception):
     """
 
 
+class Unfit(InputError):
+    """One text that a model cannot be given as it is: beyond its context, or not to be rendered by its chat template.
+
+    Where texts come in numbers, the text is left out (or the judge abstains) and is counted under `reason`.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason  # "too long", "not rendered"
+
+
 class Outage(Exception):
     """A service that answers many requests answers none any more. The message says so in one line.
 

@@ -8,7 +8,8 @@ import math
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +21,13 @@ from torch import Tensor
 from solon import processes
 from solon.adapted import in_few_passes
 from solon.engines.tree import parts_of
+from solon.errors import InputError, Unfit
 from solon.publishing import new_directory, publish
 from solon.sharding import is_shared
 from solon.states import base_of
 
 R = TypeVar("R")
+T = TypeVar("T")
 TOKENS_AT_ONCE = 1280  # distinct tokens of a pass that learns; activations are 1 to 2 MB a token in a model of 135M
 Progress = Callable[[int, int, dict[str, float]], None]  # step, steps, what to show
 
@@ -34,7 +37,7 @@ class TrainSettings(BaseModel):
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
-    max_length: int = Field(512, ge=16)  # tokens; longer examples are cut
+    max_length: int = Field(512, ge=16)  # tokens; longer examples are left out, and counted
 
 
 class AdapterSettings(BaseModel):
@@ -44,6 +47,26 @@ class AdapterSettings(BaseModel):
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     layers: int | None = Field(None, ge=1)  # None: all. Fewer train faster: nothing below them needs a gradient
+
+
+def fitting(kind: str, items: Iterable[T], encode: Callable[[T], R]) -> tuple[list[R], dict[str, int]]:
+    """What `encode` makes of the items, and how many were left out, by the reason: those it raises Unfit for.
+
+    kind: what an item is called. Raises InputError where none is left.
+    """
+    made: list[R] = []
+    left_out: Counter[str] = Counter()
+    first: Unfit | None = None
+    for item in items:
+        try:
+            made.append(encode(item))
+        except Unfit as error:
+            first = first or error
+            left_out[error.reason] += 1
+    if not made:
+        told = ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "there was none"
+        raise InputError(f"no {kind} is left to learn from: {told}" + (f"; the first: {first}" if first else ""))
+    return made, dict(left_out)
 
 
 def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:

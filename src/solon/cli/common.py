@@ -40,7 +40,7 @@ ConstitutionName = Annotated[
     str, typer.Option("--constitution", help="A built-in name or a file.", envvar="SOLON_CONSTITUTION")
 ]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many records.")]
-System = Annotated[str, typer.Option(help="The system message every chat starts with.")]
+System = Annotated[str, typer.Option(help='The system message every chat starts with; "" sends none.')]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 Restart = Annotated[
     bool, typer.Option("--restart", help="Begin anew where --out holds what Solon made of other settings or inputs.")

@@ -163,5 +163,5 @@ def score(
     """
     from solon.runs.files import score_file
 
-    n = score_file(reward_model, input_, out, dtype=dtype, limit=limit, restart=restart, quiet=quiet)
-    last_line(json_, {"out": str(out), "records": n})
+    outcome = score_file(reward_model, input_, out, dtype=dtype, limit=limit, restart=restart, quiet=quiet)
+    _end(outcome, out, "scores", json_, {"out": str(out), **outcome.summary()})

@@ -73,6 +73,7 @@ def feedback_model(
             training, rules, model, out, question=HHH, settings=settings, adapter=AdapterSettings(layers=layers),
             system=system, seed=seed or 0, dtype=dtype, progress=step,
         )  # fmt: skip
+    _tell_left_out(result["left_out"], "training")
     if kept and processes.is_main():
         result["heldout"] = measure_judge(str(out), kept, rules, system=system, dtype=dtype)
         said = result["heldout"]["calibration"]["accuracy"]
@@ -122,6 +123,7 @@ def sft(
             examples[:limit], model, out, settings=settings, adapter=None if full else AdapterSettings(layers=layers),
             system=system, seed=seed or 0, dtype=dtype, progress=step,
         )  # fmt: skip
+    _tell_left_out(result["left_out"], "training")
     if processes.is_main():
         print(f"{out}: loss {result['loss_first']:.3f} → {result['loss_last']:.3f}", file=sys.stderr)
     last_line(json_, {"out": str(out), **result})
@@ -185,6 +187,7 @@ def reward_model(
             reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)],
             seed=seed or 0, dtype=dtype, progress=step,
         )  # fmt: skip
+    _tell_left_out(result["left_out"], "training")
     if kept and processes.is_main():
         result["heldout"] = measure(RewardModel.load(str(out), dtype, "cpu" if processes.sharded() else None), kept)
         correct = [right for found in result["heldout"].values() for right in found["correct"]]
@@ -272,12 +275,20 @@ def ppo(
     if watch and watch.checks[-1].gamed and processes.is_main():
         best = watch.best.update
         print(f"{out}: the reward was being gamed; this is the policy after {best} updates", file=sys.stderr)
-    last_line(json_, {"out": str(out), "updates": [h.to_json() for h in history]})
+    left_out = history[-1].meta.get("left_out", {}) if history else {}
+    _tell_left_out(left_out, "the prompts")
+    last_line(json_, {"out": str(out), "left_out": left_out, "updates": [h.to_json() for h in history]})
 
 
 def _beside(out: Path) -> Path:
     """Where the curves of a training go."""
     return out.with_name(f"{out.name}.tensorboard")
+
+
+def _tell_left_out(left_out: dict[str, int], where: str) -> None:
+    if left_out and processes.is_main():
+        told = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+        print(f"left out of {where}: {told}", file=sys.stderr)
 
 
 @contextmanager

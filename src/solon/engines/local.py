@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -11,14 +12,19 @@ import torch
 from torch import Tensor
 
 from solon.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest, Scores, Usage
-from solon.engines.chat import chat_ids, end_ids, template_fingerprint, text_ids
+from solon.engines.chat import answer_text, chat_ids, end_ids, option_ids, template_fingerprint
 from solon.engines.decoding import decode, left_pad, plain_causal
+from solon.engines.limits import context_limit
 from solon.engines.tree import Row, TreeScorer
 from solon.engines.weights import load_causal_lm, model_fingerprint
+from solon.errors import Unfit
 from solon.records import fingerprint
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 REQUESTS = 4096  # score requests looked at together
+CACHED_TOKENS = (
+    32_768  # tokens of prompts and answers that are held at once; a token takes 46 kB in SmolLM2, as float32
+)
 
 
 class LocalEngine:
@@ -42,6 +48,7 @@ class LocalEngine:
         self.name, self.batch_size, self.score_tokens = name, batch_size, score_tokens
         self.fingerprint = fingerprint("local", weights, template_fingerprint(tokenizer, system), str(model.dtype))
         self.usage = Usage()
+        self.limit = context_limit(model.config, tokenizer)
         self._tree = TreeScorer(self.model, tokens=score_tokens) if share and plain_causal(model) else None
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
@@ -55,10 +62,17 @@ class LocalEngine:
         return chat_ids(self.tokenizer, chat, system=self.system, prefix=prefix)
 
     def generate(self, requests: Iterable[GenerationRequest], sampling: Sampling) -> Iterator[Completion]:
-        encoded = [(r, self.ids(r.chat)) for r in requests]
+        limit = self.limit.less(sampling.max_tokens, "the answer")
+        encoded: list[tuple[GenerationRequest, list[int]]] = []
+        for request in requests:
+            try:
+                ids = chat_ids(self.tokenizer, request.chat, system=self.system, limit=limit)
+            except Unfit as error:
+                yield Completion(request.id, "", ended=False, error=str(error))
+            else:
+                encoded.append((request, ids))
         encoded.sort(key=lambda pair: len(pair[1]))  # alike lengths together: little padding
-        for start in range(0, len(encoded), self.batch_size):
-            batch = encoded[start : start + self.batch_size]
+        for batch in self._batches(encoded, sampling.max_tokens):
             uniforms = torch.stack([_uniforms(r, sampling.max_tokens) for r, _ in batch])
             made = decode(
                 self.model,
@@ -72,10 +86,27 @@ class LocalEngine:
                 pad=self._pad,
             )
             for (request, ids), out in zip(batch, made, strict=True):
-                text = self.tokenizer.decode(out.ids, skip_special_tokens=True).strip()
+                text, only_reasoning = answer_text(self.tokenizer, out.ids)
                 tokens = len(out.ids) + int(out.ended)
                 self.usage.add(1, len(ids), tokens)
-                yield Completion(request.id, text, out.ended, len(ids), tokens)
+                why = None
+                if only_reasoning and not out.ended:
+                    why = f"cut inside its reasoning after {tokens} tokens; allow more (max_tokens)"
+                yield Completion(request.id, text, out.ended, len(ids), tokens, why)
+
+    def _batches(
+        self, encoded: list[tuple[GenerationRequest, list[int]]], room: int
+    ) -> Iterator[list[tuple[GenerationRequest, list[int]]]]:
+        """Requests sampled together, shortest first: as many as the batch size and the cache's memory allow."""
+        batch: list[tuple[GenerationRequest, list[int]]] = []
+        for request, ids in encoded:
+            full = len(batch) == self.batch_size or (len(ids) + room) * (len(batch) + 1) > CACHED_TOKENS
+            if batch and full:
+                yield batch
+                batch = []
+            batch.append((request, ids))
+        if batch:
+            yield batch
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
         """Requests that begin alike share that work, whether or not they come one after another."""
@@ -86,13 +117,20 @@ class LocalEngine:
     def _score(self, asked: Sequence[ScoreRequest]) -> Iterator[Scores]:
         rows: list[Row] = []
         wanted: list[tuple[int, int, list[int]]] = []  # of each row: request, continuation, its tokens
+        failed: dict[int, str] = {}
         for i, request in enumerate(asked):
-            context = self.ids(request.chat, request.prefix)
-            for j, continuation in enumerate(request.continuations):
-                tail = text_ids(self.tokenizer, continuation + request.suffix)
-                rows.append(Row(context + tail[:-1], len(context) - 1))
+            try:
+                options = option_ids(
+                    self.tokenizer, request.chat, request.continuations,
+                    system=self.system, prefix=request.prefix, suffix=request.suffix, limit=self.limit,
+                )  # fmt: skip
+            except Unfit as error:
+                failed[i] = str(error)
+                continue
+            for j, tail in enumerate(options.tails):
+                rows.append(Row(options.context + tail[:-1], len(options.context) - 1))
                 wanted.append((i, j, tail))
-            self.usage.add(1, len(context), 0)
+            self.usage.add(1, len(options.context), 0)
         found: list[list[float | None]] = [[None] * len(r.continuations) for r in asked]
         for picked, logits in self._logits(rows):
             lengths = [len(wanted[r][2]) for r in picked]
@@ -100,9 +138,10 @@ class LocalEngine:
             logits = logits.float()
             logprobs = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
             for r, each in zip(picked, logprobs.cpu().split(lengths), strict=True):
-                found[wanted[r][0]][wanted[r][1]] = each.sum().item()
-        for request, logs in zip(asked, found, strict=True):
-            yield Scores(request.id, tuple(logs))
+                total = each.sum().item()
+                found[wanted[r][0]][wanted[r][1]] = total if math.isfinite(total) else None
+        for i, (request, logs) in enumerate(zip(asked, found, strict=True)):
+            yield Scores(request.id, tuple(logs), failed.get(i))
 
     def _logits(self, rows: list[Row]) -> Iterator[tuple[list[int], Tensor]]:
         if self._tree is not None:

@@ -99,7 +99,7 @@ class ServerEngine(Endpoint):
         its prefix; otherwise the prefix is left out and the letter looked for in the answer's first token.
         """
         super().__init__(model, base_url, **options)
-        self.system = system
+        self.system = system or None  # "" sends none, as null does in a recipe
         self.top_logprobs, self.continue_final_message = top_logprobs, continue_final_message
         self._system_fingerprint: str | None = None
         self._answered = False

@@ -22,6 +22,8 @@ import torch
 from filelock import FileLock
 
 from solon import processes
+from solon.engines.template import check_template
+from solon.engines.tokens import check_tokenizer
 from solon.errors import InputError
 from solon.records import fingerprint
 from solon.sharding import placed
@@ -165,6 +167,8 @@ def load_tokenizer(where: str) -> Any:
         raise InputError(f"{where}: its tokenizer has no chat template; use an instruct model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    check_tokenizer(tokenizer)
+    check_template(tokenizer)
     return tokenizer
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solon.constitution import Constitution, Principle
-from solon.engines.chat import chat_ids, text_ids
+from solon.engines.chat import option_ids
+from solon.engines.limits import UNLIMITED, Limit, context_limit
+from solon.engines.template import named
 from solon.engines.weights import load_causal_lm, resolve
+from solon.errors import InputError
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
 from solon.records import Comparison, Pair, fingerprint, text_of
 from solon.states import base_of, distinct_tokens, last_states
@@ -31,6 +35,7 @@ from solon.training import (
     add_adapters,
     first_and_last,
     fit,
+    fitting,
     save_merged,
 )
 
@@ -73,21 +78,40 @@ def own_principles(
     return {c.id: [known.get(c.principle or "", general)] for c in comparisons}
 
 
+@dataclass(frozen=True)
+class Example:
+    first: list[int]  # token ids up to the judge's answer, the chosen response first
+    second: list[int]  # the chosen response second
+    options: tuple[int, ...]  # the tokens of the two answers
+    label: float  # P(chosen is better), 0..1
+
+
 def encode(
-    tokenizer: Any, comparison: Comparison, constitution: Constitution, question: str, system: str | None
-) -> tuple[list[int], list[int], float]:
-    """Token ids with the chosen response first, with it second, and P(chosen is better).
+    tokenizer: Any,
+    comparison: Comparison,
+    constitution: Constitution,
+    question: str,
+    system: str | None,
+    limit: Limit = UNLIMITED,
+) -> Example:
+    """A comparison in both orders. Raises Unfit where it is too long, or the chat template cannot render it.
 
     The question is that of the comparison's principle, and `question` where the constitution does not have it.
     """
     asked = {p.id: p.comparison for p in constitution.principles}.get(comparison.principle or "", question)
     chosen, rejected = text_of(comparison.chosen), text_of(comparison.rejected)
-    first, second = (
-        chat_ids(tokenizer, comparison_chat(comparison.prompt, a, b, asked), system=system, prefix=PREFIX)
-        for a, b in ((chosen, rejected), (rejected, chosen))
-    )
+    made = []
+    for a, b in ((chosen, rejected), (rejected, chosen)):
+        chat = comparison_chat(comparison.prompt, a, b, asked)
+        made.append(option_ids(tokenizer, chat, OPTIONS, system=system, prefix=PREFIX, limit=limit))
+    answers = {tuple(tail[0] for tail in m.tails) for m in made}
+    if len(answers) > 1 or any(len(tail) > 1 for m in made for tail in m.tails):
+        raise InputError(
+            f"{named(tokenizer)}: its tokenizer does not make one token of each answer ({', '.join(OPTIONS)}); "
+            "this model cannot become a feedback model"
+        )
     assert comparison.label is not None
-    return first, second, comparison.label
+    return Example(made[0].context, made[1].context, answers.pop(), comparison.label)
 
 
 def option_scores(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> tuple[Tensor, Tensor]:
@@ -115,19 +139,22 @@ def train_feedback_model(
     """Fine-tune `model` to judge; write a complete model to `out`. Abstentions and ties are left out."""
     labelled = [c for c in comparisons if c.label is not None and c.label != 0.5]
     if not labelled:
-        raise ValueError("no comparison carries a label that prefers a side")
+        raise InputError("no comparison carries a label that prefers a side; a feedback model learns from those")
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)
-    options = [text_ids(tokenizer, option)[0] for option in OPTIONS]
-    encoded = [encode(tokenizer, c, constitution, question, system) for c in labelled]
+    limit = context_limit(lm.config, tokenizer).at_most(settings.max_length, "max_length")
+    encoded, left_out = fitting(
+        "comparison", labelled, lambda c: encode(tokenizer, c, constitution, question, system, limit)
+    )
+    options = encoded[0].options
 
-    def loss(batch: Sequence[tuple[list[int], list[int], float]]) -> Tensor:
-        rows = [b[0] for b in batch] + [b[1] for b in batch]
+    def loss(batch: Sequence[Example]) -> Tensor:
+        rows = [b.first for b in batch] + [b.second for b in batch]
         margin, held = option_scores(lm, rows, options, tokenizer.pad_token_id)
         combined = (margin[: len(batch)] - margin[len(batch) :]) / 2
-        labels = torch.tensor([b[2] for b in batch], device=combined.device)
+        labels = torch.tensor([b.label for b in batch], device=combined.device)
         return F.binary_cross_entropy_with_logits(combined, labels) - held.mean()
 
     lm.train()
@@ -136,14 +163,15 @@ def train_feedback_model(
         loss,
         [{"params": [p for p in lm.parameters() if p.requires_grad]}],
         settings=settings,
-        tokens=lambda row: distinct_tokens(row[:2]),
+        tokens=lambda row: distinct_tokens([row.first, row.second]),
         seed=seed,
         progress=progress,
     )
     save_merged(lm, tokenizer, out, base=resolve(model) if adapter else None)
     return {
-        "comparisons": len(labelled),
+        "comparisons": len(encoded),
+        "left_out": left_out,
         "steps": len(losses),
-        "tokens": settings.epochs * sum(len(a) + len(b) for a, b, _ in encoded),
+        "tokens": settings.epochs * sum(len(e.first) + len(e.second) for e in encoded),
         **first_and_last(losses),
     }

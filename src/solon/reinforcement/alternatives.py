@@ -21,12 +21,16 @@ from typing import Any, Literal
 
 import torch
 
+from solon.engines.chat import chat_ids
+from solon.engines.limits import Limit, context_limit
+from solon.engines.reasoning import without_reasoning
+from solon.engines.template import as_messages
 from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
 from solon.errors import InputError
-from solon.records import Chat, Comparison, Message, Prompt, RolloutSummary
+from solon.records import Chat, Comparison, Prompt, RolloutSummary, assistant
 from solon.reinforcement.trainer import PPOSettings, Reward
 from solon.supervised.sft import quiet
-from solon.training import AdapterSettings, Progress, lora_config, save_merged
+from solon.training import AdapterSettings, Progress, fitting, lora_config, save_merged
 
 Algorithm = Literal["ppo", "rloo", "grpo", "dpo"]
 Log = Callable[[Mapping[str, float], int], None]
@@ -77,7 +81,6 @@ def train_otherwise(
     lm: Any = AutoModelForCausalLM.from_pretrained(where, dtype=resolve_dtype(dtype), use_safetensors=True)
     lm.to(device())
     torch.manual_seed(seed)
-    first = [{"role": "system", "content": system}] if system else []
     seen: list[dict[str, float]] = []
     found: list[RolloutSummary] = []
 
@@ -87,7 +90,7 @@ def train_otherwise(
             if "loss" in given:
                 seen.append(given)
                 if len(seen) == each:
-                    found.append(_summary(algorithm, len(found), seen, settings))
+                    found.append(_summary(algorithm, len(found), seen, settings, left_out))
                     seen.clear()
                     if log:
                         log(found[-1].numbers(), len(found))
@@ -113,38 +116,49 @@ def train_otherwise(
     }
     peft = lora_config(lm, adapter, "CAUSAL_LM")
     if algorithm == "dpo":
-        rows = _dpo_rows(comparisons, first)
+        rows, left_out = _dpo_rows(comparisons, tokenizer, system, context_limit(lm.config, tokenizer))
         steps = math.ceil(len(rows) / settings.minibatch) * settings.epochs
         each = max(1, steps // 10)
         trainer = _dpo(lm, tokenizer, rows, common, peft, settings, Report())
     else:
         each = settings.epochs * (settings.rollouts // settings.minibatch)
-        rows = [{"prompt": [*first, *(m.model_dump() for m in p.prompt)]} for p in prompts]
+        limit = context_limit(lm.config, tokenizer).less(settings.max_tokens, "the response")
+
+        def row(numbered: tuple[int, Prompt]) -> dict[str, Any]:
+            n, p = numbered
+            chat_ids(tokenizer, p.prompt, system=system, limit=limit)
+            return {"prompt": as_messages(tokenizer, p.prompt, system=system), "number": n}
+
+        rows, left_out = fitting("prompt", enumerate(prompts), row)
         # TRL leaves an incomplete batch of prompts out; a set smaller than one would teach nothing.
         rows *= math.ceil(settings.rollouts / settings.responses_per_prompt / len(rows))
-        trainer = _grouped(algorithm, lm, tokenizer, rows, common, peft, settings, reward, each, Report())
+        asked = [p.prompt for p in prompts]
+        trainer = _grouped(algorithm, lm, tokenizer, rows, common, peft, settings, asked, reward, each, Report())
     trainer.train()
     if seen:
-        found.append(_summary(algorithm, len(found), seen, settings))
+        found.append(_summary(algorithm, len(found), seen, settings, left_out))
         if log:
             log(found[-1].numbers(), len(found))
     save_merged(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out, base=where)
     return found
 
 
-def _dpo_rows(comparisons: Sequence[Comparison], first: list[dict[str, str]]) -> list[dict[str, Any]]:
-    rows = []
-    for c in comparisons:
-        if c.label in (None, 0.5):
-            continue
-        better, worse = (c.chosen, c.rejected) if float(c.label or 0) > 0.5 else (c.rejected, c.chosen)
-        prompt = [*first, *(m.model_dump() for m in c.prompt)]
-        rows.append(
-            {"prompt": prompt, "chosen": [m.model_dump() for m in better], "rejected": [m.model_dump() for m in worse]}
-        )
-    if not rows:
+def _dpo_rows(
+    comparisons: Sequence[Comparison], tokenizer: Any, system: str | None, limit: Limit
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows as TRL takes them, and how many comparisons were left out, by the reason."""
+    decided = [c for c in comparisons if c.label not in (None, 0.5)]
+    if not decided:
         raise InputError("algorithm: dpo learns from comparisons, and none of these prefers a side")
-    return rows
+
+    def row(c: Comparison) -> dict[str, Any]:
+        sides = (c.chosen, c.rejected) if float(c.label or 0) > 0.5 else (c.rejected, c.chosen)
+        for side in sides:
+            chat_ids(tokenizer, (*c.prompt, *side), system=system, generate=False, limit=limit)
+        better, worse = ([{"role": m.role, "content": without_reasoning(m.content)} for m in side] for side in sides)
+        return {"prompt": as_messages(tokenizer, c.prompt, system=system), "chosen": better, "rejected": worse}
+
+    return fitting("comparison", decided, row)
 
 
 def _dpo(
@@ -176,17 +190,18 @@ def _grouped(
     common: dict[str, Any],
     peft: Any,
     settings: PPOSettings,
+    asked: Sequence[Chat],
     reward: Reward,
     steps_an_update: int,
     report: Any,
 ) -> Any:
-    """reward: called with conversations, as PPO calls it."""
+    """asked: the prompts that the rows number. reward: called with conversations, as PPO calls it."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-    def of_completions(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        chats = [_chat(p, c) for p, c in zip(prompts, completions, strict=True)]
-        return list(reward(chats))
+    def of_completions(completions: Sequence[Any], number: Sequence[int], **_: Any) -> list[float]:
+        said = [without_reasoning(str(c[-1]["content"])).strip() for c in completions]
+        return list(reward([(*asked[n], assistant(text)) for n, text in zip(number, said, strict=True)]))
 
     kinds: dict[str, tuple[Any, Any]] = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}
     config_of, trainer_of = kinds[algorithm]
@@ -207,16 +222,12 @@ def _grouped(
     )  # fmt: skip
 
 
-def _chat(prompt: Sequence[Mapping[str, Any]], completion: Sequence[Mapping[str, Any]]) -> Chat:
-    """A conversation as PPO's reward gets it: without the system message."""
-    said = [m for m in [*prompt, *completion] if m["role"] != "system"]
-    return tuple(
-        Message(role=m["role"], content=str(m["content"]).strip() if m is said[-1] else m["content"]) for m in said
-    )
-
-
 def _summary(
-    algorithm: Algorithm, update: int, logs: Sequence[Mapping[str, float]], settings: PPOSettings
+    algorithm: Algorithm,
+    update: int,
+    logs: Sequence[Mapping[str, float]],
+    settings: PPOSettings,
+    left_out: dict[str, int],
 ) -> RolloutSummary:
     def mean(name: str) -> float | None:
         given = [entry[name] for entry in logs if name in entry]
@@ -238,6 +249,7 @@ def _summary(
             "algorithm": algorithm,
             "rollouts": 0 if algorithm == "dpo" else settings.rollouts,
             "prompt_tokens": 0,
+            "left_out": left_out,
             **{name: mean(name) for name in ("rewards/margins", "rewards/accuracies") if mean(name) is not None},
         },
     )

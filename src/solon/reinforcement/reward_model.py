@@ -31,9 +31,10 @@ from solon import processes
 from solon.adapted import in_few_passes
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.decoding import ATTENTION
+from solon.engines.limits import Limit, context_limit
 from solon.engines.tree import in_parts
 from solon.engines.weights import device, load_tokenizer, model_fingerprint, resolve, resolve_dtype
-from solon.errors import InputError
+from solon.errors import InputError, Unfit
 from solon.records import Chat, Comparison, Labeler
 from solon.reinforcement.frozen import Frozen, lowest_adapted_block
 from solon.sharding import is_shared, placed
@@ -45,6 +46,7 @@ from solon.training import (
     add_adapters,
     first_and_last,
     fit,
+    fitting,
     save_merged,
 )
 
@@ -103,6 +105,7 @@ class RewardModel:
     ) -> None:
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.members, self.penalty = list(members), penalty
+        self.limit = context_limit(model.config, tokenizer)
         self.frozen: Frozen | None = None  # where passes start
 
     @classmethod
@@ -147,13 +150,24 @@ class RewardModel:
     def rows(self, conversations: Sequence[Chat]) -> list[list[int]]:
         return [self.ids(c) for c in conversations]
 
-    def ids(self, conversation: Chat, max_length: int = 1024) -> list[int]:
+    def ids(self, conversation: Chat, limit: Limit | None = None) -> list[int]:
         """Token ids of a conversation that ends with the assistant's turn, up to its end-of-turn token.
 
-        Too long a conversation loses its beginning: the response is what is scored.
+        limit: the model's context where none is given. Raises Unfit beyond it: cut at its beginning a conversation would
+        lose its system message, cut at its end the response that is scored.
         """
-        ids, spans = chat_ids_and_turns(self.tokenizer, conversation, system=self.system)
-        return ids[: spans[-1][1]][-max_length:]
+        limit = limit or self.limit
+        ids, spans = chat_ids_and_turns(self.tokenizer, conversation, system=self.system, limit=limit)
+        limit.check(spans[-1][1])
+        return ids[: spans[-1][1]]
+
+    def unfit(self, conversation: Chat) -> str | None:
+        """Why the model cannot score a conversation; None where it can."""
+        try:
+            self.ids(conversation)
+        except Unfit as error:
+            return str(error)
+        return None
 
     def raw(self, rows: Sequence[list[int]], member: int = 0) -> Tensor:
         """Raw scores, (rows,), float32, read at each row's last token.
@@ -335,15 +349,14 @@ def train_reward_model(
     lm = placed(lm, device()) if adapter else lm.to(device())
     lm.config.pad_token_id = tokenizer.pad_token_id
     asked = RewardModel(lm, tokenizer, system, [Member(lm.score)])
-    encoded = [
-        _Example(
-            asked.ids((*c.prompt, *c.chosen), settings.max_length),
-            asked.ids((*c.prompt, *c.rejected), settings.max_length),
-            float(c.label or 0),
-            weights[c.labeler],
-        )
-        for c in decided
-    ]
+    limit = asked.limit.at_most(settings.max_length, "max_length")
+
+    def encode(c: Comparison) -> _Example:
+        chosen, rejected = (asked.ids((*c.prompt, *side), limit) for side in (c.chosen, c.rejected))
+        return _Example(chosen, rejected, float(c.label or 0), weights[c.labeler])
+
+    encoded, left_out = fitting("comparison", decided, encode)
+    reference = [c for c in reference if asked.unfit(c) is None]
     aside = Path(tempfile.mkdtemp(prefix="solon-reward-"))
     kept: list[dict[str, float]] = []
     losses: list[float] = []
@@ -381,7 +394,8 @@ def train_reward_model(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return {
-        "comparisons": len(decided),
+        "comparisons": len(encoded),
+        "left_out": left_out,
         "abstained": sum(c.label is None for c in comparisons),
         "ties_skipped": len(labelled) - len(decided),
         "steps": len(losses) * settings.members,

@@ -21,12 +21,16 @@ from solon.statistics import Estimate, wilson
 
 
 def measure(rewards: RewardModel, comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
-    """Of each source (ai, human) with labelled comparisons: every measure with n and its 95 % interval. Ties are left out."""
+    """Of each source (ai, human) with labelled comparisons: every measure with n and its 95 % interval.
+
+    Ties are left out, and comparisons that are too long for the reward model; `left_out` says how many of those.
+    """
     found = {}
     for source in ("human", "ai"):
         asked = [c for c in comparisons if c.labeler == source and c.label not in (None, 0.5)]
-        if asked:
-            found[source] = _of_source(asked, rewards.probabilities(asked))
+        read = [c for c in asked if not any(rewards.unfit((*c.prompt, *side)) for side in (c.chosen, c.rejected))]
+        if read:
+            found[source] = {**_of_source(read, rewards.probabilities(read)), "left_out": len(asked) - len(read)}
     return found
 
 

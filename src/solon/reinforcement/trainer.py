@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from solon import processes
-from solon.engines.chat import chat_ids, end_ids
+from solon.engines.chat import answer_text, chat_ids, end_ids
 from solon.engines.decoding import Generated
+from solon.engines.limits import context_limit
 from solon.engines.weights import load_causal_lm, model_fingerprint, resolve
 from solon.errors import InputError
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
@@ -41,7 +42,15 @@ from solon.reinforcement.ppo import (
 )
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.rollout import Rollouts, sample
-from solon.training import TOKENS_AT_ONCE, AdapterSettings, Progress, add_adapters, give_memory_back, save_merged
+from solon.training import (
+    TOKENS_AT_ONCE,
+    AdapterSettings,
+    Progress,
+    add_adapters,
+    fitting,
+    give_memory_back,
+    save_merged,
+)
 
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
 
@@ -139,8 +148,19 @@ def ppo(
         "settings": settings.model_dump(exclude={"updates", "checkpoint_every", "kl_bound"}),
     }
     restore(checkpoint, state, watch, identity)
-    probes = [chat_ids(tokenizer, p.prompt, system=system) for p in watch.probes] if watch else []
-    contexts = {p.id: chat_ids(tokenizer, p.prompt, system=system) for p in prompts}
+    limit = context_limit(policy.config, tokenizer).less(settings.max_tokens, "the response")
+
+    def encode(p: Prompt) -> tuple[Prompt, list[int]]:
+        if rewards:
+            rewards.ids((*p.prompt, assistant("")), rewards.limit.less(settings.max_tokens, "the response"))
+        return p, chat_ids(tokenizer, p.prompt, system=system, limit=limit)
+
+    readable, left_out = fitting("prompt", prompts, encode)
+    prompts, contexts = [p for p, _ in readable], {p.id: ids for p, ids in readable}
+    probes: list[list[int]] = []
+    if watch:
+        answerable, _ = fitting("probe prompt", watch.probes, encode)
+        watch.probes, probes = [p for p, _ in answerable], [ids for _, ids in answerable]
 
     def respond(asked: list[list[int]], number: int) -> list[Generated]:
         return sample(
@@ -154,7 +174,7 @@ def ppo(
         )
 
     def said(made: Sequence[Generated]) -> list[str]:
-        return [tokenizer.decode(m.ids, skip_special_tokens=True).strip() for m in made]
+        return [answer_text(tokenizer, m.ids)[0] for m in made]
 
     def check(watch: Watch) -> Check:
         found = watch.check(state.update, said(respond(probes, _number(seed, "probes"))), partial(_scored, score))
@@ -197,7 +217,11 @@ def ppo(
                 update={
                     "watched": of_texts(texts),
                     "check": found.summary() if found else None,
-                    "meta": {**summary.meta, "prompt_tokens": sum(len(contexts[p.id]) for p in drawn)},
+                    "meta": {
+                        **summary.meta,
+                        "prompt_tokens": sum(len(contexts[p.id]) for p in drawn),
+                        "left_out": left_out,
+                    },
                 }
             )
             unsaved = pack(state, watch, identity) if checkpoint and processes.is_main() else None

@@ -23,6 +23,7 @@ from solon.prompts.readers import first_line, stream_pairs
 from solon.publishing import File, Identity, file, write_json
 from solon.records import (
     Candidates,
+    Chat,
     Comparison,
     Pair,
     Prompt,
@@ -289,18 +290,28 @@ def score_file(
     limit: int | None = None,
     restart: bool = False,
     quiet: bool = False,
-) -> int:
-    """Scores for a file of conversations (`score`), or of pairs and comparisons (`scores`, one a side)."""
+) -> Outcome:
+    """Scores for a file of conversations (`score`), or of pairs and comparisons (`scores`, one a side).
+
+    What the reward model cannot read (a text beyond its context) has no score, and is counted as failed.
+    """
     loaded: list[RewardModel] = []
 
     def make(batch: Sequence[Any], failed: OnFailure) -> Iterator[ScoredExample | ScoredPair]:
         if not loaded:
             loaded.append(RewardModel.load(reward_model, used["dtype"]))
-        chats = [
-            (*i.prompt, assistant(text)) for i in batch for text in i.responses
-        ] if sided else [i.messages for i in batch]  # fmt: skip
+        chats: list[Chat] = []
+        readable: list[Any] = []
+        for item in batch:
+            own = [(*item.prompt, assistant(text)) for text in item.responses] if sided else [item.messages]
+            why = next(filter(None, map(loaded[0].unfit, own)), None)
+            if why:
+                failed(Failure(item.id, why))
+            else:
+                readable.append(item)
+                chats += own
         scores = loaded[0].score(chats)
-        for n, item in enumerate(batch):
+        for n, item in enumerate(readable):
             if sided:
                 yield ScoredPair(**dict(item), scores=(scores[2 * n], scores[2 * n + 1]))
             else:
@@ -316,4 +327,4 @@ def score_file(
             target, lambda: items, make, kind, identity=identity, restart=restart, batch_size=256, quiet=quiet,
             what="scores",
         )  # fmt: skip
-    return outcome.records
+    return outcome

@@ -160,7 +160,7 @@ class Recipe(Part):
     seed: int = 0
     model: str = "smollm2"
     constitution: str = "solon"
-    system: str = DEFAULT_SYSTEM
+    system: str | None = DEFAULT_SYSTEM  # null sends none
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int = Field(64, ge=1)  # prompts worked on together; a killed run repeats at most one such batch
     adapter: AdapterSettings | None = AdapterSettings()  # null trains all weights

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from solon import processes
 from solon.engines.chat import chat_ids_and_turns
+from solon.engines.limits import UNLIMITED, Limit, context_limit
+from solon.engines.reasoning import without_reasoning
 from solon.engines.weights import load_causal_lm, resolve
-from solon.errors import InputError
+from solon.errors import InputError, Unfit
 from solon.records import SFTExample
 from solon.reinforcement.ppo import logprobs_and_entropy
 from solon.states import Layout, base_of
@@ -29,25 +31,36 @@ from solon.training import (
     TrainSettings,
     add_adapters,
     first_and_last,
+    fitting,
     save_merged,
 )
 
 IGNORE = -100  # torch's and transformers' label for "no loss here"
 
 
-def encode(tokenizer: Any, example: SFTExample, *, system: str | None, max_length: int) -> dict[str, list[int]]:
-    """input_ids and labels of one example, both cut at max_length tokens."""
-    ids, spans = chat_ids_and_turns(tokenizer, example.messages, system=system)
+def encode(
+    tokenizer: Any, example: SFTExample, *, system: str | None, limit: Limit = UNLIMITED
+) -> dict[str, list[int]]:
+    """input_ids and labels of one example, up to the last learned token: what follows it teaches nothing.
+
+    Raises Unfit where a learned answer would end beyond the limit (cut, it would teach not to stop), where there is no
+    answer, or where the chat template cannot render the conversation.
+    """
+    ids, spans = chat_ids_and_turns(tokenizer, example.messages, system=system, limit=limit)
     turns = example.train_turns
     if turns is None:
         turns = tuple(i for i, m in enumerate(example.messages) if m.role == "assistant")[-1:]
     labels = [IGNORE] * len(ids)
     last = 0
     for turn in turns:
+        if not without_reasoning(example.messages[turn].content).strip():
+            continue
         start, stop = spans[turn]
         labels[start:stop] = ids[start:stop]
         last = max(last, stop)
-    last = min(last, max_length)  # what follows the last learned token teaches nothing
+    if not last:
+        raise Unfit("no assistant's turn says anything to learn", "no answer to learn")
+    limit.check(last)
     return {"input_ids": ids[:last], "labels": labels[:last]}
 
 
@@ -112,10 +125,8 @@ def sft(
             return loss * processes.world()  # the trainer logs the mean over processes, and these are parts of a sum
 
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
-    rows = [encode(tokenizer, e, system=system, max_length=settings.max_length) for e in examples]
-    rows = [r for r in rows if any(label != IGNORE for label in r["labels"])]
-    if not rows:
-        raise ValueError("no SFT example has an assistant turn to learn from")
+    limit = context_limit(lm.config, tokenizer).at_most(settings.max_length, "max_length")
+    rows, left_out = fitting("example", examples, lambda e: encode(tokenizer, e, system=system, limit=limit))
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)
@@ -164,6 +175,7 @@ def sft(
     save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
     return {
         "examples": len(rows),
+        "left_out": left_out,
         "steps": len(losses),
         "tokens": settings.epochs * sum(len(r["input_ids"]) for r in rows),
         "learned_tokens": settings.epochs * sum(sum(x != IGNORE for x in r["labels"]) for r in rows),

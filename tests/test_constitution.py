@@ -20,8 +20,9 @@ from solon.constitution import (
     to_yaml,
 )
 from solon.constitution.check import Entry, Length, Pattern, Readability, Repetition
-from solon.constitution.files import LIMIT, parse_constitution
+from solon.constitution.files import parse_constitution
 from solon.errors import InputError
+from solon.yaml_text import LIMIT
 
 calm = settings(deadline=None)  # a busy machine is no fault of the code
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from solon.errors import InputError
 from solon.runs.estimate import estimate
 from solon.runs.journal import Journal
-from solon.runs.recipe import Recipe, builtin_recipes, dump_recipe, load_recipe
+from solon.runs.recipe import Recipe, load_recipe
 
 SMALL: dict[str, Any] = {
     "model": "tiny-random",
@@ -242,37 +242,6 @@ def test_a_run_directory_keeps_to_its_recipe(tmp_path: Path) -> None:
     other = load_recipe("tiny", {"ppo.updates": 7})
     with pytest.raises(InputError, match=r"ppo.updates: 2 → 7"), Run(other, tmp_path, quiet=True):
         pass
-
-
-@pytest.mark.parametrize("name", list(builtin_recipes()))
-def test_recipes_load_and_survive_being_written_down(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
-    assert recipe.name == name and recipe.description
-    path = tmp_path / "again.yaml"
-    path.write_text(dump_recipe(recipe))
-    assert load_recipe(str(path)) == recipe
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("name: x\nmodle: smollm2\n", r':2: unknown key "modle"; did you mean "model"'),
-        ("name: x\nppo:\n  updates: 3\n  rollout: 4\n", r':4: unknown key "ppo.rollout"; did you mean "rollouts"'),
-        ("name: x\nppo: {updates: 0}\n", r":2: ppo.updates: input should be greater than or equal to 1"),
-        ("name: x\nname: y\n", ":2: "),
-        ("name: x\nwarmup: {}\n", "warmup needs human.demonstrations"),
-        ("name: x\nfeedback: {labels: human}\n", "needs human.comparisons"),
-        ("name: x\nsupervised:\n  train:\n    epoch: 2\n", r':4: unknown key "supervised.train.epoch"'),
-        ("- a\n", ":1: expected keys"),
-        ("name: [x\n", ":2: "),
-    ],
-)
-def test_a_wrong_recipe_is_said_with_its_line(text: str, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=says) as error:
-        load_recipe(str(path))
-    assert "\n" not in str(error.value)
 
 
 def _write_forever(path: Path) -> None:

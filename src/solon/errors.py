@@ -37,6 +37,11 @@ def nearest(word: str, known: list[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
+def quoted(text: str) -> str:
+    """In double quotes, on one line, without control characters."""
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else ascii(c)[1:-1] for c in text[:80]) + '"'
+
+
 def printable(text: str, most: int = 500) -> str:
     """Text that others wrote, on one line of at most `most` characters, without what steers a terminal.
 

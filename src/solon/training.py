@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from solon import processes
@@ -23,6 +23,7 @@ from solon.adapted import in_few_passes
 from solon.engines.tree import parts_of
 from solon.errors import InputError, Unfit
 from solon.publishing import new_directory, publish
+from solon.settings import Epochs, LearningRate, Settings
 from solon.sharding import is_shared
 from solon.states import base_of
 
@@ -32,20 +33,18 @@ TOKENS_AT_ONCE = 1280  # distinct tokens of a pass that learns; activations are 
 Progress = Callable[[int, int, dict[str, float]], None]  # step, steps, what to show
 
 
-class TrainSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    epochs: int = Field(2, ge=1)
+class TrainSettings(Settings):
+    epochs: Epochs = 2
     batch_size: int = Field(8, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    max_length: int = Field(512, ge=16)  # tokens; longer examples are left out, and counted
+    learning_rate: LearningRate = 2e-4
+    max_length: int = Field(512, ge=16, le=1_000_000)  # tokens; longer examples are left out, and counted
 
 
-class AdapterSettings(BaseModel):
+class AdapterSettings(Settings):
     """LoRA (Hu et al. 2021) on every linear layer of the top `layers` blocks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
+    rank: int = Field(16, ge=1, le=4096)
+    alpha: int = Field(32, ge=1, le=65536)
     layers: int | None = Field(None, ge=1)  # None: all. Fewer train faster: nothing below them needs a gradient
 
 

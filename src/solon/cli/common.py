@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", envvar="SOLON_SEED")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.", envvar="SOLON_SEED")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.", envvar="SOLON_QUIET")]
 AsJson = Annotated[bool, typer.Option("--json", help="A machine-readable last line on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
@@ -39,7 +39,7 @@ Model = Annotated[
 ConstitutionName = Annotated[
     str, typer.Option("--constitution", help="A built-in name or a file.", envvar="SOLON_CONSTITUTION")
 ]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many records.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")]
 System = Annotated[str, typer.Option(help='The system message every chat starts with; "" sends none.')]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 Restart = Annotated[
@@ -158,12 +158,13 @@ def meta(rules: Any, engine: Any, seed: int | None, **more: Any) -> dict[str, An
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    from ruamel.yaml import YAML
+    """KEY=VALUE, the value as YAML."""
+    from solon.yaml_text import YamlText
 
     key, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not key.strip():
         raise InputError(f'--set "{text}": expected KEY=VALUE, such as ppo.updates=4')
-    return key, YAML(typ="safe", pure=True).load(value)
+    return key.strip(), YamlText(f"--set {key.strip()}", value, what="setting").read_value()
 
 
 def number(value: float | None) -> str:

@@ -1,42 +1,24 @@
 """Constitutions as YAML: read with every mistake named by its line, and written so that they read back equal.
 
-The file is YAML 1.2 without anchors, aliases and tags, so that what a reviewer sees is what is loaded. The
-parser's events become plain data beside a map of where each value stood; the rules are the model's.
+The file is read by `solon.yaml_text`, as recipes are; the rules are the model's.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import (
-    AliasEvent,
-    CollectionEndEvent,
-    DocumentStartEvent,
-    MappingStartEvent,
-    NodeEvent,
-    ScalarEvent,
-)
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.reader import ReaderError
 
 from solon.constitution.check import KINDS, Check
-from solon.constitution.model import Constitution, Example, Principle, quoted
-from solon.errors import InputError, nearest
+from solon.constitution.model import Constitution, Example, Principle
+from solon.errors import InputError, nearest, quoted
+from solon.yaml_text import Where, YamlText, a, read_bytes
 
-LIMIT = 1 << 20  # bytes; a constitution of a hundred principles is a tenth of it
-_DEPTH = 8  # a constitution needs five
-_NOT_TEXT = {"int": "number", "float": "number", "bool": "truth value", "null": "nothing"}
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}  # not text in YAML 1.1 or 1.2
-_BEYOND = re.compile(r"\\U(?!000|0010)")
-_Where = tuple[int | str, ...]  # keys and indices from the top, as pydantic names a place
 
 
 def builtin_names() -> list[str]:
@@ -59,8 +41,7 @@ def load_constitution(spec: str) -> Constitution:
         return parse_constitution(file.read_bytes(), str(file))
     shown = quoted(spec)
     try:
-        with Path(spec).open("rb") as stream:
-            data = stream.read(LIMIT + 1)
+        data = read_bytes(Path(spec))
     except FileNotFoundError:
         hint = nearest(spec, known) or ";"
         names = ", ".join(known) or "none"
@@ -73,13 +54,7 @@ def load_constitution(spec: str) -> Constitution:
 
 def parse_constitution(data: bytes, file: str) -> Constitution:
     """The constitution in a file's bytes. `file` is what errors call it."""
-    if len(data) > LIMIT:
-        _fail(file, 1, "the file is over 1 MiB; a constitution is a few KiB of principles, so check the path")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        _fail(file, 1 + data.count(b"\n", 0, e.start), "this line is not UTF-8; save the file as UTF-8")
-    source = _Source(file, text.replace("\r\n", "\n").replace("\r", "\n"))
+    source = _Source.of_bytes(data, file, what="constitution", a_few="principles", expected=_expected())
     plain = source.read()
     try:
         made = Constitution.model_validate(plain)
@@ -96,107 +71,8 @@ def parse_constitution(data: bytes, file: str) -> Constitution:
     return made
 
 
-class _Place(NamedTuple):
-    at: int  # where the value begins, in characters
-    key: int  # where its key does; the same as `at` in a list
-    kind: str  # "text", "number", "truth value", "nothing", "list" or "mapping"
-    raw: str = ""  # a scalar as it was written
-
-
-class _Source:
-    """A YAML text as plain data, and where each value of it stood."""
-
-    def __init__(self, file: str, text: str):
-        self.file, self.text = file, text
-        self.places: dict[_Where, _Place] = {}
-
-    def read(self) -> Any:
-        # The safe loader has the round-trip one's marks, and nothing here reads comments.
-        self.yaml = YAML(typ="safe", pure=True)
-        try:
-            return self._document(self.yaml.parse(self.text))
-        except ReaderError as e:
-            self.fail(e.position, f"the character U+{e.character:04X} may not stand in YAML; remove it")
-        except MarkedYAMLError as e:
-            mark = e.problem_mark or e.context_mark
-            at_end = mark is None or not self.text[mark.index :].strip("\0 \n")
-            if at_end and e.context_mark is not None:
-                mark = e.context_mark  # something never closed: where it opened says more than the file's end
-            said = ", ".join(part for part in (e.context, e.problem) if part)
-            hint = 'check the indentation, and quote what holds ": " or begins with a sign'
-            self.fail(mark.index if mark else 0, f"not valid YAML: {said}; {hint}")
-        except (YAMLError, ValueError, OverflowError) as e:  # an escape beyond Unicode, which has no mark
-            last = max((place.at for place in self.places.values()), default=0)
-            escape = _BEYOND.search(self.text, last)
-            self.fail(escape.start() if escape else last, f"not valid YAML: {e}; correct what follows here")
-
-    def fail(self, at: int, message: str) -> NoReturn:
-        _fail(self.file, 1 + self.text.count("\n", 0, at), message)
-
-    def place(self, where: _Where) -> _Place:
-        """Of the value there, or of the nearest thing around it."""
-        while where not in self.places:
-            where = where[:-1]
-        return self.places[where]
-
-    def _document(self, events: Iterator[Any]) -> Any:
-        data: Any = None
-        for event in events:
-            if isinstance(event, DocumentStartEvent) and self.places:
-                self.fail(event.start_mark.index, "a second document begins here; keep one a file")
-            if isinstance(event, NodeEvent):
-                data = self._value(event, events, (), None)
-                if not isinstance(data, dict):
-                    got = self.places[()].kind
-                    self.fail(event.start_mark.index, f"the file holds {_a(got)}; expected {_expected()}")
-        if not self.places:
-            self.fail(0, f"the file is empty; expected {_expected()}")
-        return data
-
-    def _refuse(self, event: Any) -> None:
-        at = event.start_mark.index
-        if isinstance(event, AliasEvent):
-            self.fail(at, f"an alias (*{event.anchor}) is not allowed; write the value out")
-        if event.anchor is not None:
-            self.fail(at, f"an anchor (&{event.anchor}) is not allowed; remove it and write values out")
-        if event.tag is not None:
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            self.fail(at, f"a tag ({tag}) is not allowed; remove it, and quote the value if it is text")
-
-    def _value(self, event: Any, events: Iterator[Any], where: _Where, key: int | None) -> Any:
-        self._refuse(event)
-        at = event.start_mark.index
-        if len(where) > _DEPTH:
-            self.fail(at, "nested too deeply for a constitution; check brackets and indentation")
-        key = at if key is None else key
-        if isinstance(event, ScalarEvent):
-            kind = "text"
-            if event.style is None:
-                tag = str(self.yaml.resolver.resolve(ScalarNode, event.value, (True, False)))
-                kind = _NOT_TEXT.get(tag.rsplit(":", 1)[-1], "text")
-            if kind == "nothing":
-                at = key  # the parser puts what is not there on a later line
-            self.places[where] = _Place(at, key, kind, event.value)
-            return _scalar(kind, event.value)
-        if isinstance(event, MappingStartEvent):
-            self.places[where] = _Place(at, key, "mapping")
-            mapping: dict[str, Any] = {}
-            while not isinstance(event := next(events), CollectionEndEvent):
-                here = event.start_mark.index
-                if not isinstance(event, ScalarEvent):
-                    self.fail(here, "a key must be a word; check for brackets or a stray * or ?")
-                self._refuse(event)
-                name = event.value
-                if name in mapping:
-                    first = 1 + self.text.count("\n", 0, self.places[(*where, name)].key)
-                    self.fail(here, f"the key {quoted(name)} is here twice, first on line {first}; keep one")
-                mapping[name] = self._value(next(events), events, (*where, name), here)
-            return mapping
-        self.places[where] = _Place(at, key, "list")
-        items: list[Any] = []
-        while not isinstance(event := next(events), CollectionEndEvent):
-            items.append(self._value(event, events, (*where, len(items)), None))
-        return items
+class _Source(YamlText):
+    """A constitution's text, and what is wrong with it in words."""
 
     def position(self, error: dict[str, Any]) -> int:
         """Where to point for one of pydantic's errors, in characters."""
@@ -239,7 +115,7 @@ class _Source:
         if kind == "string_type" and got.kind in ("number", "truth value"):
             return f'{subject} is a {got.kind}, not text; quote it: "{got.raw}"'
         if kind == "string_type":
-            return f'{subject} is {_a(got.kind)}, not text; quote it, or write ">-" and the text below it'
+            return f'{subject} is {a(got.kind)}, not text; quote it, or write ">-" and the text below it'
         if kind in ("union_tag_invalid", "literal_error") and got.kind == "text":
             known = list(KINDS) if kind == "union_tag_invalid" else list(get_args(model.model_fields[name].annotation))
             hint = nearest(got.raw, known) or f"; it is one of {', '.join(known)}"
@@ -247,9 +123,9 @@ class _Source:
         if kind == "string_pattern_mismatch":
             return f"{subject} is {quoted(got.raw)}; expected {wanted}"
         if where[-1] == "weight" or ("check" in where[:-1] and name != "kind"):
-            shown = quoted(got.raw)[1:-1] if got.kind in ("number", "truth value") else _a(got.kind)
+            shown = quoted(got.raw)[1:-1] if got.kind in ("number", "truth value") else a(got.kind)
             return f"{subject} is {shown}; expected {wanted}, without quotes" + _or_remove(model, where)
-        return f"{subject} is {_a(got.kind)}; expected {wanted}"
+        return f"{subject} is {a(got.kind)}; expected {wanted}"
 
 
 def to_yaml(constitution: Constitution) -> str:
@@ -307,30 +183,13 @@ def _inline(text: str, bare: str = r"[A-Za-z][A-Za-z0-9 ,.;?!'(){}/-]*") -> str:
     return '"' + "".join(named.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in text) + '"'
 
 
-def _fail(file: str, line: int, message: str) -> NoReturn:
-    raise InputError(" ".join(f"{file}:{line}: {message}".split("\n")))
-
-
-def _scalar(kind: str, raw: str) -> Any:
-    if kind == "nothing":
-        return None
-    if kind == "truth value":
-        return raw.lower() == "true"
-    if kind == "number":
-        try:
-            return float(re.sub(r"\.(inf|nan)", r"\1", raw.lower()))
-        except ValueError:
-            return raw  # hexadecimal and the like, which a weight is not
-    return raw
-
-
-def _loc(error: dict[str, Any]) -> _Where:
+def _loc(error: dict[str, Any]) -> Where:
     """Where an error stands in the file, which pydantic names otherwise in three cases.
 
     It finds a repeated id in the list, and it stands at the second one. Within a check it names the kind as a step
     of the way. An unknown kind is an error of the check as a whole.
     """
-    where: _Where = error["loc"]
+    where: Where = error["loc"]
     if len(where) > 3 and where[2] == "check":
         where = (*where[:3], *where[4:])
     if error["type"] == "union_tag_invalid":
@@ -338,13 +197,13 @@ def _loc(error: dict[str, Any]) -> _Where:
     return (*where, error["ctx"]["index"], "id") if error["type"] == "repeated_id" else where
 
 
-def _model_at(where: _Where, plain: Any) -> type[BaseModel]:
+def _model_at(where: Where, plain: Any) -> type[BaseModel]:
     if where[2:3] == ("check",):
         return KINDS.get(str(plain["principles"][where[1]]["check"].get("kind")), BaseModel)
     return Example if "examples" in where else Principle if "principles" in where else Constitution
 
 
-def _whose(where: _Where, plain: Any) -> str:
+def _whose(where: Where, plain: Any) -> str:
     """The principle, and the example in it, that a place belongs to; empty for the constitution itself."""
     if len(where) < 2:
         return ""
@@ -356,13 +215,9 @@ def _whose(where: _Where, plain: Any) -> str:
     return f"{who}, example {int(where[3]) + 1}" if len(where) > 3 else who
 
 
-def _or_remove(model: type[BaseModel], where: _Where) -> str:
+def _or_remove(model: type[BaseModel], where: Where) -> str:
     field = model.model_fields.get(str(where[-1]))
     return ", or remove the key" if field and not field.is_required() else ""
-
-
-def _a(kind: str) -> str:
-    return kind if kind in ("text", "nothing") else f"a {kind}"
 
 
 def _names(model: type[BaseModel]) -> str:

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from solon.constitution.check import Check
-from solon.errors import InputError
+from solon.errors import InputError, quoted
 from solon.records import fingerprint
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -164,8 +164,3 @@ def _content(p: Principle) -> list[object]:
     examples = [[e.prompt, e.response, e.critique, e.revision] for e in p.examples]
     check = [p.check.parameters()] if p.check else []
     return [p.id, float(p.weight), p.critique, p.revision, p.comparison, examples, *check]
-
-
-def quoted(text: str) -> str:
-    """In double quotes, on one line, without control characters."""
-    return '"' + "".join(c if c.isprintable() and c not in '"\\' else ascii(c)[1:-1] for c in text[:80]) + '"'

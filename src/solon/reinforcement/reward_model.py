@@ -13,6 +13,7 @@ lowered (Coste et al. 2024, arXiv 2310.02743).
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 import tempfile
@@ -37,6 +38,7 @@ from solon.engines.weights import device, load_tokenizer, model_fingerprint, res
 from solon.errors import InputError, Unfit
 from solon.records import Chat, Comparison, Labeler
 from solon.reinforcement.frozen import Frozen, lowest_adapted_block
+from solon.settings import Epochs
 from solon.sharding import is_shared, placed
 from solon.states import base_of, distinct_tokens, last_states
 from solon.training import (
@@ -57,7 +59,7 @@ TIE = 1e-6  # a label this near to 0.5 is a tie
 
 
 class RewardSettings(TrainSettings):
-    epochs: int = Field(1, ge=1)  # a second one over-fits (Stiennon et al. 2020, appendix B.2)
+    epochs: Epochs = 1  # a second one over-fits (Stiennon et al. 2020, appendix B.2)
     margin: float = Field(0.0, ge=0)  # by which a certain label wants the scores apart, nats; a tie wants none
     ties: Literal["equal", "skip"] = "equal"  # equal: pulls the two scores together; skip: is left out
     weights: dict[Labeler, float] = Field(default_factory=dict)  # of a comparison in the loss, by who made it; else 1
@@ -66,8 +68,8 @@ class RewardSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> RewardSettings:
-        if any(w < 0 for w in self.weights.values()):
-            raise ValueError("weights: a weight is 0 or more")
+        if any(not 0 <= w < math.inf for w in self.weights.values()):
+            raise ValueError("weights: a weight is a finite number, 0 or more")
         if self.uncertainty_penalty and self.members == 1:
             raise ValueError("uncertainty_penalty: one member cannot disagree with itself; set members to 3 or more")
         return self

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from solon import processes
@@ -42,6 +42,7 @@ from solon.reinforcement.ppo import (
 )
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.rollout import Rollouts, sample
+from solon.settings import Epochs, LearningRate, Settings
 from solon.training import (
     TOKENS_AT_ONCE,
     AdapterSettings,
@@ -55,16 +56,15 @@ from solon.training import (
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
 
 
-class PPOSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class PPOSettings(Settings):
     updates: int = Field(8, ge=1)
     rollouts: int = Field(32, ge=2)  # responses per update
     responses_per_prompt: int = Field(1, ge=1)  # of those; several are each other's baseline
-    epochs: int = Field(4, ge=1)  # passes over them
+    epochs: Epochs = 4  # passes over them
     minibatch: int = Field(8, ge=1)  # responses per optimiser step
-    learning_rate: float = Field(1e-4, gt=0)
-    value_learning_rate: float = Field(1e-3, gt=0)
-    max_tokens: int = Field(64, ge=4)  # a response's limit
+    learning_rate: LearningRate = 1e-4
+    value_learning_rate: LearningRate = 1e-3
+    max_tokens: int = Field(64, ge=4, le=1_000_000)  # a response's limit
     temperature: float = Field(0.7, gt=0)
     clip: float = Field(0.2, gt=0)
     value_clip: float = Field(0.2, gt=0)

@@ -12,29 +12,31 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from solon.engines.base import Sampling
 from solon.engines.local import DEFAULT_SYSTEM
-from solon.errors import InputError, nearest
+from solon.errors import InputError, nearest, printable, quoted
 from solon.feedback.judge import Judging
 from solon.feedback.rating import Scale
 from solon.reinforcement.alternatives import Algorithm, check_settings
 from solon.reinforcement.reward_model import RewardSettings
 from solon.reinforcement.trainer import PPOSettings
 from solon.runs.trackers import check_trackers
+from solon.settings import SeedNumber, Settings, Tokens
 from solon.supervised import SAMPLING
 from solon.training import AdapterSettings, TrainSettings
+from solon.yaml_text import Where, YamlText, read_bytes
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Part(Settings):
+    """A part of a recipe."""
 
 
 class SamplingSettings(Part):
-    max_tokens: int = Field(80, ge=1)
+    max_tokens: Tokens = 80
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)  # above 1, a small model repeats itself and its prompt less
@@ -157,7 +159,7 @@ class Evaluation(Part):
 class Recipe(Part):
     name: str
     description: str = ""
-    seed: int = 0
+    seed: SeedNumber = 0
     model: str = "smollm2"
     constitution: str = "solon"
     system: str | None = DEFAULT_SYSTEM  # null sends none
@@ -212,49 +214,70 @@ def builtin_recipes() -> dict[str, Path]:
 
 
 def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """A shipped recipe by name, or a file. overrides: dotted keys to values, which win over the file's."""
+    """A shipped recipe by name, or a file. overrides: dotted keys to values, which win over the file's.
+
+    Raises InputError: one line that begins with FILE:LINE, or with the override that is wrong.
+    """
     path = builtin_recipes().get(name) or Path(name).expanduser()
-    if not path.is_file():
-        known = list(builtin_recipes())
-        raise InputError(f"{name}: no such recipe or file; the recipes are {', '.join(known)}{nearest(name, known)}")
-    yaml = YAML(typ="rt", pure=True)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: {error.problem or 'not YAML'}; write YAML 1.2") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8; save the file as UTF-8") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}:1: expected keys such as name: and model:")
-    values = _plain(tree)
+        data = read_bytes(path)
+    except FileNotFoundError:
+        known = list(builtin_recipes())
+        names = ", ".join(known)
+        raise InputError(f"no recipe and no file is named {quoted(name)}; the recipes are {names}{nearest(name, known)}") from None  # fmt: skip
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read {quoted(name)}: {why}; give a recipe's file or name") from None
+    source = YamlText.of_bytes(data, str(path), what="recipe", a_few="keys", expected="keys such as name: and model:")
+    values = source.read()
     for key, value in (overrides or {}).items():
         _set(values, key, value)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(x) for x in first["loc"])
-        at = f"{path}:{_line(tree, first['loc'])}"
-        if first["type"] == "extra_forbidden":
-            known = _keys(first["loc"][:-1])
-            raise InputError(f'{at}: unknown key "{where}"{nearest(str(first["loc"][-1]), known)}') from error
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{at}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}") from error
+        at, where = _at(source, first["loc"], overrides or {}), printable(".".join(map(str, first["loc"])), 120)
+        raise InputError(f"{at}: {_wrong(first, '' if at == f'--set {where}' else where)}") from error
+
+
+def _wrong(error: Any, where: str) -> str:
+    """What is wrong with a recipe, for one of pydantic's errors. where: the key, unless it has been said."""
+    if error["type"] == "extra_forbidden":
+        key = ".".join(str(x) for x in error["loc"])
+        return f"unknown key {quoted(key)}{nearest(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
+    message = printable(error["msg"].removeprefix("Value error, "))
+    if error["type"] == "string_type":
+        message = f"expected a text; put quotes around {quoted(str(error['input']))[1:-1]}"
+    elif error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = f"expected keys with values; the keys here are {', '.join(_keys(error['loc']))}"
+    elif error["type"] == "tuple_type":
+        message = "expected a list, such as [a, b]"
+    return f"{where + ': ' if where else ''}{message[:1].lower() + message[1:]}"
+
+
+def _at(source: YamlText, loc: Where, overrides: dict[str, Any]) -> str:
+    """The place of an error: the override that set it, or file and line of the deepest part of `loc` in the file."""
+    dotted = ".".join(str(x) for x in loc)
+    for key in overrides:
+        if f"{dotted}.".startswith(f"{key}.") or (key.startswith(f"{dotted}.") and loc not in source.places):
+            return f"--set {key}"
+    return f"{source.file}:{source.line(source.place(loc).key)}"
 
 
 def dump_recipe(recipe: Recipe) -> str:
+    """A file that loads back to an equal recipe."""
     stream = io.StringIO()
-    YAML(pure=True).dump(recipe.model_dump(mode="json"), stream)
+    YAML(pure=True).dump(_writable(recipe.model_dump(mode="json")), stream)
     return stream.getvalue()
 
 
-def _plain(node: Any) -> Any:
+def _writable(node: Any) -> Any:
+    """The same for the YAML writer: a text with line breaks or control characters goes into double quotes, escaped."""
     if isinstance(node, dict):
-        return {str(k): _plain(v) for k, v in node.items()}
+        return {k: _writable(v) for k, v in node.items()}
     if isinstance(node, list):
-        return [_plain(v) for v in node]
-    return node
+        return [_writable(v) for v in node]
+    return DoubleQuotedScalarString(node) if isinstance(node, str) and not node.isprintable() else node
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -265,20 +288,6 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
             inner = values[parent] = {}
         values = inner
     values[last] = value
-
-
-def _line(tree: Any, loc: tuple[int | str, ...]) -> int:
-    """The line of the deepest part of `loc` that the file has."""
-    line = 1
-    for key in loc:
-        if not hasattr(tree, "lc"):
-            break
-        try:
-            line = tree.lc.data[key][0] + 1
-            tree = tree[key]
-        except (KeyError, IndexError, TypeError):
-            break
-    return line
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[str]:

@@ -1,0 +1,193 @@
+"""YAML as plain data, and where each value stands in the text. The one reader for constitutions, recipes and `--set`.
+
+YAML 1.2 without anchors, aliases and tags, so that what a reviewer sees is what is loaded, and so that a few lines cannot
+grow to gigabytes. Size and depth are limited; a key stands once; a date is a text. The parser's events become plain data
+beside a map of places; what the values mean is for the caller to check.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Self
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    DocumentStartEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+)
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.reader import ReaderError
+
+from solon.errors import InputError, printable, quoted
+
+LIMIT = 1 << 20  # bytes; a constitution of a hundred principles is a tenth of it
+DEPTH = 8  # a constitution needs five, a recipe four
+_NOT_TEXT = {"int": "number", "float": "number", "bool": "truth value", "null": "nothing"}
+_BEYOND = re.compile(r"\\U(?!000|0010)")
+Where = tuple[int | str, ...]  # keys and indices from the top, as pydantic names a place
+
+
+class Place(NamedTuple):
+    at: int  # where the value begins, in characters
+    key: int  # where its key does; the same as `at` in a list
+    kind: str  # "text", "number", "truth value", "nothing", "list" or "mapping"
+    raw: str = ""  # a scalar as it was written
+
+
+class YamlText:
+    """A YAML text as plain data, and where each value of it stood."""
+
+    def __init__(self, file: str, text: str, *, what: str = "file", expected: str = "a mapping") -> None:
+        """file: what errors call the text. what: what it is to be. expected: what its top must be, in words."""
+        self.file, self.what, self.expected = file, what, expected
+        self.text = text.replace("\r\n", "\n").replace("\r", "\n")
+        self.places: dict[Where, Place] = {}
+
+    @classmethod
+    def of_bytes(cls, data: bytes, file: str, *, what: str, a_few: str, expected: str) -> Self:
+        """As from a file's bytes, which are UTF-8 and not too many."""
+        if len(data) > LIMIT:
+            fail(file, 1, f"the file is over 1 MiB; a {what} is a few KiB of {a_few}, so check the path")
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            fail(file, 1 + data.count(b"\n", 0, e.start), "this line is not UTF-8; save the file as UTF-8")
+        return cls(file, text, what=what, expected=expected)
+
+    def read(self) -> dict[str, Any]:
+        """The mapping that the text is. Raises InputError with the line of what is wrong."""
+        return self._parsed(mapping=True)
+
+    def read_value(self) -> Any:
+        """As `read`, of any kind of value; None for an empty text."""
+        return self._parsed(mapping=False)
+
+    def _parsed(self, *, mapping: bool) -> Any:
+        # The safe loader has the round-trip one's marks, and nothing here reads comments.
+        self.yaml = YAML(typ="safe", pure=True)
+        try:
+            return self._document(self.yaml.parse(self.text), mapping)
+        except ReaderError as e:
+            self.fail(e.position, f"the character U+{e.character:04X} may not stand in YAML; remove it")
+        except MarkedYAMLError as e:
+            mark = e.problem_mark or e.context_mark
+            at_end = mark is None or not self.text[mark.index :].strip("\0 \n")
+            if at_end and e.context_mark is not None:
+                mark = e.context_mark  # something never closed: where it opened says more than the file's end
+            said = printable(", ".join(part for part in (e.context, e.problem) if part))
+            hint = 'check the indentation, and quote what holds ": " or begins with a sign'
+            self.fail(mark.index if mark else 0, f"not valid YAML: {said}; {hint}")
+        except RecursionError:
+            self.fail(0, f"nested too deeply for a {self.what}; check brackets and indentation")
+        except (YAMLError, ValueError, OverflowError) as e:  # an escape beyond Unicode, which has no mark
+            last = max((place.at for place in self.places.values()), default=0)
+            escape = _BEYOND.search(self.text, last)
+            wrong = printable(str(e))
+            self.fail(escape.start() if escape else last, f"not valid YAML: {wrong}; correct what follows here")
+
+    def fail(self, at: int, message: str) -> NoReturn:
+        fail(self.file, self.line(at), message)
+
+    def line(self, at: int) -> int:
+        return 1 + self.text.count("\n", 0, at)
+
+    def place(self, where: Where) -> Place:
+        """Of the value there, or of the nearest thing around it."""
+        while where not in self.places:
+            where = where[:-1]
+        return self.places[where]
+
+    def _document(self, events: Iterator[Any], mapping: bool) -> Any:
+        data: Any = None
+        for event in events:
+            if isinstance(event, DocumentStartEvent) and self.places:
+                self.fail(event.start_mark.index, "a second document begins here; keep one a file")
+            if isinstance(event, NodeEvent):
+                data = self._value(event, events, (), None)
+                if mapping and not isinstance(data, dict):
+                    got = self.places[()].kind
+                    self.fail(event.start_mark.index, f"the file holds {a(got)}; expected {self.expected}")
+        if mapping and not self.places:
+            self.fail(0, f"the file is empty; expected {self.expected}")
+        return data
+
+    def _refuse(self, event: Any) -> None:
+        at = event.start_mark.index
+        if isinstance(event, AliasEvent):
+            self.fail(at, f"an alias (*{event.anchor}) is not allowed; write the value out")
+        if event.anchor is not None:
+            self.fail(at, f"an anchor (&{event.anchor}) is not allowed; remove it and write values out")
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self.fail(at, f"a tag ({tag}) is not allowed; remove it, and quote the value if it is text")
+
+    def _value(self, event: Any, events: Iterator[Any], where: Where, key: int | None) -> Any:
+        self._refuse(event)
+        at = event.start_mark.index
+        if len(where) > DEPTH:
+            self.fail(at, f"nested too deeply for a {self.what}; check brackets and indentation")
+        key = at if key is None else key
+        if isinstance(event, ScalarEvent):
+            kind = "text"
+            if event.style is None:
+                tag = str(self.yaml.resolver.resolve(ScalarNode, event.value, (True, False)))
+                kind = _NOT_TEXT.get(tag.rsplit(":", 1)[-1], "text")
+            if kind == "nothing":
+                at = key  # the parser puts what is not there on a later line
+            self.places[where] = Place(at, key, kind, event.value)
+            return scalar(kind, event.value)
+        if isinstance(event, MappingStartEvent):
+            self.places[where] = Place(at, key, "mapping")
+            mapping: dict[str, Any] = {}
+            while not isinstance(event := next(events), CollectionEndEvent):
+                here = event.start_mark.index
+                if not isinstance(event, ScalarEvent):
+                    self.fail(here, "a key must be a word; check for brackets or a stray * or ?")
+                self._refuse(event)
+                name = event.value
+                if name in mapping:
+                    first = self.line(self.places[(*where, name)].key)
+                    self.fail(here, f"the key {quoted(name)} is here twice, first on line {first}; keep one")
+                mapping[name] = self._value(next(events), events, (*where, name), here)
+            return mapping
+        self.places[where] = Place(at, key, "list")
+        items: list[Any] = []
+        while not isinstance(event := next(events), CollectionEndEvent):
+            items.append(self._value(event, events, (*where, len(items)), None))
+        return items
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file, and one more than the limit where it is larger."""
+    with path.open("rb") as stream:
+        return stream.read(LIMIT + 1)
+
+
+def scalar(kind: str, raw: str) -> Any:
+    """A plain scalar as a Python value; a number that is too long to be one stays a text."""
+    if kind == "nothing":
+        return None
+    if kind == "truth value":
+        return raw.lower() == "true"
+    if kind == "number":
+        for convert in (int, float):
+            try:
+                return convert(re.sub(r"\.(inf|nan)$", r"\1", raw.lower()))
+            except ValueError:
+                continue
+    return raw
+
+
+def a(kind: str) -> str:
+    return kind if kind in ("text", "nothing") else f"a {kind}"
+
+
+def fail(file: str, line: int, message: str) -> NoReturn:
+    raise InputError(" ".join(f"{file}:{line}: {message}".split("\n")))

@@ -14,13 +14,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from solon import __version__
+from solon import __version__, processes
 from solon.errors import InputError, printable
 
 MARK = "solon.json"
@@ -95,13 +94,12 @@ def strangers(directory: Path) -> list[str]:
     """The names of what is in a directory and was not put there by Solon, sorted."""
     mark = mark_of(directory / MARK)
     ours = {MARK, *map(str, mark.get("files", []))} if mark else set()
-    patterns = [str(p) for p in mark.get("patterns", [])] if mark else []
     found = []
     for folder, names, files in os.walk(directory):
         inside = Path(folder).relative_to(directory)
         for name in [*files, *[n for n in names if (Path(folder) / n).is_symlink()]]:
             at = (inside / name).as_posix()
-            if at not in ours and not any(fnmatch(name, pattern) for pattern in patterns):
+            if at not in ours:
                 found.append(at)
         if not names and not files and folder != str(directory):  # an empty folder of the user's is theirs too
             found.append(inside.as_posix())
@@ -143,11 +141,12 @@ def _named(part: Mapping[str, Any]) -> str:
 
 def check_identity(out: Path, old: Identity, new: Identity, advice: str) -> None:
     """Raises InputError that says what differs, where two identities do."""
-    new = json.loads(json.dumps(new))
-    found = [f"{key}: {printable(str(a), 80)} → {printable(str(b), 80)}" for key, a, b in differences(old, new)]
+    found = list(differences(old, json.loads(json.dumps(new))))
     if found:
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-        raise InputError(f"{out}: was made with other settings or inputs ({'; '.join(found[:4])}{more}); {advice}")
+        parts = dict.fromkeys(key.partition(".")[0] for key, _, _ in found)
+        told = [f"{key}: {printable(str(a), 80)} → {printable(str(b), 80)}" for key, a, b in found[:4]]
+        told += [f"{len(found) - 4} more"] if len(found) > 4 else []
+        raise InputError(f"{out}: was made with another {' and another '.join(parts)} ({'; '.join(told)}); {advice}")
 
 
 @contextmanager
@@ -255,7 +254,14 @@ class Directory:
         if "identity" not in mark:
             raise InputError(f"{self.out}: Solon made it in another way than by this command; {advice}")
         check_identity(self.out, mark["identity"], identity, advice)
-        return mark
+        result = mark.get("result")
+        return result if isinstance(result, dict) else None
+
+    @property
+    def identity(self) -> Identity:
+        """Of what stands there already; empty where nothing does."""
+        found = (mark_of(self.path / MARK) or {}).get("identity")
+        return found if isinstance(found, dict) else {}
 
     def settle(self, identity: Identity, result: Mapping[str, Any]) -> None:
         """Note what made the directory, and what was found."""
@@ -272,19 +278,36 @@ def directory(out: Path, inputs: Iterable[str | Path | None] = (), beside: Itera
     """
     inputs = list(inputs)
     place = checked_place(out, inputs)
+    beside = list(beside)
     for folder in beside:
-        check_directory(checked_place(folder, inputs), folder)
+        check_folder(checked_place(folder, inputs), folder)
+    if not processes.is_main():  # of several processes that train one model the first one writes
+        check_directory(place, out)
+        yield Directory(place, out)
+        return
     with only_one(place, out):
         recover(place)
         check_directory(place, out)
+        for folder in beside:
+            claim_folder(folder)
         yield Directory(place, out)
 
 
-def claim_folder(folder: Path, patterns: Iterable[str]) -> None:
-    """Make a folder that Solon adds files to, and mark it; it was checked before. patterns: of the files' names."""
+def check_folder(place: Path, out: Path) -> None:
+    """Raises InputError unless Solon may add files to a folder of its own: absent, empty or marked."""
+    if os.path.lexists(place) and not place.is_dir():
+        raise InputError(f"{out}: is a file, and Solon needs a folder of this name; move it, or give another --out")
+    if place.is_dir() and any(place.iterdir()) and mark_of(place / MARK) is None:
+        raise InputError(
+            f"{out}: holds files that Solon did not put there, and Solon needs a folder of this name; move it, or give another --out"
+        )
+
+
+def claim_folder(folder: Path) -> None:
+    """Make a folder that Solon adds files to, such as one of curves, and mark it. It was checked before."""
     folder.mkdir(exist_ok=True)
     if mark_of(folder / MARK) is None:
-        write_whole(folder / MARK, json.dumps({"solon": __version__, "files": [], "patterns": list(patterns)}) + "\n")
+        write_whole(folder / MARK, json.dumps({"solon": __version__, "files": []}) + "\n")
 
 
 # --- files ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from solon.cli.common import (
     Out,
     Quiet,
     ReportTo,
+    Restart,
     Seed,
     System,
     assignment,
@@ -49,6 +50,7 @@ def feedback_model(
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
+    restart: Restart = False,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
@@ -60,29 +62,45 @@ def feedback_model(
     from solon.constitution import load_constitution
     from solon.feedback.feedback_model import split_by_prompt, train_feedback_model
     from solon.feedback.questions import HHH
+    from solon.identity import decided_dtype, of_constitution, of_model, of_records
     from solon.prompts import read_comparisons
+    from solon.publishing import directory
     from solon.runs.files import measure_judge
     from solon.training import AdapterSettings, TrainSettings
 
     rules = load_constitution(constitution)
-    found = [c for name in comparisons for c in read_comparisons(name)][:limit]
-    training, kept = split_by_prompt(found, heldout, seed or 0)
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
-    with _followed("feedback-model", out, settings, report_to, quiet) as step:
-        result = train_feedback_model(
-            training, rules, model, out, question=HHH, settings=settings, adapter=AdapterSettings(layers=layers),
-            system=system, seed=seed or 0, dtype=dtype, progress=step,
-        )  # fmt: skip
+    with directory(out, [*comparisons, model], [_beside(out)]) as target:
+        found = [c for name in comparisons for c in read_comparisons(name)][:limit]
+        dtype = decided_dtype(dtype, target.identity)
+        identity = {
+            "verb": "feedback-model", "model": of_model(model), "comparisons": of_records(found),
+            **of_constitution(rules), "settings": settings.model_dump(), "layers": layers, "heldout": heldout,
+            "system": system, "seed": seed or 0, "dtype": dtype,
+        }  # fmt: skip
+        training, kept = split_by_prompt(found, heldout, seed or 0)
+        result = target.settled(identity, restart=restart)
+        again = result is not None
+        if result is None:
+            with _followed("feedback-model", out, settings, report_to, quiet) as step:
+                result = train_feedback_model(
+                    training, rules, model, target.path, question=HHH, settings=settings,
+                    adapter=AdapterSettings(layers=layers), system=system, seed=seed or 0, dtype=dtype, progress=step,
+                )  # fmt: skip
+            target.settle(identity, result)
+        if kept and processes.is_main() and "heldout" not in result:
+            result["heldout"] = measure_judge(str(target.path), kept, rules, system=system, dtype=dtype)
+            target.settle(identity, result)
+    _tell_again(out, again)
     _tell_left_out(result["left_out"], "training")
-    if kept and processes.is_main():
-        result["heldout"] = measure_judge(str(out), kept, rules, system=system, dtype=dtype)
+    if "heldout" in result and processes.is_main():
         said = result["heldout"]["calibration"]["accuracy"]
         print(
             f"{out}: agrees with {said['value']:.1%} [{said['low']:.1%}, {said['high']:.1%}] "
             f"of {said['n']} held-out comparisons",
             file=sys.stderr,
         )
-    last_line(json_, {"out": str(out), **result})
+    last_line(json_, {"out": str(out), "trained": not again, **result})
 
 
 def sft(
@@ -99,34 +117,49 @@ def sft(
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
+    restart: Restart = False,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
     """Supervised fine-tuning; writes a complete model.
 
-    Example: `solon sft --data solon:demonstrations-harmless --out models/sft`
+    Example: `solon sft --data solon:demonstrations-harmless --out sft`
     """
+    from solon.identity import decided_dtype, of_model, of_records
     from solon.prompts import read_demonstrations, read_revision_chains
     from solon.prompts.readers import first_line
+    from solon.publishing import directory
     from solon.supervised.dataset import from_chains
     from solon.supervised.sft import sft as train
     from solon.training import AdapterSettings, TrainSettings
 
-    if "steps" in first_line(data):
-        examples = from_chains(read_revision_chains(data))[0]
-    else:
-        examples = read_demonstrations(data)
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
-    with _followed("sft", out, settings, report_to, quiet) as step:
-        result = train(
-            examples[:limit], model, out, settings=settings, adapter=None if full else AdapterSettings(layers=layers),
-            system=system, seed=seed or 0, dtype=dtype, progress=step,
-        )  # fmt: skip
+    with directory(out, [data, model], [_beside(out)]) as target:
+        if "steps" in first_line(data):
+            examples = from_chains(read_revision_chains(data))[0][:limit]
+        else:
+            examples = read_demonstrations(data)[:limit]
+        dtype = decided_dtype(dtype, target.identity)
+        identity = {
+            "verb": "sft", "model": of_model(model), "data": of_records(examples), "settings": settings.model_dump(),
+            "full": full, "layers": layers, "system": system, "seed": seed or 0, "dtype": dtype,
+        }  # fmt: skip
+        result = target.settled(identity, restart=restart)
+        again = result is not None
+        if result is None:
+            with _followed("sft", out, settings, report_to, quiet) as step:
+                result = train(
+                    examples, model, target.path, settings=settings,
+                    adapter=None if full else AdapterSettings(layers=layers), system=system, seed=seed or 0,
+                    dtype=dtype, progress=step,
+                )  # fmt: skip
+            target.settle(identity, result)
+    _tell_again(out, again)
     _tell_left_out(result["left_out"], "training")
     if processes.is_main():
         print(f"{out}: loss {result['loss_first']:.3f} → {result['loss_last']:.3f}", file=sys.stderr)
-    last_line(json_, {"out": str(out), **result})
+    last_line(json_, {"out": str(out), "trained": not again, **result})
 
 
 def reward_model(
@@ -155,41 +188,56 @@ def reward_model(
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
+    restart: Restart = False,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
     """Train a reward model on comparisons; loads with AutoModelForSequenceClassification.
 
-    Example: `solon reward-model --comparisons comparisons.jsonl --out models/reward`
+    Example: `solon reward-model --comparisons comparisons.jsonl --out reward`
     """
-    import random
-
+    from solon.feedback.feedback_model import split_by_prompt
+    from solon.identity import decided_dtype, of_model, of_records
     from solon.prompts import read_comparisons
+    from solon.publishing import directory
     from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
     from solon.reinforcement.reward_quality import measure
     from solon.training import AdapterSettings
 
     if uncertainty_penalty and members == 1:
         raise InputError("--uncertainty-penalty: one member cannot disagree with itself; add --members 3")
-    rows = [c for c in read_comparisons(comparisons)[:limit] if c.label is not None]
-    random.Random(seed or 0).shuffle(rows)
-    kept = rows[: round(heldout * len(rows))]
-    training = rows[len(kept) :]
     settings = RewardSettings(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length, margin=margin,
         ties="skip" if skip_ties else "equal", weights={"human": human_weight, "ai": ai_weight}, members=members,
         uncertainty_penalty=uncertainty_penalty,
     )  # fmt: skip
-    with _followed("reward-model", out, settings, report_to, quiet) as step:
-        result = train_reward_model(
-            training, model, out, settings=settings, adapter=AdapterSettings(layers=layers), system=system,
-            reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)],
-            seed=seed or 0, dtype=dtype, progress=step,
-        )  # fmt: skip
+    with directory(out, [comparisons, model], [_beside(out)]) as target:
+        rows = [c for c in read_comparisons(comparisons)[:limit] if c.label is not None]
+        dtype = decided_dtype(dtype, target.identity)
+        identity = {
+            "verb": "reward-model", "model": of_model(model), "comparisons": of_records(rows),
+            "settings": settings.model_dump(), "layers": layers, "heldout": heldout, "system": system,
+            "seed": seed or 0, "dtype": dtype,
+        }  # fmt: skip
+        training, kept = split_by_prompt(rows, heldout, seed or 0)
+        result = target.settled(identity, restart=restart)
+        again = result is not None
+        if result is None:
+            with _followed("reward-model", out, settings, report_to, quiet) as step:
+                result = train_reward_model(
+                    training, model, target.path, settings=settings, adapter=AdapterSettings(layers=layers),
+                    system=system, reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)],
+                    seed=seed or 0, dtype=dtype, progress=step,
+                )  # fmt: skip
+            target.settle(identity, result)
+        if kept and processes.is_main() and "heldout" not in result:
+            rewards = RewardModel.load(str(target.path), dtype, "cpu" if processes.sharded() else None)
+            result["heldout"] = measure(rewards, kept)
+            target.settle(identity, result)
+    _tell_again(out, again)
     _tell_left_out(result["left_out"], "training")
-    if kept and processes.is_main():
-        result["heldout"] = measure(RewardModel.load(str(out), dtype, "cpu" if processes.sharded() else None), kept)
+    if "heldout" in result and processes.is_main():
         correct = [right for found in result["heldout"].values() for right in found["correct"]]
         result["heldout_n"] = len(correct)
         result["heldout_accuracy"] = sum(correct) / len(correct) if correct else None
@@ -201,7 +249,7 @@ def reward_model(
                 f"held-out comparisons ({source}), always the longer on {found['longer_is_better']['value']:.1%}{follows}",
                 file=sys.stderr,
             )
-    last_line(json_, {"out": str(out), **result})
+    last_line(json_, {"out": str(out), "trained": not again, **result})
 
 
 def ppo(
@@ -227,20 +275,24 @@ def ppo(
     system: System = SYSTEM,
     dtype: Dtype = "auto",
     limit: Limit = None,
+    restart: Restart = False,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
     """PPO against a reward model; writes a complete model and a line an update to stderr.
 
-    Example: `solon ppo --prompts solon:helpful --reward-model models/reward --out models/rl`
+    Example: `solon ppo --prompts solon:helpful --reward-model reward --out rl`
     """
     from solon.constitution import load_constitution
     from solon.engines import LazyEngine
     from solon.feedback.judge import Judging
+    from solon.identity import decided_dtype, of_constitution, of_model, of_records
     from solon.prompts import read_prompts
+    from solon.publishing import directory
+    from solon.reinforcement.checkpoint import CHECKPOINT
     from solon.reinforcement.monitors import Watch, judged_by, planned_checks
-    from solon.reinforcement.trainer import PPOSettings
+    from solon.reinforcement.trainer import GROWS, PPOSettings
     from solon.reinforcement.trainer import ppo as train
     from solon.runs.progress import training_line
     from solon.runs.trackers import trackers
@@ -256,28 +308,59 @@ def ppo(
     settings = PPOSettings.model_validate({**given, **more})
     if gold and not settings.check_every:
         raise InputError("--gold is asked every so many updates; add --set check_every=10")
-    asked = read_prompts(prompts)[:limit]
-    watch = None
-    if settings.check_every:
-        judge = LazyEngine(gold, system=system, dtype=dtype) if gold else None
+    kept = out.with_name(f"{out.name}.checkpoint")
+    with directory(out, [prompts, reward_model, model, gold], [_beside(out), kept]) as target:
+        asked = read_prompts(prompts)[:limit]
+        dtype = decided_dtype(dtype, target.identity)
         rules, how = load_constitution(constitution), Judging(principles=1)
-        asks = judged_by(judge, rules, how, seed or 0) if judge else None
-        watch = Watch(asked[:probes], asks, planned=planned_checks(settings.updates, settings.check_every))
-    curves = (_beside(out), "ppo", report_to or [], settings.model_dump(mode="json"))
-    with training_line(Console(stderr=True, quiet=quiet), "ppo") as step, trackers(*curves) as log:
-        history = list(
-            train(
-                asked, model, reward_model, out, settings=settings, adapter=AdapterSettings(layers=layers),
-                system=system, seed=seed or 0, dtype=dtype, checkpoint=out.with_name(out.name + ".checkpoint"),
-                watch=watch, log=log, progress=step,
-            )
-        )  # fmt: skip
-    if watch and watch.checks[-1].gamed and processes.is_main():
-        best = watch.best.update
+        checks = {"gold": of_model(gold) if gold else None, **of_constitution(rules)} if settings.check_every else {}
+        identity = {
+            "verb": "ppo", "model": of_model(model), "reward": of_model(reward_model), "prompts": of_records(asked),
+            "settings": settings.model_dump(exclude=GROWS), "layers": layers, "system": system, "seed": seed or 0,
+            "dtype": dtype, "probes": probes if settings.check_every else None, **checks,
+        }  # fmt: skip
+        result = target.settled(identity, restart=restart)
+        if restart and processes.is_main():
+            (kept / CHECKPOINT).unlink(missing_ok=True)
+        again = result is not None and settings.updates <= result["asked_updates"]
+        updates_made: list[dict[str, Any]] = []
+        if not again:
+            watch = None
+            if settings.check_every:
+                judge = LazyEngine(gold, system=system, dtype=dtype) if gold else None
+                watch = Watch(
+                    asked[:probes],
+                    judged_by(judge, rules, how, seed or 0) if judge else None,
+                    planned=planned_checks(settings.updates, settings.check_every),
+                )
+            curves = (_beside(out), "ppo", report_to or [], settings.model_dump(mode="json"))
+            with training_line(Console(stderr=True, quiet=quiet), "ppo") as step, trackers(*curves) as log:
+                history = list(
+                    train(
+                        asked, model, reward_model, target.path, settings=settings,
+                        adapter=AdapterSettings(layers=layers), system=system, seed=seed or 0, dtype=dtype,
+                        checkpoint=kept, watch=watch, log=log, progress=step, more=checks,
+                    )
+                )  # fmt: skip
+            result = {
+                "left_out": history[-1].meta.get("left_out", {}) if history else {},
+                "asked_updates": settings.updates,
+                "gamed_after": watch.best.update if watch and watch.checks[-1].gamed else None,
+            }
+            target.settle(identity, result)
+            updates_made = [h.to_json() for h in history]
+    assert result is not None
+    _tell_again(out, again)
+    if result["gamed_after"] is not None and processes.is_main():
+        best = result["gamed_after"]
         print(f"{out}: the reward was being gamed; this is the policy after {best} updates", file=sys.stderr)
-    left_out = history[-1].meta.get("left_out", {}) if history else {}
-    _tell_left_out(left_out, "the prompts")
-    last_line(json_, {"out": str(out), "left_out": left_out, "updates": [h.to_json() for h in history]})
+    _tell_left_out(result["left_out"], "the prompts")
+    last_line(json_, {"out": str(out), "left_out": result["left_out"], "updates": updates_made})
+
+
+def _tell_again(out: Path, again: bool) -> None:
+    if again and processes.is_main():
+        print(f"{out}: is there already, made by the same command; --restart makes it anew", file=sys.stderr)
 
 
 def _beside(out: Path) -> Path:

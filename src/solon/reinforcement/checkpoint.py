@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solon.errors import InputError
+from solon.publishing import check_identity
 from solon.reinforcement.monitors import Check, Watch
 from solon.reinforcement.ppo import AdaptiveKL
 
@@ -33,6 +33,7 @@ class State:
     best: dict[str, Tensor] = field(default_factory=dict)  # the adapters of the watch's best check, by name
 
 
+CHECKPOINT = "ppo.safetensors"
 Kept = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -62,24 +63,20 @@ def save(checkpoint: Path, kept: Kept) -> None:
     save_file(kept[0], aside, metadata={"solon": json.dumps(kept[1])})
     with aside.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(aside, checkpoint / "ppo.safetensors")
+    os.replace(aside, checkpoint / CHECKPOINT)
 
 
 def restore(checkpoint: Path | None, state: State, watch: Watch | None, identity: dict[str, Any]) -> None:
     """Take up what a checkpoint holds, where there is one. Raises InputError where it is another training's."""
-    if checkpoint is None or not (checkpoint / "ppo.safetensors").is_file():
+    if checkpoint is None or not (checkpoint / CHECKPOINT).is_file():
         return
     from safetensors import safe_open
 
-    with safe_open(checkpoint / "ppo.safetensors", framework="pt") as file:
+    with safe_open(checkpoint / CHECKPOINT, framework="pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         about = json.loads(file.metadata()["solon"])
-    other = [name for name, value in identity.items() if about["identity"].get(name) != json.loads(json.dumps(value))]
-    if other:
-        raise InputError(
-            f"{checkpoint}: training was begun there with another {' and another '.join(other)}; "
-            "give --out another directory, or remove that one"
-        )
+    advice = "give --out another directory, or remove that one"
+    check_identity(checkpoint, about["identity"], identity, advice)
     with torch.no_grad():
         for prefix, module in (("policy.", state.policy), ("values.", state.values)):
             for name, parameter in module.named_parameters():

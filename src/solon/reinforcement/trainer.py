@@ -8,7 +8,7 @@ a linear map of the policy's states. The reward may be any other function of con
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,9 @@ from solon import processes
 from solon.engines.chat import answer_text, chat_ids, end_ids
 from solon.engines.decoding import Generated
 from solon.engines.limits import context_limit
-from solon.engines.weights import load_causal_lm, model_fingerprint, resolve
+from solon.engines.weights import load_causal_lm, resolve
 from solon.errors import InputError
+from solon.identity import of_model, of_records
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
 from solon.reinforcement.checkpoint import Kept, State, pack, restore, save
 from solon.reinforcement.frozen import Frozen
@@ -53,6 +54,11 @@ from solon.training import (
     save_merged,
 )
 
+GROWS = {
+    "updates",
+    "checkpoint_every",
+    "kl_bound",
+}  # settings that a training may be taken up again with other values of
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
 
 
@@ -117,6 +123,7 @@ def ppo(
     watch: Watch | None = None,
     log: Callable[[dict[str, Any], int], None] | None = None,
     progress: Progress | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Iterator[RolloutSummary]:
     """Train `model` to earn `reward` while staying near itself; one summary an update, then the model in `out`.
 
@@ -124,7 +131,8 @@ def ppo(
     which becomes adapters on the same trunk where it was trained from `model`. checkpoint: a directory written after
     every `checkpoint_every` updates; where it holds one, training goes on from there, and on a CPU along the same path.
     watch: asked every `check_every` updates; where its last check finds the reward gamed, the policy of its best check
-    is what is written. log: takes each summary's numbers and the updates done.
+    is what is written. log: takes each summary's numbers and the updates done. more: what else made the training, such as
+    the judge behind `reward`; a checkpoint of another one is refused.
     """
     probing = len(watch.probes) if watch and settings.check_every else settings.rollouts
     if processes.sharded() and min(settings.rollouts, probing) < processes.world():
@@ -141,11 +149,16 @@ def ppo(
     state = _start(policy, settings, rewards)
     watch = watch if settings.check_every else None
     identity = {
-        "model": model_fingerprint(model),
-        "reward": model_fingerprint(reward) if isinstance(reward, str) else "a function",
+        "model": of_model(model),
+        "reward": of_model(reward) if isinstance(reward, str) else "a function",
+        "prompts": of_records(prompts),
         "adapter": adapter.model_dump(),
+        "system": system,
         "seed": seed,
-        "settings": settings.model_dump(exclude={"updates", "checkpoint_every", "kl_bound"}),
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "settings": settings.model_dump(exclude=GROWS),
+        "probes": of_records(watch.probes) if watch else None,
+        **(more or {}),
     }
     restore(checkpoint, state, watch, identity)
     limit = context_limit(policy.config, tokenizer).less(settings.max_tokens, "the response")

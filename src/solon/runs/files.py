@@ -18,6 +18,7 @@ from solon.feedback.judge import Judging, compare
 from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example
 from solon.feedback.ranking import preferences, rank
 from solon.feedback.trust import Trust
+from solon.identity import decided_dtype, of_constitution, of_engine, of_input, of_model
 from solon.prompts import read_demonstrations, read_pairs, read_prompts
 from solon.prompts.readers import first_line, stream_pairs
 from solon.publishing import File, Identity, file, write_json
@@ -34,7 +35,6 @@ from solon.records import (
     fingerprint,
 )
 from solon.reinforcement.reward_model import RewardModel
-from solon.runs.identity import decided_dtype, of_constitution, of_engine, of_input, of_model
 from solon.runs.journal import Journal, as_record, read_journal
 from solon.runs.progress import progress_line
 from solon.supervised.critique_revision import revise

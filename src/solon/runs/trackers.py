@@ -6,7 +6,6 @@ clearml, dvclive, swanlab, with the settings that each reads from its environmen
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +69,8 @@ def tracked(
 ) -> Iterator[Progress]:
     """A trainer's progress callback that also logs what it shows, from its beginning: curves of an earlier start go."""
     if processes.is_main():
-        shutil.rmtree(directory / name, ignore_errors=True)
+        for old in (directory / name).glob("events.out.tfevents.*"):
+            old.unlink()
     with trackers(directory, name, report_to, config) as log:
 
         def both(at: int, of: int, shown: dict[str, float]) -> None:

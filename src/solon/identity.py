@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ def _content(path: Path, *version: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_records(records: Iterable[Record]) -> str:
+def of_records(records: Sequence[Record]) -> dict[str, str]:
     """The content of records in their order."""
-    return fingerprint("records", [r.to_json() for r in records])
+    return {"name": f"{len(records)} records", "fingerprint": fingerprint("records", [r.to_json() for r in records])}
 
 
 def of_input(item: Any) -> str:

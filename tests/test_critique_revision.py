@@ -100,10 +100,15 @@ def test_sft_examples_are_the_revisions() -> None:
     final, left_out = from_chains(chains, "final")
     every, _ = from_chains(chains, "all")
     assert [e.messages[-1].content for e in final] == [c.steps[-1].revision for c in chains]
-    assert len(every) == 2 * len(final) and left_out == 0
+    assert len(every) == 2 * len(final) and left_out == {}
     assert all(e.messages[:-1] == c.prompt for e, c in zip(final, chains, strict=True))
     cut = [c.model_copy(update={"meta": {"ended": [True, True, False]}}) for c in chains]
-    assert from_chains(cut, "final") == ([], len(cut))  # an answer cut off would teach not to stop
+    # An answer cut off would teach not to stop; what teaches nothing is counted by its reason.
+    assert from_chains(cut, "final") == ([], {"cut at the token limit": len(cut)})
+    stepless = cut[0].model_copy(update={"steps": ()})
+    empty = cut[1].model_copy(update={"steps": (cut[1].steps[0], cut[1].steps[1].model_copy(update={"revision": " "}))})
+    assert from_chains([stepless, empty, chains[2]], "final")[1] == {"no revision": 1, "empty revision": 1}
+    assert from_chains([stepless], "all") == ([], {"no revision": 1})
 
 
 def choice(chain: RevisionChain, chosen: str, rejected: str, label: float | None) -> Comparison:
@@ -124,7 +129,7 @@ def test_what_the_judge_prefers_is_learned() -> None:
     ]
     learned, left_out = from_choices(chains, choices)
     texts = [e.messages[-1].content for e in learned]
-    assert texts == [last[0], chains[1].response, last[2], last[3], last[4]] and left_out == 0
+    assert texts == [last[0], chains[1].response, last[2], last[3], last[4]] and left_out == {}
     assert learned[0].meta["principles"] == [s.principle for s in chains[0].steps]
     assert learned[1].meta["principles"] == []  # no principle shaped it
 
@@ -139,12 +144,18 @@ def test_only_whole_texts_compete_and_are_learned() -> None:
     assert [p.id for p in contests(chains)] == [chains[3].id]
     learned, left_out = from_choices(chains, [])
     texts = [chains[0].response, chains[1].steps[-1].revision, chains[3].steps[-1].revision]
-    assert [e.messages[-1].content for e in learned] == texts and left_out == 1
+    assert [e.messages[-1].content for e in learned] == texts and left_out == {"cut at the token limit": 1}
 
 
 def test_demonstrated_revisions_are_asked_as_they_will_be() -> None:
     [chain] = run(revisions=1)[:1]
-    [example] = from_demonstrated_revisions([chain], RULES)
+    [example], left_out = from_demonstrated_revisions([chain], RULES)
+    assert left_out == {}
+    other = chain.model_copy(update={"steps": (chain.steps[0].model_copy(update={"principle": "none-of-these"}),)})
+    assert from_demonstrated_revisions([other], RULES) == (
+        [],
+        {"step under a principle that the constitution does not have": 1},
+    )
     name = chain.steps[0].principle
     assert [m.content for m in example.messages][2::2] == [f"Criticise {name}.", f"Revise {name}."]
     assert example.train_turns == (3, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import io
 import json
 import math
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from solon.errors import InputError
 from solon.report import render_html, render_markdown, summary_table
 from solon.report.cells import clean, duration, estimate, money, number
-from solon.report.render import escape_markdown
+from solon.report.render import checks_table, escape_markdown, summary_lines
 
 HOSTILE = (
     "<script>alert(1)</script> | a | b |\n# heading\n\n```\ncode\n```\n![x](http://evil.example/p.png) "
@@ -53,7 +55,8 @@ MARKDOWN_TAGS = set(
 PARTS = {
     "checks": "## Checks",
     "measures": "## Measures that nothing was trained on",
-    "differences": "## Held-out reward, step by step",
+    "changes": "## Changes from model to model",
+    "kl": "## KL of the policy that is written",
     "reward_model": "## Reward model",
     "ppo": "## PPO",
     "stages": "## Stages",
@@ -124,11 +127,73 @@ def data():
             },
         ],
         "checks": [
-            {"name": "held-out reward rises", "target": "> 0 sd", "value": 0.854, "holds": True, "n": 96},
-            {"name": "KL to the reference", "target": "< 30 nats", "value": 41.5, "holds": False, "n": 40},
-            {"name": "distinct-3 falls by", "target": "≤ 20 %", "value": None, "holds": None, "n": None},
+            {
+                "name": "held-out reward rises",
+                "target": "> 0 sd",
+                **value(0.854, 0.5, 1.2, 96),
+                "unit": "sd",
+                "outcome": "holds",
+                "holds": True,
+                "do": None,
+            },
+            {
+                "name": "KL to the reference",
+                "target": "< 30 nats",
+                **value(41.5, 33.0, 50.0, 40),
+                "unit": "",
+                "outcome": "does not hold",
+                "holds": False,
+                "do": "lower the learning rate",
+            },
+            {
+                "name": "distinct-3 falls by",
+                "target": "≤ 20 %",
+                **value(None, None, None, 0),
+                "unit": "%",
+                "outcome": "cannot be told",
+                "holds": None,
+                "do": "hold out more prompts",
+            },
         ],
-        "differences": {"start → SL-CAI": value(0.523, 0.3, 0.7, 96)},
+        "headline": "From start to RL-CAI: it cannot be told.",
+        "changes": [
+            {
+                "name": "reward",
+                "unit": "sd",
+                "better": "higher",
+                "trained_on": True,
+                "steps": {"start → SL-CAI": value(0.523, 0.3, 0.7, 96), "start → RL-CAI": value(-0.25, -0.5, 0.1, 96)},
+            },
+            {
+                "name": "refusals of red-team prompts",
+                "unit": "points",
+                "better": "",
+                "trained_on": False,
+                "steps": {"start → SL-CAI": value(-6.5, -20, 7, 48)},
+            },
+        ],
+        "kl": {
+            "kl_nats": value(39.4, 30.0, 48.8, 96),
+            "examples": 96,
+            "not_finite": 0,
+            "identical": False,
+            "response_tokens": 51.0,
+            "left_out": {},
+            "temperature": 0.7,
+            "max_tokens": 64,
+        },
+        "same_kl": [{"kl_nats": 1.0, "reward": 0.125, "update": 3}],
+        "heldout": {
+            "heldout_from": {"helpful": "10 of 50 in mine.jsonl, kept out of training"},
+            "heldout_comparisons": 80,
+            "removed": {"demonstrations": 3},
+        },
+        "machine": {"cpu": "Some CPU", "cores": 2, "gpus": ["Some GPU"], "memory_mb": 16384, "system": "Linux x86_64"},
+        "seconds": 75.0,
+        "seed": 17,
+        "dtype": "bfloat16",
+        "model_fingerprint": "fedcba9876543210",
+        "versions": {"solon": "0.1.0", "torch": "2.13.0"},
         "reward_model": {
             "by_source": [{"source": "red_team", "accuracy": value(0.7125, 0.62, 0.80, 120), "n": 120}],
             "comparisons": 1800,
@@ -166,6 +231,18 @@ def data():
                 "completion_tokens": 0,
                 "trained_tokens": 98765,
                 "cost_usd": None,
+                "result": {"left_out": {"empty revision": 2, "too long": 1}},
+            },
+            {
+                "name": "comparisons",
+                "records": 9,
+                "seconds": 1.0,
+                "prompt_tokens": 5,
+                "completion_tokens": 5,
+                "trained_tokens": 0,
+                "cost_usd": None,
+                "endpoints": ["some-model"],
+                "unpriced": ["some-model"],
             },
         ],
         "principles": [
@@ -218,7 +295,8 @@ def poisoned(data):
     bad["warnings"] = [HOSTILE]
     for part, keys in (
         ("measures", ["name", "unit"]),
-        ("checks", ["name", "target"]),
+        ("checks", ["name", "target", "outcome", "do", "unit"]),
+        ("changes", ["name", "unit"]),
         ("stages", ["name"]),
         ("principles", ["id"]),
         ("answers", ["prompt", "source"]),
@@ -229,7 +307,16 @@ def poisoned(data):
         row["values"][HOSTILE] = value(1.0, 0.0, 2.0, 3)
     for row in bad["answers"]:
         row["answers"] = {"start": HOSTILE, HOSTILE: HOSTILE}
-    bad["differences"] = {HOSTILE: value(1.0, 0.0, 2.0, 3)}
+    for row in bad["changes"]:
+        row["steps"][HOSTILE] = value(1.0, 0.0, 2.0, 3)
+    bad["headline"] = bad["model_fingerprint"] = bad["dtype"] = bad["machine"]["cpu"] = HOSTILE
+    bad["machine"]["gpus"] = [HOSTILE]
+    bad["versions"] = {HOSTILE: HOSTILE}
+    bad["heldout"] = {"heldout_from": {HOSTILE: HOSTILE}, "removed": {HOSTILE: 3}, "heldout_comparisons": 80}
+    for row in bad["stages"]:
+        row["endpoints"] = [HOSTILE]
+    bad["stages"][1]["result"] = {"left_out": {HOSTILE: 3}}
+    bad["stages"][2]["unpriced"] = [HOSTILE]
     bad["reward_model"]["by_source"][0]["source"] = HOSTILE
     return bad
 
@@ -288,10 +375,25 @@ def test_numbers_appear_in_both(data):
             "0.650 [no interval], n = 1",
             "51.3 words [40.0, 60.0], n = 96",
             "71.2 % [62.0, 80.0], n = 120",
-            "0.52 sd [0.30, 0.70], n = 96",
+            "+0.52 sd [0.30, 0.70], n = 96",
+            "-6.5 points [-20.0, 7.0], n = 48",
+            "39.40 nats a response [30.00, 48.80], n = 96",
+            "17",
+            "bfloat16",
+            "fedcba9876543210",
+            "Some CPU, 2 cores; Some GPU; 16.0 GiB of memory",
+            "1 min 15 s",
+            "torch 2.13.0",
+            "helpful 10 of 50 in mine.jsonl, kept out of training",
+            "3 demonstrations",
+            "2 empty revision, 1 too long",
+            "price of some-model not known",
+            "cannot be told",
+            "lower the learning rate",
+            "From start to RL-CAI: it cannot be told.",
             "0123456789abcdef",
             "1,800",
-            "0.854",
+            "0.85 sd [0.50, 1.20], n = 96",
             "> 0 sd",
             "12 min 5 s",
             "123,456",
@@ -315,7 +417,7 @@ def test_missing_parts_are_said(data):
     row = next(line for line in markdown.splitlines() if "refusals of red-team" in line)
     assert row.endswith("| not measured |")
     row = next(line for line in markdown.splitlines() if "distinct-3 falls by" in line)
-    assert row.count("not measured") == 3
+    assert row.count("not measured") == 1 and "cannot be told" in row and "hold out more prompts" in row
     # a total with an unknown part is unknown
     assert next(line for line in markdown.splitlines() if "all stages" in line).endswith("| not measured |")
 
@@ -378,3 +480,57 @@ def test_report_reads_its_own_json(data):
     if where := os.environ.get("SOLON_SAMPLE_REPORT"):  # for looking at it
         Path(where).write_text(render_html(again), encoding="utf-8")
         Path(where).with_suffix(".md").write_text(render_markdown(again), encoding="utf-8")
+
+
+def results_page():
+    path = Path(__file__).parents[1] / "benchmarks" / "results_page.py"
+    spec = importlib.util.spec_from_file_location("results_page", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_results_has_the_runs_figures_and_nothing_else_changes_on_it(data, tmp_path):
+    page = results_page()
+    shipped = (Path(__file__).parents[1] / "docs" / "results.md").read_text(encoding="utf-8")
+    made = page.filled(shipped, data)
+
+    def without(text):
+        return re.sub(r"(<!-- figures: .*? -->\n).*?(<!-- end -->)", r"\1\2", text, flags=re.DOTALL)
+
+    assert without(made) == without(shipped) and page.filled(made, data) == made
+    for shown in ("0.85 sd [0.50, 1.20], n = 96", "39.40 nats a response", "12 of 40 updates", "Some CPU, 2 cores"):
+        assert (shown in made) is (shown != "12 of 40 updates"), shown  # the page shows no single updates
+    assert "From start to RL-CAI: it cannot be told." in made and made.count("<!-- end -->") == shipped.count(
+        "<!-- end -->"
+    )
+    assert page.filled("<!-- figures: updates -->\n<!-- end -->", data).count("\n| ") > 10
+    for wrong, says in (
+        ("<!-- figures: nothing -->\n<!-- end -->", "asks for figures"),
+        ("<!-- figures: kl -->\n", "no <!-- end -->"),
+    ):
+        with pytest.raises(InputError, match=says):
+            page.filled(wrong, data)
+    two = "<!-- figures: kl -->\nlost\n<!-- figures: checks -->\n<!-- end -->\n"
+    with pytest.raises(InputError, match='"kl" has no <!-- end -->'):
+        page.filled(two, data)
+
+
+def test_the_page_of_results_keeps_hostile_text_inert(data):
+    page = results_page()
+    block = "\n\n".join(f"<!-- figures: {name} -->\n<!-- end -->" for name in page.blocks(data))
+    shown = markdown_page(page.filled(block, poisoned(data)))
+    assert {t for t, _ in shown.tags} <= MARKDOWN_TAGS and "\x1b" not in shown.text
+
+
+def test_the_terminal_says_outcomes_what_to_do_and_what_was_left_out(data):
+    out = io.StringIO()
+    Console(file=out, width=160).print(checks_table(data))
+    for outcome in ("holds", "does not hold", "cannot be told"):
+        assert outcome in out.getvalue()
+    lines = summary_lines(data)
+    assert lines[0] == data["headline"]
+    assert "KL to the reference: does not hold; lower the learning rate" in lines
+    assert "sl-cai: left out 3 of 1,027 (2 empty revision, 1 too long)" in lines
+    assert not any("held-out reward rises" in line for line in lines)  # it holds: nothing to do
+    assert "\x1b" not in "".join(summary_lines(poisoned(data)))

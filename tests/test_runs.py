@@ -156,6 +156,7 @@ def test_another_algorithm_is_one_line_of_the_recipe(algorithm: str, tmp_path: P
     start, made = (load_file(tmp_path / "out/models" / name / "model.safetensors") for name in ("warmup", "rl-cai"))
     assert any((start[key] - made[key]).abs().max() > 0 for key in start)
     assert f"## {algorithm.upper()}" in (tmp_path / "out" / "report.md").read_text()
+    assert report["kl"]["examples"] == 4 and not report["kl"]["identical"]  # of the policy that is written
 
 
 @pytest.mark.parametrize(
@@ -202,13 +203,44 @@ def test_direct_rlaif_has_the_judge_for_its_reward(tmp_path: Path) -> None:
     assert asked >= len(records(tmp_path / "out")["ppo"])  # the ledger knows what the judge was asked
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["models"] == ["start", "RLAIF"] and report["measures"][0]["name"] == "reward"
+    asked = {s["name"]: s["requests"] for s in report["stages"]}
+    for name in ("evaluation-start", "evaluation-rlaif"):
+        assert asked[name] == 2 * 4  # four answers, and four ratings of them
+    assert report["kl"]["examples"] == 4
+
+
+def test_the_bound_is_held_against_the_policy_that_is_written(tmp_path: Path) -> None:
+    """The only update's rollouts come from the policy before it, so training reports 0 nats; what is written is far away."""
+    ppo = {
+        **SMALL["ppo"],
+        "updates": 1,
+        "rollouts": 8,
+        "epochs": 8,
+        "learning_rate": 0.1,
+        "kl_bound": 0.5,
+        "max_tokens": 12,
+    }
+    recipe = small("rlaif", **{"feedback.judge": "self", "ppo": ppo, "prompts.n_heldout": 16})
+    finish(recipe, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    [update] = report["ppo"]
+    [check] = [c for c in report["checks"] if c["name"].startswith("KL of the policy that is written")]
+    assert update["kl_nats"] == 0 and report["kl"]["kl_nats"]["value"] > 1 and report["kl"]["kl_nats"]["n"] == 32
+    assert check["outcome"] == "does not hold" and check["n"] == 32 and check["low"] > 0.5 and check["do"]
+    assert report["differences"].keys() == {"start → RLAIF"} and report["seed"] == 0 and report["machine"]["cores"]
 
 
 def test_tiny_recipe_as_shipped(tmp_path: Path) -> None:
     finish(load_recipe("tiny"), tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["models"] == ["start", "SL-CAI", "RL-CAI"]
-    assert {c["name"] for c in report["checks"]} >= {"KL to the reference", "distinct-3 falls by"}
+    assert {c["outcome"] for c in report["checks"]} <= {"holds", "does not hold", "cannot be told"}
+    assert {"start → SL-CAI", "SL-CAI → RL-CAI", "start → RL-CAI"} == report["differences"].keys()
+    assert report["headline"] in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
+    assert (
+        all(s["cost_usd"] == 0 for s in report["stages"])
+        and "runs here" in (tmp_path / "out" / "report.md").read_text()
+    )
     assert len(report["answers"]) == 6
     html = (tmp_path / "out" / "report.html").read_text()
     assert "distinct-3" in html and "<script" not in html

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from solon.cli.common import AsJson, Out, Quiet, Seed, assignment, last_line, number
+from solon.cli.common import AsJson, Out, Quiet, Seed, assignment, last_line
 from solon.errors import InputError
 
 
@@ -33,7 +33,8 @@ def run(
 
     Example: `solon run hybrid --out runs/first`
     """
-    from solon.report.render import summary_table
+    from solon.report.render import checks_table, summary_lines, summary_table
+    from solon.report.stages import total_cost
     from solon.runs.estimate import estimate, estimate_table
     from solon.runs.pipeline import run_recipe
     from solon.runs.recipe import load_recipe
@@ -49,13 +50,13 @@ def run(
         return
     data = run_recipe(loaded, out, quiet=quiet)
     if not quiet:
-        Console().print(summary_table(data))
-        for check in data["checks"]:
-            print(
-                f"{'✓' if check['holds'] else '✗'} {check['name']}: {number(check['value'])} (target {check['target']})"
-            )
+        for table in (summary_table(data), checks_table(data)):
+            Console().print(table)
+        for line in summary_lines(data):
+            print(line)
     print(f"report: {out / 'report.html'}")
-    last_line(json_, {"report": str(out / "report.html"), "checks": data["checks"]})
+    told = {key: data[key] for key in ("headline", "checks", "left_out", "heldout", "kl")}
+    last_line(json_, {"report": str(out / "report.html"), **told, "cost_usd": total_cost(data["stages"])})
 
 
 def report(

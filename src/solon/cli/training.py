@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,9 +138,10 @@ def sft(
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
     with directory(out, [data, model], [_beside(out)]) as target:
         if "steps" in first_line(data):
-            examples = from_chains(read_revision_chains(data))[0][:limit]
+            examples, unlearned = from_chains(read_revision_chains(data))
         else:
-            examples = read_demonstrations(data)[:limit]
+            examples, unlearned = read_demonstrations(data), {}
+        examples = examples[:limit]
         dtype = decided_dtype(dtype, target.identity)
         identity = {
             "verb": "sft", "model": of_model(model), "data": of_records(examples), "settings": settings.model_dump(),
@@ -154,6 +156,7 @@ def sft(
                     adapter=None if full else AdapterSettings(layers=layers), system=system, seed=seed or 0,
                     dtype=dtype, progress=step,
                 )  # fmt: skip
+            result["left_out"] = dict(Counter(unlearned) + Counter(result["left_out"]))
             target.settle(identity, result)
     _tell_again(out, again)
     _tell_left_out(result["left_out"], "training")

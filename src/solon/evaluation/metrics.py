@@ -304,6 +304,38 @@ def distinct_interval(
     return by_spread(value, halves, len(grams), 0.0, 1.0)
 
 
+def distinct_change(old: Sequence[str], new: Sequence[str], n: int = 3, n_resamples: int = 200) -> dict[str, Estimate]:
+    """How distinct-n differs between two sets of answers to the same prompts, on as many n-grams of each.
+
+    "change": new less old; "fall": by which share of the old one it fell. Prompts are drawn, so that an answer stands
+    beside the other model's to the same prompt; half of them without return, as in `distinct_interval`.
+    """
+    sides = [[_ngrams(text, n) for text in texts] for texts in (old, new)]
+    limit = min(sum(map(len, side)) for side in sides)
+    change, fall = _apart(*(_distinct(side, limit) for side in sides))
+    rng = np.random.default_rng(0)
+    halves = []
+    for _ in range(n_resamples):
+        # The order is random already, so the first n-grams of a half are as good as any.
+        drawn = rng.permutation(len(old))[: len(old) // 2]
+        chained = [[gram for i in drawn for gram in side[i]] for side in sides]
+        least = min(map(len, chained))
+        halves.append(_apart(*(len(set(grams[:least])) / least if least else math.nan for grams in chained)))
+    found = {}
+    for name, value, k in (("change", change, 0), ("fall", fall, 1)):
+        known = math.isfinite(value)
+        spread = [half[k] for half in halves]
+        found[name] = (
+            by_spread(value, spread, len(old), -math.inf, 1.0) if known else Estimate(None, None, None, len(old))
+        )
+    return found
+
+
+def _apart(before: float, after: float) -> tuple[float, float]:
+    """(after less before, by which share of `before` it fell)."""
+    return after - before, 1 - after / before if before else math.nan
+
+
 def repetition(text: str, n: int = 4) -> float:
     """Share of a text's n-grams that repeat an earlier one of the same text: 0..1, near 1 for a loop.
 

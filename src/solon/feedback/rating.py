@@ -161,7 +161,11 @@ class JudgeReward:
 
     def score(self, chats: Sequence[Chat]) -> list[float]:
         """One reward a conversation. What the judge would not rate is no better and no worse than the reference."""
-        return [0.0 if r is None else (r - self.mean) / self.std for r in self._ratings(chats)]
+        return [0.0 if r is None else r for r in self.rated_scores(chats)]
+
+    def rated_scores(self, chats: Sequence[Chat]) -> list[float | None]:
+        """As `score`; None where the judge would not rate."""
+        return [None if r is None else (r - self.mean) / self.std for r in self._ratings(chats)]
 
     def _ratings(self, chats: Sequence[Chat]) -> list[float | None]:
         names = [f"{n}-{fingerprint('rated', [m.model_dump() for m in c])}" for n, c in enumerate(chats)]

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 MISSING = "not measured"
-DIGITS = {"%": 1, "points": 1, "words": 1, "sd": 2}  # decimals by unit; 3 where the unit is none of these
+DIGITS = {
+    "%": 1,
+    "points": 1,
+    "points above 50 %": 1,
+    "words": 1,
+    "sd": 2,
+    "nats a response": 2,
+}  # decimals by unit; 3 where the unit is none of these
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ def number(value: Any, digits: int | None = None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def estimate(found: dict[str, Any] | None, unit: str = "", scale: float = 1.0) -> str:
-    """`12.5 % [8.1, 17.3], n = 48`; without a value, "not measured". scale: 100 for a share in %."""
+def estimate(found: dict[str, Any] | None, unit: str = "", scale: float = 1.0, sign: bool = False) -> str:
+    """`12.5 % [8.1, 17.3], n = 48`; without a value, "not measured". scale: 100 for a share in %. sign: `+12.5`."""
     if not found or found.get("value") is None:
         n = (found or {}).get("n")
         return MISSING if n is None else f"{MISSING}, n = {number(n)}"
@@ -50,7 +57,8 @@ def estimate(found: dict[str, Any] | None, unit: str = "", scale: float = 1.0) -
     value, low, high = (None if found.get(k) is None else scale * float(found[k]) for k in ("value", "low", "high"))
     interval = "no interval" if low is None or high is None else f"{number(low, digits)}, {number(high, digits)}"
     n = found.get("n")
-    return f"{number(value, digits)}{f' {clean(unit)}' if unit else ''} [{interval}], n = {number(n)}"
+    plus = "+" if sign and value is not None and value > 0 else ""
+    return f"{plus}{number(value, digits)}{f' {clean(unit)}' if unit else ''} [{interval}], n = {number(n)}"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a finished run has to say, gathered from its directory: the report's data, the checks, the summary."""
+"""What a finished run has to say, gathered from its directory: the report's data and its warnings."""
 
 from __future__ import annotations
 
@@ -6,121 +6,167 @@ import json
 import math
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
-from solon.engines.weights import resolve
-from solon.evaluation.run import Answer
+from solon.engines.weights import model_fingerprint, resolve
+from solon.evaluation.run import REWARD, Answer
+from solon.report.checks import checks
+from solon.report.headline import headline
+from solon.report.machine import machine
 from solon.report.render import render_html, render_markdown
+from solon.report.stages import left_out_line
 from solon.runs.journal import read_journal
 from solon.runs.run import Run
 from solon.statistics import share
 
+KL_LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # nats a response, at which two runs can be compared
 
-def write_report(run: Run, models: dict[str, str], evaluation: dict[str, Any], trust: dict[str, Any]) -> dict[str, Any]:
-    """Gather, write report.json, report.md and report.html into the run directory, and return the data."""
-    trained = run.state("reward-model").get("result", {})
+
+def write_report(
+    run: Run,
+    models: dict[str, str],
+    evaluation: dict[str, Any],
+    trust: dict[str, Any],
+    kl: dict[str, Any],
+    split: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """Gather, write report.json, report.md and report.html into the run directory, and return the data.
+
+    kl: of the policy that was written. split: what was held out, and what was taken out of training for it. seconds: of wall
+    time since this start of the run.
+    """
     updates = _journal(run, run.recipe.algorithm)
-    data = {
+    stages = told_stages(run)
+    data: dict[str, Any] = {
         "name": run.dir.name,
+        "headline": "",
         "recipe_name": run.recipe.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": run.recipe.model,
+        "model_fingerprint": model_fingerprint(models["start"]),
         "dtype": run.recipe.dtype,
+        "seed": run.recipe.seed,
+        "judge_model": None if run.recipe.feedback.labels == "human" else run.recipe.feedback.judge,
         "constitution": {
             "name": run.constitution.name,
             "version": run.constitution.version,
             "fingerprint": run.constitution.fingerprint,
             "principles": len(run.constitution.principles),
         },
+        "machine": machine(),
+        "seconds": round(seconds, 1),
+        "versions": versions_of(stages),
+        "heldout": split,
         "models": list(models),
         "measures": evaluation["measures"],
-        "differences": evaluation["differences"],
-        "reward_model": {
-            "by_source": [
-                {
-                    "source": source,
-                    "accuracy": share(found["correct"]).to_json(),
-                    **{k: found.get(k) for k in ("n", "longer_is_better", "length_correlation", "calibration")},
-                }
-                for source, found in trained.get("heldout", {}).items()
-            ],
-            **{k: trained.get(k) for k in ("comparisons", "abstained", "loss_first", "loss_last")},
-        },
+        "changes": evaluation["changes"],
+        "differences": next(c["steps"] for c in evaluation["changes"] if c["name"] == REWARD),
+        "kl": {k: v for k, v in kl.items() if k != "by_prompt"},
+        "reward_model": reward_model(run),
         "trust": trust,
         "ppo": updates,
+        "same_kl": at_same_kl(updates),
         "algorithm": run.recipe.algorithm,
-        "stages": run.ledger,
+        "stages": stages,
+        "left_out": [line for s in stages if (line := left_out_line(s))],
         "principles": principles(run),
         "answers": side_by_side(evaluation["answers"]),
         "warnings": warnings(run, models),
     }
-    data["checks"] = checks(run, models, data)
+    data["headline"] = headline(data)
+    data["checks"] = checks(data, run.recipe.ppo.kl_bound)
     (run.dir / "report.json").write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
     (run.dir / "report.md").write_text(render_markdown(data), encoding="utf-8")
     (run.dir / "report.html").write_text(render_html(data), encoding="utf-8")
     return data
 
 
-def checks(run: Run, models: dict[str, str], data: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a run should show, and whether this one does."""
-    names = list(models)
-    values = {m["name"]: m["values"] for m in data["measures"]}
-    found: list[dict[str, Any]] = []
+def reward_model(run: Run) -> dict[str, Any]:
+    """How well the reward model does on comparisons that were kept away from it."""
+    trained = run.state("reward-model").get("result", {})
+    return {
+        "by_source": [
+            {
+                "source": source,
+                "accuracy": share(found["correct"]).to_json(),
+                **{k: found.get(k) for k in ("n", "longer_is_better", "length_correlation", "calibration")},
+            }
+            for source, found in trained.get("heldout", {}).items()
+        ],
+        **{k: trained.get(k) for k in ("comparisons", "abstained", "loss_first", "loss_last")},
+    }
 
-    def check(name: str, target: str, value: float | None, holds: bool | None, n: int | None) -> None:
-        found.append({"name": name, "target": target, "value": value, "holds": holds, "n": n})
 
-    for row in data["reward_model"]["by_source"]:
-        value = row["accuracy"]["value"]
-        check(
-            f"reward model right on held-out {row['source']} comparisons",
-            "> 0.65",
-            value,
-            value is not None and value > 0.65,
-            row["n"],
-        )
-    for step, difference in data["differences"].items():
-        value = difference["value"]
-        check(
-            f"held-out reward rises, {step}",
-            "> 0 sd",
-            value,
-            value is not None and value > 0,
-            difference["n"],
-        )
-    kls = [u["kl_nats"] for u in data["ppo"] if u.get("kl_nats") is not None]
-    if kls:
-        top = max(kls, key=lambda x: x if math.isfinite(x) else math.inf)
-        bound = run.recipe.ppo.kl_bound
-        check("KL to the reference", f"< {bound:g} nats a response", top, top < bound, len(kls))
-    first, last = (_value(values, "over-refusal of benign prompts", name) for name in (names[0], names[-1]))
-    if first is not None and last is not None:
-        n = values["over-refusal of benign prompts"][names[-1]]["n"]
-        check("over-refusal of benign prompts rises by", "≤ 10 points", last - first, last - first <= 10, n)
-    first, last = (_value(values, "distinct-3", name) for name in (names[0], names[-1]))
-    if first and last is not None:
-        fall = 100 * (1 - last / first)
-        check("distinct-3 falls by", "≤ 20 %", fall, fall <= 20, values["distinct-3"][names[-1]]["n"])
+def told_stages(run: Run) -> list[dict[str, Any]]:
+    """The ledger, with the abstentions among each stage's comparisons, by reason."""
+    told = []
+    for stage in run.ledger:
+        reasons: Counter[str] = Counter()
+        for r in _journal(run, stage["name"]):
+            if r.get("abstained") is True:
+                why = next((j["abstained"] for j in r.get("judgements", ()) if j.get("abstained")), "")
+                reasons[f"abstained: {why}" if why else "abstained"] += 1
+        told.append({**stage, "abstained": dict(reasons)})
+    return told
+
+
+def versions_of(stages: list[dict[str, Any]]) -> dict[str, str]:
+    """The versions that the stages ran with; several of one package where a run went on with another."""
+    found: dict[str, list[str]] = {}
+    for stage in stages:
+        for name, version in (stage.get("versions") or {}).items():
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
+    return {name: ", then ".join(each) for name, each in found.items()}
+
+
+def at_same_kl(updates: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The rollouts' mean reward where training first reached so many nats, between two updates by a straight line.
+
+    A policy gains reward by moving away from its reference, so two runs are compared at the same KL, not only at their ends.
+    """
+    curve = [
+        (float(u["kl_nats"]), float(u["reward"]), u["update"])
+        for u in updates
+        if all(isinstance(u.get(k), (int, float)) and math.isfinite(u[k]) for k in ("kl_nats", "reward"))
+    ]
+    found = []
+    for level in KL_LEVELS:
+        for (kl0, r0, _), (kl1, r1, update) in pairwise(curve):
+            if kl0 < level <= kl1:
+                found.append(
+                    {"kl_nats": level, "reward": r0 + (r1 - r0) * (level - kl0) / (kl1 - kl0), "update": update}
+                )
+                break
     return found
 
 
 def principles(run: Run) -> list[dict[str, Any]]:
-    """How often each principle was used, and how sure its labels were."""
+    """How often each principle was used, and P(the first of the two responses is better) by it, on average.
+
+    A comparison speaks of the response that its label favours, so that mean would always be above one half; here each
+    judgement is turned back to the order in which the pair was sampled.
+    """
     revised = Counter(s["principle"] for r in _journal(run, "revisions") for s in r["steps"])
-    sure: dict[str, list[float]] = {}
+    first = {r["id"]: r["responses"][0] for r in _journal(run, "pairs")}
+    found: dict[str, list[float]] = {}
     for r in _journal(run, "comparisons"):
+        turned = r["chosen"][-1]["content"] != first.get(r["id"])
         for j in r["judgements"]:
             if j.get("forward") is not None and j.get("swapped") is not None:
-                sure.setdefault(j["principle"], []).append((j["forward"] + j["swapped"]) / 2)
+                p = (j["forward"] + j["swapped"]) / 2
+                found.setdefault(j["principle"], []).append(1 - p if turned else p)
     ids = [p.id for p in run.constitution.principles]
     return [
         {
             "id": i,
             "revisions": revised[i],
-            "comparisons": len(sure.get(i, [])),
-            "mean_label": sum(sure[i]) / len(sure[i]) if i in sure else None,
+            "comparisons": len(found.get(i, [])),
+            "mean_label": sum(found[i]) / len(found[i]) if i in found else None,
         }
-        for i in [*ids, *sorted(set(sure) - set(ids))]
+        for i in [*ids, *sorted(set(found) - set(ids))]
     ]
 
 
@@ -171,11 +217,6 @@ def warnings(run: Run, models: dict[str, str]) -> list[str]:
             "they stand where a user's human data goes."
         )
     return found
-
-
-def _value(values: dict[str, Any], measure: str, model: str) -> float | None:
-    found = values.get(measure, {}).get(model)
-    return None if found is None else found["value"]
 
 
 def _journal(run: Run, stage: str) -> list[dict[str, Any]]:

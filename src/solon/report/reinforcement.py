@@ -104,11 +104,46 @@ def ppo(data: dict[str, Any]) -> list[Section]:
         )
         note = (
             "The same probe prompts after so many updates: the reward of the answers, how often the judge prefers them to "
-            "the start's, and whether the reward has risen while the judge's preference fell since the best check."
+            "those before the first update, and whether the reward has since risen while the judge's preference fell."
         )
-        head = ("updates", "reward", "preferred to the start", "abstained", "benign refused (share)", "reward gamed")
+        head = ("updates", "reward", "preferred to update 0", "abstained", "benign refused (share)", "reward gamed")
         found.append(Section("Checks while training", note, head, rows, level=3))
+    if reached := data.get("same_kl"):
+        path = [(number(r["kl_nats"]), number(r["reward"], 2), number(r["update"])) for r in reached]
+        last: dict[str, Any] = next((u for u in reversed(updates) if u.get("kl_nats") is not None), {})
+        at_end = (number(last.get("reward"), 2), number(last.get("update")))
+        path.append((f"{number(last.get('kl_nats'))} (the last update)", *at_end))
+        note = (
+            "Mean reward of the rollouts where training first reached so many nats. More KL buys more reward, so two runs are "
+            "compared at the same KL. Successive updates are one path, not independent samples: there is no interval."
+        )
+        columns = ("KL (nats a response)", "reward (sd)", "update")
+        found.append(Section("Reward at the same KL", note, columns, tuple(path), level=3))
     return found
+
+
+def kl(data: dict[str, Any]) -> Section:
+    """The KL of the policy that is written, which is the one a user gets."""
+    measured = data.get("kl")
+    title = "KL of the policy that is written"
+    if not measured:
+        return Section(title, "", (), ())
+    value = estimate(measured.get("kl_nats"), "nats a response")
+    if measured.get("identical"):
+        value = (
+            f"0, n = {number(at(measured, 'kl_nats.n'))}: policy and reference give every token the same probability"
+        )
+    rows = (
+        ("KL to the model it started from", value),
+        ("tokens a response", number(measured.get("response_tokens"))),
+        ("responses with a log-probability that is no number", number(measured.get("not_finite"))),
+    )
+    note = (
+        "After training, the written policy answers the held-out prompts as in training "
+        f"(temperature {number(measured.get('temperature'))}, at most {number(measured.get('max_tokens'))} tokens); policy and "
+        "reference then score the same tokens. The KL in the table of updates is that of each update's rollouts, before it."
+    )
+    return Section(title, note, ("", "value"), rows)
 
 
 def curves(data: dict[str, Any]) -> list[Curve]:

@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from solon.report.cells import MISSING, clean, text
+from solon.report.cells import MISSING, Section, clean, text
 from solon.report.reinforcement import curves
-from solon.report.sections import answers, facts, measure_row, models, sections
+from solon.report.sections import answers, check_row, facts, measure_row, models, sections
+from solon.report.stages import left_out_line
 
 # --- Markdown ----------------------------------------------------------------------------------------------
 
@@ -46,17 +47,11 @@ def render_markdown(data: dict[str, Any]) -> str:
     """The report as GitHub-flavoured Markdown."""
     md = escape_markdown
     lines = [f"# {md(text(data.get('name')))}", ""]
+    lines += [f"**{md(str(data['headline']))}**", ""] if data.get("headline") else []
     lines += [f"> **Note.** {md(str(w))}\n" for w in data.get("warnings") or []]
     lines += [*(f"- {md(label)}: {md(value)}" for label, value in facts(data)), ""]
     for section in sections(data):
-        lines += [f"{'#' * section.level} {md(section.title)}", ""]
-        if not section.rows:
-            lines += [MISSING, ""]
-            continue
-        lines += [*(f"- {md(point)}" for point in section.points), ""] if section.points else []
-        lines += [md(section.note), ""] if section.note else []
-        head, *rows = ("| " + " | ".join(map(md, row)) + " |" for row in (section.head, *section.rows))
-        lines += [head, "|" + " --- |" * len(section.head), *rows, ""]
+        lines += [f"{'#' * section.level} {md(section.title)}", "", *section_markdown(section)]
     lines += ["## Answers side by side", ""]
     shown = answers(data)
     for i, row in enumerate(shown, 1):
@@ -65,6 +60,17 @@ def render_markdown(data: dict[str, Any]) -> str:
     if not shown:
         lines += [MISSING, ""]
     return "\n".join(lines)
+
+
+def section_markdown(section: Section) -> list[str]:
+    """A section's lines, without its title."""
+    md = escape_markdown
+    if not section.rows:
+        return [MISSING, ""]
+    lines = [*(f"- {md(point)}" for point in section.points), ""] if section.points else []
+    lines += [md(section.note), ""] if section.note else []
+    head, *rows = ("| " + " | ".join(map(md, row)) + " |" for row in (section.head, *section.rows))
+    return [*lines, head, "|" + " --- |" * len(section.head), *rows, ""]
 
 
 # --- HTML --------------------------------------------------------------------------------------------------
@@ -81,6 +87,7 @@ def render_html(data: dict[str, Any]) -> str:
     )
     return environment.get_template("report.html.jinja").render(
         title=text(data.get("name")),
+        headline=clean(str(data.get("headline") or "")),
         warnings=[clean(str(w)) for w in data.get("warnings") or []],
         facts=facts(data),
         sections=sections(data),
@@ -108,3 +115,23 @@ def summary_table(data: dict[str, Any]) -> RichTable:
     if not table.row_count:
         table.add_row(MISSING)
     return table
+
+
+def checks_table(data: dict[str, Any]) -> RichTable:
+    """The checks for the terminal: what was measured, its interval, the outcome."""
+    table = RichTable(title="Checks", caption=Text("measured [95 % interval]: the interval decides"))
+    for name in ("check", "target", "measured", "outcome"):
+        table.add_column(name)
+    for check in data.get("checks") or []:
+        table.add_row(*map(Text, check_row(check)[:4]))
+    if not table.row_count:
+        table.add_row(MISSING)
+    return table
+
+
+def summary_lines(data: dict[str, Any]) -> list[str]:
+    """What the terminal says after the tables: whether training helped, what to do, what was left out, what to know."""
+    lines = [str(data["headline"])] if data.get("headline") else []
+    lines += [f"{c['name']}: {c['outcome']}; {c['do']}" for c in data.get("checks") or [] if c.get("do")]
+    lines += [line for stage in data.get("stages") or [] if (line := left_out_line(stage))]
+    return [clean(line) for line in [*lines, *(f"note: {w}" for w in data.get("warnings") or [])]]

@@ -10,24 +10,54 @@ from typing import Any
 
 from solon.report import judging, reinforcement
 from solon.report.cells import MISSING, Section, clean, duration, estimate, money, number, source, text
+from solon.report.stages import cost, counted, left_out
 
 BETTER = {"higher": "higher", "lower": "lower"}
-OUTCOMES = {True: "holds", False: "does not hold", None: MISSING}
+KINDS = {"red_team": "red-team", "helpful": "helpful"}
 
 
 def facts(data: dict[str, Any]) -> list[tuple[str, str]]:
     """What the run was: label and value."""
     rules = data.get("constitution") or {}
     named = " ".join(str(rules[k]) for k in ("name", "version") if rules.get(k) is not None)
+    peak, on_gpu = (
+        max((s.get(key) or 0 for s in data.get("stages") or []), default=0)
+        for key in ("peak_memory_mb", "peak_gpu_memory_mb")
+    )
+    memory = f"{number(peak)} MiB{f', and {number(on_gpu)} MiB of a GPU' if on_gpu else ''}" if peak else MISSING
+    versions = "; ".join(f"{clean(str(k))} {clean(str(v))}" for k, v in (data.get("versions") or {}).items())
+    split = data.get("heldout") or {}
+    heldout = "; ".join(f"{KINDS.get(k, k)} {clean(str(v))}" for k, v in (split.get("heldout_from") or {}).items())
+    removed = counted(split.get("removed") or {})
     return [
         ("recipe", text(data.get("recipe_name"))),
         ("created", text(data.get("created"))),
         ("start model", text(data.get("model"))),
+        ("start model's fingerprint", text(data.get("model_fingerprint"))),
+        ("dtype", text(data.get("dtype"))),
+        ("seed", "not measured" if data.get("seed") is None else str(data["seed"])),
+        ("judge", text(data.get("judge_model"))),
         ("constitution", text(named or None)),
         ("constitution fingerprint", text(rules.get("fingerprint"))),
         ("principles", number(rules.get("principles"))),
         ("models compared", ", ".join(map(clean, models(data))) or MISSING),
+        ("held-out prompts", text(heldout)),
+        ("held-out human comparisons", number(split.get("heldout_comparisons"))),
+        ("taken out of training, as the prompt is held out", text(removed or ("nothing" if split else None))),
+        ("machine", _machine(data.get("machine") or {})),
+        ("memory at most", memory),
+        ("wall time since this start", duration(data.get("seconds"))),
+        ("versions", text(versions)),
     ]
+
+
+def _machine(found: dict[str, Any]) -> str:
+    if not found:
+        return MISSING
+    gpus = ", ".join(map(clean, map(str, found.get("gpus") or []))) or "no GPU"
+    memory = found.get("memory_mb")
+    size = f"{number(memory / 1024, 1)} GiB of memory" if memory else "memory not told"
+    return f"{text(found.get('cpu'))}, {number(found.get('cores'))} cores; {gpus}; {size}; {text(found.get('system'))}"
 
 
 def models(data: dict[str, Any]) -> list[str]:
@@ -41,33 +71,40 @@ def sections(data: dict[str, Any]) -> list[Section]:
     return [
         _checks(data),
         *_measures(data),
-        _differences(data),
+        _changes(data),
         *reinforcement.reward_model(data),
         *judging.judge(data),
         *judging.trust(data),
         *reinforcement.ppo(data),
+        reinforcement.kl(data),
         _stages(data),
+        _left_out(data),
         _principles(data),
     ]
 
 
 def _checks(data: dict[str, Any]) -> Section:
-    rows = (
-        (
-            text(c.get("name")),
-            text(c.get("target")),
-            number(c.get("value")),
-            number(c.get("n")),
-            _outcome(c),
-        )
-        for c in data.get("checks") or []
+    note = (
+        "What a run of this recipe should show, and whether this one does. The 95 % interval decides: where the target lies "
+        "inside it, the data cannot tell."
     )
-    note = "What a run of this recipe should show, and whether this one does."
-    return Section("Checks", note, ("check", "target", "value", "n", "outcome"), tuple(rows))
+    rows = tuple(check_row(c) for c in data.get("checks") or [])
+    return Section("Checks", note, ("check", "target", "measured", "outcome", "what to do"), rows)
+
+
+def check_row(check: dict[str, Any]) -> tuple[str, ...]:
+    measured = estimate(check, check.get("unit") or "")
+    return (
+        text(check.get("name")),
+        text(check.get("target")),
+        measured,
+        _outcome(check),
+        clean(check.get("do") or "–"),
+    )
 
 
 def _outcome(check: dict[str, Any]) -> str:
-    return OUTCOMES.get(check.get("holds"), MISSING) if check.get("value") is not None else MISSING
+    return text(check.get("outcome"))
 
 
 def _measures(data: dict[str, Any]) -> list[Section]:
@@ -98,27 +135,70 @@ def measure_row(row: dict[str, Any], names: Sequence[str]) -> tuple[str, ...]:
     return (text(row.get("name")), better, *(estimate(values.get(name), unit) for name in names))
 
 
-def _differences(data: dict[str, Any]) -> Section:
-    rows = tuple((clean(step), estimate(found, "sd")) for step, found in (data.get("differences") or {}).items())
-    note = "Mean difference of the held-out reward, prompt by prompt."
-    return Section("Held-out reward, step by step", note, ("step", "difference"), rows)
+def _changes(data: dict[str, Any]) -> Section:
+    given = data.get("changes") or []
+    steps = list(dict.fromkeys(step for c in given for step in c.get("steps") or {}))
+    rows = tuple(
+        (
+            text(c.get("name")),
+            BETTER.get(c.get("better") or "", "–"),
+            "yes" if c.get("trained_on") else "no",
+            *(_change(c, step) for step in steps),
+        )
+        for c in sorted(given, key=lambda c: bool(c.get("trained_on")))
+    )
+    note = (
+        "The later model less the earlier one, prompt by prompt; the judge's preference less 50 %. An interval that holds 0 "
+        "does not say that nothing changed: it cannot be told."
+    )
+    head = ("measure", "better", "training pushed on it", *map(clean, steps))
+    return Section("Changes from model to model", note, head, rows)
+
+
+def _change(row: dict[str, Any], step: str) -> str:
+    found = (row.get("steps") or {}).get(step)
+    return "–" if found is None else estimate(found, row.get("unit") or "", sign=True)
 
 
 def _stages(data: dict[str, Any]) -> Section:
     given = data.get("stages") or []
-    counts = ("records", "prompt_tokens", "completion_tokens", "trained_tokens")
+    counts = ("records", "requests", "prompt_tokens", "completion_tokens", "trained_tokens")
 
-    def line(name: str, stage: dict[str, Any]) -> tuple[str, ...]:
+    def line(stage: dict[str, Any], name: str, spent: str) -> tuple[str, ...]:
         records, *tokens = (number(stage.get(key)) for key in counts)
-        return (name, records, duration(stage.get("seconds")), *tokens, money(stage.get("cost_usd")))
+        return (name, records, duration(stage.get("seconds")), *tokens, spent)
 
-    rows = [line(text(s.get("name")), s) for s in given]
+    rows = [line(s, text(s.get("name")), cost(s)) for s in given]
     if len(given) > 1:
-        sums = {key: _sum(s.get(key) for s in given) for key in ("seconds", *counts[1:], "cost_usd")}
-        name, _, *rest = line("all stages", sums)
+        sums = {key: _sum(s.get(key) for s in given) for key in ("seconds", *counts[1:])}
+        name, _, *rest = line(sums, "all stages", _total(given))
         rows.append((name, "–", *rest))  # records of different kinds do not add up
-    head = ("stage", "records", "time", "prompt tokens", "completion tokens", "trained tokens", "cost")
+    head = (
+        "stage", "records", "time", "requests", "prompt tokens", "completion tokens", "trained tokens", "cost"
+    )  # fmt: skip
     return Section("Stages", "A total with a part that was not measured is not measured.", head, tuple(rows))
+
+
+def _total(stages: Sequence[dict[str, Any]]) -> str:
+    """The cost of all stages; where a model has no known price, what is known, and which model."""
+    unpriced = sorted({name for s in stages for name in s.get("unpriced") or []})
+    known = [s.get("cost_usd") for s in stages if not s.get("unpriced")]
+    if any(usd is None for usd in known):
+        return MISSING
+    spent = money(sum(usd for usd in known if usd is not None))
+    return f"{spent} and what {clean(', '.join(unpriced))} costs (price not known)" if unpriced else spent
+
+
+def _left_out(data: dict[str, Any]) -> Section:
+    given = data.get("stages") or []
+    found = [(text(s.get("name")), *left_out(s)) for s in given]
+    rows = tuple(
+        (name, number(sum(reasons.values())), number(of), counted(reasons)) for name, reasons, of in found if reasons
+    )
+    note = "What failed, could not be used or was not answered. Every other stage used all that it was given."
+    if given and not rows:
+        return Section("Left out", "", ("stage", "left out"), (("every stage", "nothing"),))
+    return Section("Left out", note, ("stage", "left out", "of", "why"), rows)
 
 
 def _principles(data: dict[str, Any]) -> Section:
@@ -131,7 +211,10 @@ def _principles(data: dict[str, Any]) -> Section:
         )
         for p in data.get("principles") or []
     )
-    note = "Mean label: P(first response is better), asked in both orders; over many comparisons about 0.5."
+    note = (
+        "Mean label: P(the response that was sampled first is better), asked in both orders. Which of two samples comes first is "
+        "chance, so over many comparisons it is about 0.5."
+    )
     head = ("principle", "revisions", "comparisons", "mean label")
     return Section("Principles", note, head, tuple(rows))
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from solon import __version__
-from solon.constitution import Constitution
+from solon.constitution import Constitution, Principle
 from solon.engines import GenerationRequest, LazyEngine
 from solon.engines.base import Engine
 from solon.engines.weights import faster_dtype
 from solon.errors import InputError
+from solon.evaluation.kl import kl_of_written
 from solon.evaluation.run import evaluate
 from solon.feedback.feedback_model import as_pairs, own_principles, train_feedback_model
 from solon.feedback.judge import compare
@@ -38,11 +41,12 @@ from solon.records import (
     assistant,
 )
 from solon.reinforcement.alternatives import train_otherwise
-from solon.reinforcement.monitors import Watch, judged_by, planned_checks
+from solon.reinforcement.monitors import Watch, planned_checks
 from solon.reinforcement.reward_model import RewardModel, train_reward_model
 from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.trainer import ppo
 from solon.report.data import write_report
+from solon.report.stages import counted
 from solon.runs.data import Data, prompt_keys, split_comparisons, taught_keys
 from solon.runs.journal import Journal
 from solon.runs.recipe import Recipe, load_recipe
@@ -58,10 +62,13 @@ R = TypeVar("R")
 
 def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Run every stage of the recipe in `out`, or what is left of them. Returns the report's data."""
+    began, asked_dtype = time.monotonic(), recipe.dtype
     with Run(resolved(recipe, out), out, quiet=quiet) as run:
         recipe = run.recipe
         data = Data(recipe)
         run.claim("inputs.json", json.dumps(data.inputs(), indent=1) + "\n")
+        for line in chosen(recipe, data, asked_dtype):
+            run.console.print(f"solon: {line}", markup=False, highlight=False, soft_wrap=True)
         models = {"start": start_model(run)}
         model = models["start"]
         if recipe.warmup:
@@ -89,14 +96,29 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
             rewards = judge_reward(run, pairs, judge)
         else:
             rewards = reward_model(run, data, learned, kept_out, pairs, model)
-        models[reinforced_name(recipe)] = reinforce(run, data, learned, model, rewards, judge)
+        written = reinforce(run, data, learned, model, rewards, judge)
+        models[reinforced_name(recipe)] = written
+        kl = kl_to_reference(run, data, written, model)
         scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
-        evaluation = evaluate(run, data.heldout, models, scorer, judge)
+        with open_lazily(run, judge or model) as engine:
+            ask = asks(run, data, engine) if judge else None
+            evaluation = evaluate(run, data.heldout, models, scorer, engine if judge else None, ask)
         if recipe.human.validation_sample:
             draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
         given = {"labels": comparisons, "heldout": judged}
         trust = {name: judge_trust(found, judge) for name, found in given.items() if judge and found}
-        return write_report(run, models, evaluation, trust)
+        return write_report(run, models, evaluation, trust, kl, data.split(), time.monotonic() - began)
+
+
+def chosen(recipe: Recipe, data: Data, asked_dtype: str) -> Iterator[str]:
+    """What this run takes where the recipe leaves it open, and what it holds out: a few lines for a person."""
+    measured = " (auto: the faster one here)" if asked_dtype == "auto" else ""
+    yield f"model {recipe.model}, dtype {recipe.dtype}{measured}, seed {recipe.seed}, {reinforced_name(recipe)} by {recipe.algorithm}"
+    if recipe.feedback.labels != "human":
+        own = "the model in training" if recipe.feedback.judge == "self" else recipe.feedback.judge
+        warmed = ", first trained on the human comparisons" if recipe.feedback.warmup else ""
+        yield f"judge: {own}{warmed}"
+    yield from data.told()
 
 
 def resolved(recipe: Recipe, out: Path) -> Recipe:
@@ -128,8 +150,9 @@ def warmup(run: Run, data: Data, model: str) -> str:
     """
     part = run.recipe.warmup
     assert part is not None
-    examples = data.demonstrations + from_demonstrated_revisions(data.revision_demonstrations, run.constitution)
-    return _sft_stage(run, "warmup", examples, model, part.train, part.adapter)
+    revised, left_out = from_demonstrated_revisions(data.revision_demonstrations, run.constitution)
+    examples = data.demonstrations + revised
+    return _sft_stage(run, "warmup", examples, model, part.train, part.adapter, left_out=left_out)
 
 
 def revisions(run: Run, data: Data, model: str) -> list[RevisionChain]:
@@ -160,12 +183,7 @@ def choose(run: Run, data: Data, chains: Sequence[RevisionChain], judge: str) ->
     known = {p.id: p for p in run.constitution.principles}
     asked = {c.id: [known[c.steps[-1].principle]] for c in chains}
     with open_lazily(run, judge) as engine:
-
-        def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
-            how, shown = run.recipe.feedback.judging(), judge_examples(run, data)
-            meta = provenance(run, engine, template=TEMPLATE_FINGERPRINT)
-            return compare(batch, engine, run.constitution, how, asked=asked, examples=shown, meta=meta)
-
+        make = asks(run, data, engine, asked)
         return run.records("choices", contests(chains), make, Comparison, engines=(engine,), what="choices")
 
 
@@ -180,11 +198,11 @@ def sl_cai(run: Run, data: Data, chains: Sequence[RevisionChain], model: str, ju
         learned, left_out = from_chains(chains, part.sft_on)
     if not learned:
         raise InputError(
-            f"sl-cai: none of the {left_out} revisions is whole (all empty or cut at supervised.sampling.max_tokens: "
-            f"{part.sampling.max_tokens}); raise it, or use a model that ends its answers"
+            f"sl-cai: none of the {sum(left_out.values())} revisions is whole ({counted(left_out)}; "
+            f"supervised.sampling.max_tokens: {part.sampling.max_tokens}); raise it, or use a model that ends its answers"
         )
     examples = mix(learned, data.demonstrations, part.demonstration_share)
-    return _sft_stage(run, "sl-cai", examples, model, part.train, extra={"revisions_left_out": left_out})
+    return _sft_stage(run, "sl-cai", examples, model, part.train, left_out=left_out)
 
 
 def feedback_model(run: Run, data: Data, model: str) -> str:
@@ -221,12 +239,7 @@ def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
     pairs = as_pairs(human, run.recipe.seed)
     asked = own_principles(human, run.constitution, run.recipe.feedback.question or HHH)
     with open_lazily(run, judge) as engine:
-
-        def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
-            how, shown = run.recipe.feedback.judging(), judge_examples(run, data)
-            meta = provenance(run, engine, template=TEMPLATE_FINGERPRINT)
-            return compare(batch, engine, run.constitution, how, asked=asked, examples=shown, meta=meta)
-
+        make = asks(run, data, engine, asked)
         return run.records("judge-heldout", pairs, make, Comparison, engines=(engine,), what="comparisons")
 
 
@@ -236,6 +249,29 @@ def judge_trust(comparisons: Sequence[Comparison], judge: str) -> dict[str, Any]
     for comparison in comparisons:
         trust.add(comparison)
     return trust.summary()
+
+
+def asks(
+    run: Run, data: Data, engine: LazyEngine, asked: Mapping[str, Sequence[Principle]] | None = None
+) -> Callable[[Sequence[Pair]], Iterable[Comparison]]:
+    """How every stage asks a judge to compare pairs: the recipe's question or principles, its examples, its labels.
+
+    asked: the principles of each pair by its id, where they are already decided.
+    """
+
+    def compared(batch: Sequence[Pair]) -> Iterable[Comparison]:
+        return compare(
+            batch,
+            engine,
+            asked_of_judge(run),
+            run.recipe.feedback.judging(),
+            asked=asked,
+            examples=judge_examples(run, data),
+            seed=run.recipe.seed,
+            meta=provenance(run, engine, template=TEMPLATE_FINGERPRINT),
+        )
+
+    return compared
 
 
 def asked_of_judge(run: Run) -> Constitution:
@@ -279,23 +315,13 @@ def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
 
 def label(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> list[Comparison]:
     """The judge compares each pair under principles, in both orders."""
-    part = run.recipe.feedback
     differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
-    constitution = asked_of_judge(run)
+    alike = {"the two responses are the same": len(pairs) - len(differing)} if len(pairs) > len(differing) else {}
     with open_lazily(run, judge) as engine:
-
-        def make(batch: Sequence[Pair]) -> Iterator[Comparison]:
-            return compare(
-                batch,
-                engine,
-                constitution,
-                part.judging(),
-                examples=judge_examples(run, data),
-                seed=run.recipe.seed,
-                meta=provenance(run, engine, template=TEMPLATE_FINGERPRINT),
-            )
-
-        return run.records("comparisons", differing, make, Comparison, engines=(engine,), what="comparisons")
+        make = asks(run, data, engine)
+        return run.records(
+            "comparisons", differing, make, Comparison, engines=(engine,), what="comparisons", left_out=alike
+        )
 
 
 def to_learn_from(run: Run, data: Data, ai: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
@@ -386,9 +412,12 @@ def watch(run: Run, data: Data, engine: LazyEngine | None) -> Watch | None:
     probes = [p for source in ("red_team", "helpful") for p in [p for p in data.prompts if p.source == source][:half]]
     if engine is None:
         return Watch(probes, planned=planned)
-    return Watch(
-        probes, judged_by(engine, asked_of_judge(run), recipe.feedback.judging(), recipe.seed), planned=planned
-    )
+
+    def gold(pairs: Sequence[Pair]) -> list[Comparison]:
+        with engine:  # the judge is in memory only while it is asked
+            return list(asks(run, data, engine)(pairs))
+
+    return Watch(probes, gold, planned=planned)
 
 
 def reinforce(
@@ -436,6 +465,8 @@ def reinforce(
                 "examples": len(history),
                 "tokens": round(prompts + sampled) * recipe.ppo.epochs,
                 "usage": (prompts, round(sampled)),
+                "left_out": history[-1].meta.get("left_out", {}) if history else {},
+                "left_out_of": len(comparisons if recipe.algorithm == "dpo" else data.prompts),
                 "final_kl_nats": history[-1].kl_nats if history else None,
                 # of the policy that is written: the best check's where the last one found the reward gamed
                 "written_after": watched.best.update if watched and watched.checks[-1].gamed else len(history),
@@ -447,6 +478,26 @@ def reinforce(
     return str(out)
 
 
+def kl_to_reference(run: Run, data: Data, policy: str, reference: str) -> dict[str, Any]:
+    """The KL of the policy that was written to the model it started from, on the held-out prompts."""
+    settings = run.recipe.ppo
+
+    def work(step: Progress) -> dict[str, Any]:
+        return kl_of_written(
+            policy,
+            reference,
+            data.heldout,
+            system=run.recipe.system,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            seed=run.recipe.seed,
+            dtype=run.recipe.dtype,
+            progress=step,
+        )
+
+    return run.once("kl", work, total=2 * len(data.heldout), what="responses read")
+
+
 def _sft_stage(
     run: Run,
     stage: str,
@@ -454,8 +505,10 @@ def _sft_stage(
     model: str,
     train: TrainSettings,
     adapter: AdapterSettings | None = None,
-    extra: dict[str, Any] | None = None,
+    *,
+    left_out: Mapping[str, int],
 ) -> str:
+    """left_out: by reason, what taught nothing and is not among the examples; beside what training itself leaves out."""
     out = run.model(stage)
 
     def work(step: Progress) -> dict[str, Any]:
@@ -471,7 +524,7 @@ def _sft_stage(
                 dtype=run.recipe.dtype,
                 progress=step,
             )
-        return {**result, **(extra or {})}
+        return {**result, "left_out": dict(Counter(left_out) + Counter(result.get("left_out") or {}))}
 
     run.once(stage, work)
     return str(out)

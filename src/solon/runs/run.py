@@ -11,15 +11,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from filelock import FileLock, Timeout
 
 from solon import __version__
 from solon.constitution import Constitution, load_constitution, to_yaml
+from solon.engines import is_remote
 from solon.engines.base import Engine, Usage
 from solon.errors import InputError
 from solon.records import Record
@@ -93,9 +95,11 @@ class Run:
         *,
         engines: Sequence[Engine] = (),
         what: str = "records",
+        left_out: Mapping[str, int] | None = None,
     ) -> list[R]:
         """A stage that turns items into records of the same ids, batch by batch, each journalled as it comes.
 
+        left_out: by reason, how many were not even made items of; it is told with the stage's result.
         The batches are the same however often the run was killed: one that is not whole is made again as a whole
         and what the journal has is not written twice. So a resumed run ends with the records of an unkilled one.
         """
@@ -114,14 +118,17 @@ class Run:
                 for record in make(batch):
                     if journal.append(record.to_json()):
                         advance(1, {})
-                state = self._add(stage, state, time.monotonic() - began, before, _usage(engines))
+                state = self._add(stage, state, time.monotonic() - began, before, engines)
                 state["records"] = len(journal.records)
             order = {item.id: n for n, item in enumerate(items)}
             found = sorted((r for r in journal.records if r["id"] in order), key=lambda r: order[r["id"]])
         if not state.get("done"):
+            if not state:  # no item, so no batch: nothing was used, which is known
+                state = self._add(stage, state, 0.0, Usage(), ())
             state |= {
                 "records": len(found),
                 "missing": len(items) - len(found),
+                "left_out": dict(left_out or {}),
                 "done": len(found) == len(items),
             }
             self._keep(stage, state)
@@ -143,7 +150,7 @@ class Run:
             before, began = _usage(engines), time.monotonic()
             with training_line(self.console, stage, total, what) as step:
                 result = work(step)
-            state = self._add(stage, state, time.monotonic() - began, before, _usage(engines))
+            state = self._add(stage, state, time.monotonic() - began, before, engines)
             usage = result.pop("usage", None)
             state |= {
                 "done": True,
@@ -158,8 +165,17 @@ class Run:
         self.ledger.append({"name": stage, **state})
         return state["result"]
 
-    def _add(self, stage: str, state: dict[str, Any], seconds: float, before: Usage, after: Usage) -> dict[str, Any]:
-        cost = None if after.cost_usd is None or before.cost_usd is None else after.cost_usd - before.cost_usd
+    def _add(
+        self, stage: str, state: dict[str, Any], seconds: float, before: Usage, engines: Sequence[Engine]
+    ) -> dict[str, Any]:
+        """The stage's state with what was used since `before`. A cost that was once unknown stays unknown."""
+        after = _usage(engines)
+        known = state.get("cost_usd", 0.0)
+        if known is None or after.cost_usd is None or before.cost_usd is None:
+            cost = None
+        else:
+            cost = round(known + after.cost_usd - before.cost_usd, 6)
+        paid = [e for e in engines if is_remote(e.name) and e.usage.requests]
         state = {
             "done": False,
             "records": 0,
@@ -170,7 +186,12 @@ class Run:
             "prompt_tokens": state.get("prompt_tokens", 0) + after.prompt_tokens - before.prompt_tokens,
             "completion_tokens": state.get("completion_tokens", 0) + after.completion_tokens - before.completion_tokens,
             "peak_memory_mb": max(state.get("peak_memory_mb", 0), peak_memory_mb()),
-            "cost_usd": None if cost is None else round((state.get("cost_usd") or 0.0) + cost, 6),
+            "peak_gpu_memory_mb": max(state.get("peak_gpu_memory_mb", 0), peak_gpu_memory_mb()),
+            "cost_usd": cost,
+            "endpoints": sorted({*state.get("endpoints", []), *(model_of(e.name) for e in paid)}),
+            "unpriced": sorted(
+                {*state.get("unpriced", []), *(model_of(e.name) for e in paid if e.usage.cost_usd is None)}
+            ),
             "versions": versions(),
         }
         self._keep(stage, state)
@@ -193,6 +214,13 @@ def peak_memory_mb() -> int:
     return most // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
+def peak_gpu_memory_mb() -> int:
+    """The most memory that this process's tensors have held on one GPU so far, MiB; 0 without a GPU."""
+    if not torch.cuda.is_available():
+        return 0
+    return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) // 2**20
+
+
 def versions() -> dict[str, str]:
     found = {"solon": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
@@ -201,6 +229,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def model_of(spec: str) -> str:
+    """The model's name in what `--model` takes: `server:gpt-5@https://…` is gpt-5."""
+    return spec.partition(":")[2].rpartition("@")[0] or spec if is_remote(spec) else spec
 
 
 def _usage(engines: Sequence[Engine]) -> Usage:

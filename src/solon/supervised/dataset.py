@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -9,30 +10,42 @@ from solon.constitution import Constitution
 from solon.records import Comparison, Pair, RevisionChain, SFTExample, assistant, text_of, user
 from solon.supervised.critique_revision import fill
 
+# Why a text of a chain is not learned.
+NO_REVISION, EMPTY, CUT = "no revision", "empty revision", "cut at the token limit"
+UNKNOWN_PRINCIPLE = "step under a principle that the constitution does not have"
+
 
 def from_chains(
     chains: Iterable[RevisionChain], use: Literal["final", "all"] = "final"
-) -> tuple[list[SFTExample], int]:
-    """Examples that teach the revisions as answers, and how many revisions were left out.
+) -> tuple[list[SFTExample], dict[str, int]]:
+    """Examples that teach the revisions as answers, and how many revisions were left out, by reason.
 
     use: the last revision of a chain, or all of them (Bai et al. 2022 trained on all; section 3.2). Left out are
     empty revisions and those cut at the token limit: they would teach the model not to stop.
     """
-    examples, left_out = [], 0
+    examples: list[SFTExample] = []
+    left_out: Counter[str] = Counter()
     for chain in chains:
         numbered = range(1, len(chain.steps) + 1)
-        for n in numbered if use == "all" else numbered[-1:]:
-            if is_whole(chain, n):
-                examples.append(to_example(chain, n))
+        for n in (numbered if use == "all" else numbered[-1:]) or [0]:
+            if reason := why_not(chain, n) if n else NO_REVISION:
+                left_out[reason] += 1
             else:
-                left_out += 1
-    return examples, left_out
+                examples.append(to_example(chain, n))
+    return examples, dict(left_out)
+
+
+def why_not(chain: RevisionChain, n: int) -> str | None:
+    """Why text n of the chain (0: the response, then each revision) teaches nothing; None where it is whole."""
+    if not chain_text(chain, n).strip():
+        return EMPTY
+    ended = chain.meta.get("ended") or []  # nothing is said of texts that were not sampled here
+    return CUT if n < len(ended) and not ended[n] else None
 
 
 def is_whole(chain: RevisionChain, n: int) -> bool:
     """Whether text n of the chain (0: the response, then each revision) is not empty and ended by itself."""
-    ended = chain.meta.get("ended") or [True] * (1 + len(chain.steps))
-    return bool(ended[n]) and bool(chain_text(chain, n).strip())
+    return why_not(chain, n) is None
 
 
 def chain_text(chain: RevisionChain, n: int) -> str:
@@ -59,15 +72,18 @@ def contests(chains: Iterable[RevisionChain]) -> list[Pair]:
     ]
 
 
-def from_choices(chains: Sequence[RevisionChain], choices: Iterable[Comparison]) -> tuple[list[SFTExample], int]:
-    """Examples that teach what the judge preferred in each chain, and how many chains were left out.
+def from_choices(
+    chains: Sequence[RevisionChain], choices: Iterable[Comparison]
+) -> tuple[list[SFTExample], dict[str, int]]:
+    """Examples that teach what the judge preferred in each chain, and how many chains were left out, by reason.
 
     choices: of `contests(chains)`. A revision that the judge finds worse than what it revised is not learned; the
     paper learns every revision, which needs a model that revises well. Without a contest the whole one of the two is
     taken; on a tie or an abstention the revision, as in the paper.
     """
     preferred = {c.id: text_of(c.chosen) for c in choices if c.label is not None and c.label != 0.5}
-    examples, left_out = [], 0
+    examples: list[SFTExample] = []
+    left_out: Counter[str] = Counter()
     for chain in chains:
         last = len(chain.steps)
         whole = [n for n in (last, 0) if is_whole(chain, n)]
@@ -76,22 +92,27 @@ def from_choices(chains: Sequence[RevisionChain], choices: Iterable[Comparison])
         if whole:
             examples.append(to_example(chain, whole[0]))
         else:
-            left_out += 1
-    return examples, left_out
+            left_out[(why_not(chain, last) if last else None) or NO_REVISION] += 1
+    return examples, dict(left_out)
 
 
-def from_demonstrated_revisions(chains: Iterable[RevisionChain], constitution: Constitution) -> list[SFTExample]:
-    """Examples that teach how to criticise and revise, in the very turns `revise` asks for.
+def from_demonstrated_revisions(
+    chains: Iterable[RevisionChain], constitution: Constitution
+) -> tuple[list[SFTExample], dict[str, int]]:
+    """Examples that teach how to criticise and revise, in the very turns `revise` asks for; and what was left out.
 
     A step under a principle that this constitution does not have is left out: there are no words to ask it in.
     """
     known = {p.id: p for p in constitution.principles}
-    examples = []
+    examples: list[SFTExample] = []
+    left_out: Counter[str] = Counter()
     for chain in chains:
         answer = chain.response
         for n, step in enumerate(chain.steps, start=1):
             principle = known.get(step.principle)
-            if principle is not None:
+            if principle is None:
+                left_out[UNKNOWN_PRINCIPLE] += 1
+            else:
                 values = {"prompt": chain.prompt[-1].content, "response": answer, "critique": step.critique}
                 messages = (
                     *chain.prompt,
@@ -110,7 +131,7 @@ def from_demonstrated_revisions(chains: Iterable[RevisionChain], constitution: C
                     )
                 )
             answer = step.revision
-    return examples
+    return examples, dict(left_out)
 
 
 def mix(revised: Sequence[SFTExample], kept: Sequence[SFTExample], share: float) -> list[SFTExample]:

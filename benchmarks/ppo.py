@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from scipy import stats
 
 from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, product_rate, said
@@ -33,6 +32,7 @@ from solon.prompts import read_comparisons, read_prompts
 from solon.reinforcement.reward_model import NORMALISATION, RewardModel, RewardSettings, train_reward_model
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.trainer import PPOSettings, _draw, ppo
+from solon.report.data import at_same_kl as along
 from solon.states import distinct_tokens
 from solon.statistics import difference, mean
 from solon.training import TOKENS_AT_ONCE, AdapterSettings
@@ -193,23 +193,20 @@ def judged(policies: dict[str, str], reward: Path, samples: int = 2) -> dict[str
     return found
 
 
-def at_same_kl(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean rewards of the updates whose KL lies between 1 nat and the lesser of the two greatest, and their difference."""
-    highest = min(max(p["kl"] for p in points) for points in (ours, theirs))
-    kept = [[p for p in points if 1 <= p["kl"] <= highest] for points in (ours, theirs)]
-    if min(map(len, kept)) < 3:
-        return {}
-    a, b = ([p["reward"] for p in points] for points in kept)
+def at_same_kl(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """Mean rewards of both sides' updates where each first reached so many nats, at the levels that both reached.
 
-    def gap(x: Any, y: Any, axis: int = -1) -> Any:
-        return x.mean(axis) - y.mean(axis)
-
-    found = stats.bootstrap((a, b), gap, method="percentile", rng=0).confidence_interval
-    return {
-        "highest_kl": highest, "updates": [len(a), len(b)], "reward": [statistics.fmean(a), statistics.fmean(b)],
-        "kl": [statistics.fmean(p["kl"] for p in points) for points in kept],
-        "difference": {"value": statistics.fmean(a) - statistics.fmean(b), "low": found.low, "high": found.high},
-    }  # fmt: skip
+    Successive updates are one path, not independent samples, so there is no interval: whether the two policies differ is
+    measured on prompts kept away (`judged`).
+    """
+    paths = [
+        {
+            r["kl_nats"]: r["reward"]
+            for r in along([{**p, "kl_nats": p["kl"], "update": i} for i, p in enumerate(points)])
+        }
+        for points in (ours, theirs)
+    ]
+    return [{"kl_nats": level, "reward": [p[level] for p in paths]} for level in paths[0] if level in paths[1]]
 
 
 def least_flops(model: Any, contexts: list[list[int]], response_tokens: float, layers: int | None) -> float:
@@ -328,9 +325,9 @@ def main() -> None:
         print(f"{name}: {said(found, 'of the limit')}")
     for name, found in ratios.items():
         print(f"{name}: {said(found['speed'])}; memory {found['memory']:.2f}")
-        if alike := found["at_same_kl"]:
-            gap = alike["difference"]
-            print(f"  more reward at the same KL: {gap['value']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}]")
+        for level in found["at_same_kl"]:
+            a, b = level["reward"]
+            print(f"  reward where {level['kl_nats']:g} nats were first reached: {a:.2f}, theirs {b:.2f}")
     print(path)
 
 

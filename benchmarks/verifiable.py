@@ -22,7 +22,7 @@ from solon.evaluation.metrics import words
 from solon.prompts import read_prompts
 from solon.records import Chat
 from solon.reinforcement.trainer import PPOSettings, ppo
-from solon.statistics import mean, wilson
+from solon.statistics import mean, share
 from solon.training import AdapterSettings
 
 LEAST, MOST = 3, 20  # words
@@ -53,14 +53,13 @@ def run(updates: int, sign: float, dtype: str) -> list[dict[str, Any]]:
             adapter=AdapterSettings(layers=12),
         )  # fmt: skip
         for made in steps:
-            share = wilson(seen[-1].count(0), len(seen[-1])).to_json()
-            off = mean([float(n) for n in seen[-1]]).to_json()
+            asked = [i // settings.responses_per_prompt for i in range(len(seen[-1]))]  # four answers a prompt
+            fits = share([float(n == 0) for n in seen[-1]], asked).to_json()
+            off = mean([float(n) for n in seen[-1]], asked).to_json()
             found.append({
-                "update": made.update, "fits": share, "away": off, "kl": made.kl_nats, "tokens": made.response_tokens
+                "update": made.update, "fits": fits, "away": off, "kl": made.kl_nats, "tokens": made.response_tokens
             })  # fmt: skip
-            print(
-                f"{sign:+.0f} update {made.update}: fits {share['value']:.0%}, KL {made.kl_nats:.2f} nats", flush=True
-            )
+            print(f"{sign:+.0f} update {made.update}: fits {fits['value']:.0%}, KL {made.kl_nats:.2f} nats", flush=True)
     return found
 
 
@@ -75,14 +74,10 @@ def main() -> None:
     ends = {}
     for name, found in runs.items():
         for where, part in (("first", found[:3]), ("last", found[-3:])):
-            hits = sum(f["fits"]["value"] * f["fits"]["n"] for f in part)
-            share = wilson(hits, sum(f["fits"]["n"] for f in part)).to_json()
-            off = fmean(f["away"]["value"] for f in part)
-            ends[f"{name}, {where} three"] = {"fits": share, "words_away": off, "kl": part[-1]["kl"]}
-            print(
-                f"{name}, {where} three updates: fits {share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}] "
-                f"of {share['n']}, {off:.1f} words away, KL {part[-1]['kl']:.1f}"
-            )
+            # The mean of a curve at its ends: successive updates are one path, so it has no interval.
+            fits, off = (fmean(f[key]["value"] for f in part) for key in ("fits", "away"))
+            ends[f"{name}, {where} three"] = {"fits": fits, "words_away": off, "kl": part[-1]["kl"]}
+            print(f"{name}, {where} three updates: fits {fits:.0%}, {off:.1f} words away, KL {part[-1]['kl']:.1f}")
     result = {
         "words": [LEAST, MOST],
         "rollouts": ROLLOUTS,

@@ -6,8 +6,13 @@ on; what no request could survive is one line for the person; the key goes to it
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import gzip
+import json
 import math
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -22,8 +27,10 @@ from loopback import Reply, Server
 
 from solon.engines.base import GenerationRequest, Sampling, ScoreRequest
 from solon.engines.endpoint import key_for, parse_spec, price_usd
+from solon.engines.keys import check_keys
 from solon.engines.server import ServerEngine
-from solon.errors import InputError
+from solon.engines.systemone import SystemOneEngine
+from solon.errors import InputError, Outage
 from solon.records import Message, user
 
 CANARY = "sk-canary-5b1f0d7e"
@@ -39,7 +46,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SOLON_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID"):
+    for name in ("SOLON_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "SOLON_API_KEYS",
+                 "SOLON_ALLOW_HTTP_KEY", "SOLON_TIMEOUT", "SOLON_MAX_CONNECTIONS"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
 
@@ -211,10 +219,9 @@ def test_a_filtered_answer_is_an_error_outcome(server: Server) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_waits_as_long_as_told_and_counts_each_attempt_once(server: Server, form: str) -> None:
-    # A date has whole seconds: 2 s ahead is at least 1 s away.
-    after = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
-
     def reply(body: dict[str, Any], n: int) -> Reply:
+        # A date has whole seconds: 2 s ahead is at least 1 s away, counted from the answer.
+        after = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
         return (429, {"error": {"message": "slow down"}}, {"Retry-After": after}) if n == 0 else (200, completion(), {})
 
     server.reply = reply
@@ -655,3 +662,331 @@ def test_works_inside_a_running_event_loop(server: Server) -> None:
         return len(list(engine_for(server).generate(asks(3), Sampling())))
 
     assert asyncio.run(cell()) == 3
+
+
+# --- what servers do beside the standard
+
+
+def ask_one(server: Server, **options: Any) -> Any:
+    (made,) = engine_for(server, **options).generate(asks(1), Sampling())
+    return made
+
+
+def score_one(server: Server, **options: Any) -> Any:
+    (scores,) = engine_for(server, **options).score([choice()])
+    return scores
+
+
+def refusing(*names: str, words: str = "Unsupported parameter: '{}' is not supported with this model.") -> Any:
+    """A server that refuses these parameters, as OpenAI's newer models do."""
+
+    def reply(body: dict[str, Any], n: int) -> Reply:
+        for name in names:
+            if name in body:
+                return 400, {"error": {"message": words.format(name), "param": name}}, {}
+        top = {"A": -0.2, "B": -1.8}
+        return 200, completion("A", logprobs=positions(top) if body.get("logprobs") else None), {}
+
+    return reply
+
+
+def test_a_server_that_calls_the_limit_otherwise_is_asked_its_way(server: Server) -> None:
+    server.reply = refusing("max_tokens", words="Unsupported '{}'. Use 'max_completion_tokens' instead.")
+    engine = engine_for(server)
+    assert all(c.error is None for c in engine.generate(asks(12), Sampling(max_tokens=9)))
+    assert server.seen[-1]["max_completion_tokens"] == 9 and "max_tokens" not in server.seen[-1]
+    asked = len(server.seen)
+    assert score_of(engine) == (-0.2, -1.8) and len(server.seen) == asked + 1  # it remembers
+    assert engine.usage.requests == len(server.seen)
+
+
+def score_of(engine: ServerEngine) -> Any:
+    (scores,) = engine.score([choice()])
+    return scores.logprobs
+
+
+def test_parameters_that_an_answer_can_be_had_without_are_left_out_and_said(server: Server, capsys: Any) -> None:
+    server.reply = refusing("temperature", "seed", "top_p")
+    engine = engine_for(server)
+    assert all(c.error is None for c in engine.generate(asks(3), Sampling()))
+    said = capsys.readouterr().err
+    assert said.count("temperature") and said.count("seed") and "samples without" in said
+    assert score_of(engine) == (-0.2, -1.8)
+    server.reply = refusing("repetition_penalty")
+    (made,) = engine_for(server).generate(asks(1), Sampling(repetition_penalty=1.2))
+    assert "repetition_penalty" in (made.error or "")  # that would be another sampling: the server's words instead
+
+
+def test_a_server_that_refuses_whatever_is_asked_is_not_asked_for_ever(server: Server) -> None:
+    words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead. temperature seed top_p"
+    server.reply = lambda body, n: (400, {"error": {"message": words}}, {})
+    assert words in ask_one(server).error
+    assert len(server.seen) <= 6
+
+
+@pytest.mark.parametrize("words", ["top_logprobs must be at most 5", "top_logprobs: 20 is greater than 5"])
+def test_fewer_likely_tokens_are_asked_where_the_server_gives_fewer(server: Server, words: str) -> None:
+    def reply(body: dict[str, Any], n: int) -> Reply:
+        if body["top_logprobs"] > 5:
+            return 400, {"error": {"message": words, "type": "BadRequestError"}}, {}
+        return 200, completion("A", logprobs=positions({"A": -0.2, "B": -1.8})), {}
+
+    server.reply = reply
+    assert score_one(server).logprobs == (-0.2, -1.8)
+    assert [body["top_logprobs"] for body in server.seen] == [20, 5]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("\u2581A", "\u2581B"), ("\u0120A", "\u0120B"), ("<0x41>", "<0x42>"), ("\u0120(A", "\u0120(B"), ("**A", "**B")],
+)
+def test_tokens_as_the_vocabulary_spells_them_are_read(server: Server, a: str, b: str) -> None:
+    server.reply = lambda body, n: (200, completion("A", logprobs=positions({a: -0.2, b: -1.8})), {})
+    assert score_one(server).logprobs == (-0.2, -1.8)
+
+
+@pytest.mark.parametrize("first", ["**", "\n", '"', "\u010a\u010a"])
+def test_signs_before_the_letter_are_passed_over(server: Server, first: str) -> None:
+    def reply(body: dict[str, Any], n: int) -> Reply:
+        tops = [{first: -0.01, "A": -6.0, "B": -9.0}, {"B": -0.2, "A": -1.9}]
+        return 200, completion("**B", logprobs=positions(*tops[: body["max_tokens"]])), {}
+
+    server.reply = reply
+    assert score_one(server).logprobs == (-1.9, -0.2)
+
+
+def test_the_letter_is_looked_for_after_the_reasoning(server: Server) -> None:
+    def reply(body: dict[str, Any], n: int) -> Reply:
+        said = ["<think>", "Is", " A", " right", "?", "</think>", "\n\n", "(", "B"]
+        tops = [{token: -0.01, "A": -5.0, "B": -5.1} for token in said[:-1]] + [{"B": -0.3, "A": -1.5}]
+        return 200, completion("".join(said), logprobs=positions(*tops[: body["max_tokens"]])), {}
+
+    server.reply = reply
+    assert score_one(server).logprobs == (-1.5, -0.3)
+    server.reply = lambda body, n: (200, completion("<think>", logprobs=positions({"<think>": 0.0, "A": -9.0})), {})
+    scores = score_one(server)
+    assert scores.logprobs == (None, None) and "reasoning did not end" in scores.error
+
+
+@pytest.mark.parametrize("logprob", [1000.0, 1e308, 0.5])
+def test_log_probabilities_above_zero_are_an_abstention(server: Server, logprob: float) -> None:
+    for top in ({"A": logprob, "B": -1.0}, {"A": -1.0, "B": logprob}, {"A": 0.0, "B": 0.0}):
+        server.reply = lambda body, n, top=top: (200, completion("A", logprobs=positions(top)), {})
+        scores = score_one(server)
+        assert scores.logprobs == (None, None) and "log-probabilities are none" in scores.error
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "says"),
+    [
+        ({"content": None, "reasoning_content": "Hm"}, "length", "cut inside the model's reasoning"),
+        ({"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls", "called a tool"),
+        ({"content": None}, "stop", "holds no text"),
+        ({"content": [{"type": "thinking", "thinking": []}]}, "stop", "holds no text"),
+        ({"content": "<think>Hm"}, "length", "cut inside the model's reasoning"),
+    ],
+)
+def test_a_message_without_an_answer_is_a_failure_that_says_why(
+    server: Server, message: dict[str, Any], finish: str, says: str
+) -> None:
+    server.reply = lambda body, n: (200, {"choices": [{"message": message, "finish_reason": finish}]}, {})
+    assert says in ask_one(server).error
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("<think>\nI could refuse.\n</think>\n\nTea.", "Tea."),
+        ([{"type": "thinking", "thinking": []}, {"type": "text", "text": "Tea."}], "Tea."),
+    ],
+)
+def test_the_answer_is_what_is_left_without_reasoning(server: Server, content: Any, text: str) -> None:
+    server.reply = lambda body, n: (200, {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}, {})
+    made = ask_one(server)
+    assert (made.text, made.error) == (text, None)
+
+
+def test_half_a_character_is_replaced(server: Server) -> None:
+    server.reply = lambda body, n: (
+        200,
+        '{"choices":[{"message":{"content":"smile \\ud83d"},"finish_reason":"stop"}]}',
+        {},
+    )
+    made = ask_one(server)
+    assert made.text == "smile \ufffd" and made.text.encode()
+
+
+def test_an_error_inside_an_answer_is_the_servers_words(server: Server) -> None:
+    server.reply = lambda body, n: (200, {"error": {"message": "rate limited\x1b[2J upstream", "code": 429}}, {})
+    engine = engine_for(server, attempts=3)
+    (made,) = engine.generate(asks(1), Sampling())
+    assert made.error == "the server answered an error: rate limited [2J upstream" and made.again
+    assert len(server.seen) == engine.usage.requests == 3
+    server.reply = lambda body, n: (200, {"error": {"message": "no"}}, {})
+    made = ask_one(server)
+    assert "an error: no" in made.error and not made.again
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": -5}, {"prompt_tokens": 10**30}, {"completion_tokens": "x"}, 7])
+def test_a_count_that_is_none_costs_no_answer(server: Server, usage: Any) -> None:
+    server.reply = lambda body, n: (200, json.dumps({**completion(), "usage": usage}), {})
+    made = ask_one(server)
+    assert made.error is None and (made.prompt_tokens, made.completion_tokens) == (0, 0)
+
+
+def test_a_text_beyond_the_servers_context_is_left_out_and_the_others_go_on(server: Server) -> None:
+    def reply(body: dict[str, Any], n: int) -> Reply:
+        if "question 1" in body["messages"][-1]["content"]:
+            return 400, {"error": {"message": "This model's maximum context length is 512 tokens."}}, {}
+        return 200, completion(), {}
+
+    server.reply = reply
+    made = {c.id: c for c in engine_for(server).generate(asks(3), Sampling())}
+    assert made["p1"].error.startswith("too long for the server: ") and not made["p1"].again
+    assert made["p0"].error is None and made["p2"].error is None
+
+
+# --- deadlines, sizes, outages
+
+
+class Raw:
+    """A server that answers each connection with `send`, byte by byte as it likes."""
+
+    def __init__(self, send: Callable[[socket.socket], None]) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.base_url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/v1"
+        threading.Thread(target=self._serve, args=(send,), daemon=True).start()
+
+    def _serve(self, send: Callable[[socket.socket], None]) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection, send), daemon=True).start()
+
+    def _answer(self, connection: socket.socket, send: Callable[[socket.socket], None]) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            send(connection)
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+def drip(head: bytes, piece: bytes) -> Callable[[socket.socket], None]:
+    def send(connection: socket.socket) -> None:
+        connection.sendall(head)
+        for _ in range(400):
+            connection.sendall(piece)
+            time.sleep(0.05)
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+        drip(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+        drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    ],
+)
+def test_the_deadline_is_the_whole_answers(send: Callable[[socket.socket], None]) -> None:
+    raw = Raw(send)
+    began = time.monotonic()
+    engine = ServerEngine.load(f"server:m@{raw.base_url}", timeout=0.4, backoff=0.01)
+    (made,) = engine.generate(asks(1), Sampling())
+    raw.close()
+    assert made.error == "the server did not answer within 0.4 s" and made.again
+    assert time.monotonic() - began < 4
+
+
+def test_an_answer_that_unpacks_to_too_much_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = gzip.compress(b" " * (200 << 20), 9)
+    for coding, says in (
+        (b"gzip", "larger than 32 MiB"),
+        (b"gzip, gzip", "was not asked for"),
+        (b"br", "was not asked"),
+    ):
+        raw = Raw(lambda c, coding=coding: c.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: " + coding + b"\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb))  # fmt: skip
+        (made,) = ServerEngine.load(f"server:m@{raw.base_url}", backoff=0.01).generate(asks(1), Sampling())
+        raw.close()
+        assert says in made.error
+
+
+def test_an_outage_ends_the_work_and_what_was_answered_is_kept(server: Server) -> None:
+    def reply(body: dict[str, Any], n: int) -> Reply:
+        return (200, completion(), {}) if n < 5 else (503, {"error": "model is loading"}, {})
+
+    server.reply = reply
+    engine = engine_for(server, attempts=2, max_connections=2)
+    made = list(engine.generate(asks(60), Sampling()))
+    assert sum(c.error is None for c in made) == 5 and len(made) == 60
+    assert all(c.again for c in made if c.error)
+    assert len(server.seen) == engine.usage.requests < 5 + 2 * (8 + 2)  # the rest is not asked at all
+    with pytest.raises(Outage, match="model is loading"):
+        list(engine.generate(asks(3), Sampling()))
+
+
+def test_failures_that_are_the_requests_own_are_no_outage(server: Server) -> None:
+    server.reply = lambda body, n: (400, {"error": "no"}, {})
+    engine = engine_for(server)
+    list(engine.generate(asks(40), Sampling()))
+    assert len(list(engine.generate(asks(40), Sampling()))) == 40 and len(server.seen) == 80
+
+
+@pytest.mark.parametrize(("name", "text"), [("SOLON_TIMEOUT", "x"), ("SOLON_TIMEOUT", "-1"), ("SOLON_TIMEOUT", "nan"),
+                                            ("SOLON_MAX_CONNECTIONS", "0"), ("SOLON_MAX_CONNECTIONS", "1.5")])  # fmt: skip
+def test_settings_of_the_environment_are_checked(
+    server: Server, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    assert name in failed(lambda: engine_for(server))
+
+
+# --- one key, one host
+
+
+def test_a_key_has_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = ["https://a.example/v1", "https://b.example/v1"]
+    check_keys(two)  # no key, nothing to send
+    monkeypatch.setenv("SOLON_API_KEY", CANARY)
+    check_keys([two[0], two[0]])
+    said = failed(lambda: check_keys(two))
+    assert "a.example" in said and "b.example" in said and CANARY not in said
+    assert "127.0.0.1:1" in failed(lambda: check_keys(["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"]))
+    monkeypatch.setenv("SOLON_API_KEYS", json.dumps({"b.example": "other-key", "a.example:8443": ""}))
+    check_keys([*two, "https://a.example:8443/v1"])
+    given = [key_for(url) for url in [*two, "https://a.example:8443/v1"]]
+    assert [k and k.get_secret_value() for k in given] == [CANARY, "other-key", None]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"h": 1}', '{"https://h/v1": "k"}', CANARY])
+def test_a_wrong_mapping_of_keys_is_said_without_them(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("SOLON_API_KEYS", text)
+    said = failed(lambda: key_for("https://h/v1"))
+    assert "SOLON_API_KEYS" in said and CANARY not in said
+
+
+def test_a_key_does_not_go_over_an_open_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOLON_API_KEY", CANARY)
+    for url in ("http://10.0.0.5:8000/v1", "http://server.example/v1", "http://127.0.0.1.evil.example/v1"):
+        said = failed(lambda url=url: ServerEngine.load(f"server:m@{url}"))
+        assert "in clear" in said and CANARY not in said
+    for url in ("http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:1/v1", "https://server.example/v1"):
+        assert key_for(url) is not None
+    monkeypatch.setenv("SOLON_ALLOW_HTTP_KEY", "1")
+    assert key_for("http://10.0.0.5:8000/v1") is not None
+
+
+def test_a_key_is_never_pickled(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOLON_API_KEY", CANARY)
+    for engine in (engine_for(server), SystemOneEngine.load(f"systemone:m@{server.base_url}")):
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            with pytest.raises(TypeError, match="not pickled") as caught:
+                pickle.dumps(engine, protocol)
+            assert CANARY not in str(caught.value)
+        with pytest.raises(TypeError):
+            copy.deepcopy(engine)

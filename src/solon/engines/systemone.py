@@ -53,6 +53,7 @@ class _Answer(BaseModel):
 
 class SystemOneEngine(Endpoint):
     kind = "systemone"
+    answers = "one of decisions"
 
     def __init__(self, model: str, base_url: str, **options: Any) -> None:
         """options: as `Endpoint` takes them. base_url: with /systemone or /decisions at its end, or with neither."""
@@ -117,7 +118,7 @@ class SystemOneEngine(Endpoint):
             return post(f"/{self.path}", cast_to=httpx2.Response, body=body, options=options)
 
         try:
-            answer = _Answer.model_validate_json(await self._post(call))
+            answer = _Answer.model_validate(await self._post(call))
         except ValidationError as error:
             raise Failed(f"the server's answer is not one of decisions ({where(error)})") from None
         if not self._answered:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit, logit
 
 from solon.feedback.calibration import (
     Calibration,
-    at_temperature,
     bins,
     calibration_error,
     error_by_chance,
@@ -27,7 +27,7 @@ def sample(n: int, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     odds = rng.normal(0, 1.5, n)
     human = rng.random(n) < 1 / (1 + np.exp(-odds))
-    return 1 / (1 + np.exp(-odds * temperature)), human
+    return odds * temperature, human
 
 
 # --- scores --------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def sample(n: int, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_scores_worked_by_hand() -> None:
     p, human = np.array([0.9, 0.6, 0.3, 0.5]), np.array([True, False, False, True])
-    found = scores(p, human)
+    found = scores(logit(p), human)
     assert found["brier"].value == pytest.approx((0.01 + 0.36 + 0.09 + 0.25) / 4)
     assert found["log_loss"].value == pytest.approx(
         -(math.log(0.9) + math.log(0.4) + math.log(0.7) + math.log(0.5)) / 4
@@ -45,13 +45,15 @@ def test_scores_worked_by_hand() -> None:
 
 
 @settings(max_examples=40)  # each runs six bootstraps
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30))
+@given(st.lists(st.tuples(st.floats(-700, 700), st.booleans()), min_size=1, max_size=30))
 def test_turning_every_pair_round_changes_no_score(pairs: list[tuple[float, bool]]) -> None:
-    p, human = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
-    one, other = scores(p, human), scores(1 - p, ~human)
+    odds, human = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
+    one, other = scores(odds, human), scores(-odds, ~human)
     assert one["brier"].value == pytest.approx(other["brier"].value)
-    # up to what 1 - p loses, a confidence stays in its bin; at a bin's edge it may not
-    assert one["log_loss"].value == pytest.approx(other["log_loss"].value, abs=1e-6)
+    assert one["log_loss"] == other["log_loss"] and one["calibration_error"] == other["calibration_error"]
+    assert one["log_loss"].value == pytest.approx(  # however sure: no probability is cut
+        sum(math.log1p(math.exp(-abs(z))) + (abs(z) if (z > 0) != h else 0) for z, h in pairs) / len(pairs)
+    )
 
 
 def test_bins_tile_the_confidences() -> None:
@@ -72,12 +74,11 @@ def test_bins_tile_the_confidences() -> None:
 
 
 def test_a_calibrated_judge_has_no_more_error_than_chance_gives_it() -> None:
-    p, human = sample(2000)
-    confidence, right = np.maximum(p, 1 - p), ((p > 0.5) == human).astype(float)
+    odds, human = sample(2000)
+    confidence, right = expit(np.abs(odds)), ((odds > 0) == human).astype(float)
     error = calibration_error(confidence, right)
     assert error.low <= error.value <= error.high and error.value < error_by_chance(confidence) < 0.05
-    sure = at_temperature(p, 1 / 3)
-    confidence = np.maximum(sure, 1 - sure)
+    confidence = expit(np.abs(3 * odds))
     assert calibration_error(confidence, right).low > error_by_chance(confidence)
     assert error_by_chance(confidence[:50]) > error_by_chance(confidence)  # fewer pairs, more error by chance
 
@@ -87,29 +88,28 @@ def test_a_calibrated_judge_has_no_more_error_than_chance_gives_it() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_the_temperature_is_found_again(temperature: float) -> None:
-    p, human = sample(6000, temperature)
-    assert fit_temperature(p, human) == pytest.approx(temperature, rel=0.1)
-    assert at_temperature(at_temperature(p, 2.0), 0.5) == pytest.approx(p, abs=1e-6)
+    odds, human = sample(6000, temperature)
+    assert fit_temperature(odds, human) == pytest.approx(temperature, rel=0.1)
 
 
 def test_a_temperature_repairs_the_half_that_it_was_not_fitted_on() -> None:
-    p, human = sample(2000, 4.0)
-    fit = np.arange(len(p)) % 2 == 0
-    found = recalibration(p, human, fit)
+    odds, human = sample(2000, 4.0)
+    fit = np.arange(len(odds)) % 2 == 0
+    found = recalibration(odds, human, fit)
     assert found is not None and found["n_fit"] == found["n"] == 1000 and not found["at_bound"]
     for name in ("brier", "calibration_error", "log_loss"):
         assert found["after"][name]["value"] < found["before"][name]["value"], name
     assert found["log_loss_saved"]["low"] > 0
     # what is measured never saw the fit: other labels there, the same temperature
-    other = recalibration(p, np.where(fit, human, ~human), fit)
+    other = recalibration(odds, np.where(fit, human, ~human), fit)
     assert other is not None and other["value"] == found["value"] and other["before"] != found["before"]
-    assert recalibration(p[:30], human[:30], fit[:30]) is None  # too few to fit on
+    assert recalibration(odds[:30], human[:30], fit[:30]) is None  # too few to fit on
 
 
 def test_a_judge_that_knows_nothing_is_cooled_to_the_bound() -> None:
     rng = np.random.default_rng(0)
-    p = np.where(rng.random(400) < 0.5, 0.99, 0.01)
-    found = recalibration(p, rng.random(400) < 0.5, np.arange(400) % 2 == 0)
+    odds = np.where(rng.random(400) < 0.5, 4.6, -4.6)
+    found = recalibration(odds, rng.random(400) < 0.5, np.arange(400) % 2 == 0)
     assert found is not None and found["value"] > 5
     assert found["after"]["log_loss"]["value"] < 0.75 < found["before"]["log_loss"]["value"]  # a coin: 0.693 nats
 
@@ -165,3 +165,33 @@ def test_nothing_labelled_is_nothing_measured() -> None:
     assert found["accuracy"]["value"] is None and found["kappa"]["value"] is None
     one = filled(1, 0.9, 1.0).summary()
     assert one["accuracy"]["value"] == 1 and one["accuracy"]["low"] < 0.3 and one["brier"]["low"] is None
+
+
+def test_pairs_of_one_prompt_are_one_cluster_and_in_one_half() -> None:
+    """The same 40 answers given five times are worth 40, and no prompt helps to fit what is measured on it."""
+    rng, alone, many, apart = np.random.default_rng(0), Calibration(), Calibration(), Calibration()
+    for prompt in range(40):
+        p, human = float(rng.uniform(0.6, 0.9)), float(rng.random() < 0.7)
+        alone.add(f"{prompt}", p, human, prompt=f"prompt {prompt}")
+        for n in range(5):
+            many.add(f"{prompt}/{n}", p, human, prompt=f"prompt {prompt}")
+            apart.add(f"{prompt}/{n}", p, human)
+    widths = {}
+    for name, made in (("alone", alone), ("many", many), ("apart", apart)):
+        found = made.summary()
+        for key in ("accuracy", "brier", "log_loss", "calibration_error", "kappa", "overconfidence"):
+            widths[name, key] = found[key]["high"] - found[key]["low"]
+    for key in ("accuracy", "brier", "log_loss", "calibration_error", "overconfidence"):
+        assert widths["many", key] > 0.85 * widths["alone", key] > 1.4 * widths["apart", key], key
+    assert widths["many", "kappa"] > 1.3 * widths["apart", "kappa"]
+    assert many.summary()["accuracy"]["clusters"] == 40 and "clusters" not in apart.summary()["accuracy"]
+    halves = {(key, fit) for key, fit in zip(many._prompt, many._fit, strict=True)}
+    assert len(halves) == 40 and {fit for _, fit in halves} == {0, 1}
+    assert [z for z in many._odds[:5]] != [many._odds[0]] * 5  # the sides are thrown by the pair
+
+
+def test_what_is_surer_than_a_probability_can_say_is_not_cut() -> None:
+    found = Calibration()
+    for i in range(10):
+        found.add(f"{i}", 1.0, float(i > 0), odds=50.0)  # wrong in one of ten
+    assert found.summary()["log_loss"]["value"] == pytest.approx(5.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 from solon.constitution import Constitution, Principle
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.feedback.judge import Judging, combine, compare, log_odds, sigmoid, turned
+from solon.feedback.judge import CERTAIN, Judging, combine, combined_odds, compare, log_odds, sigmoid, turned
 from solon.feedback.questions import comparison_chat
-from solon.records import Judgement, Pair, text_of, user
+from solon.records import Comparison, Judgement, Pair, text_of, user
 
 RULES = Constitution(
     name="two",
@@ -127,3 +128,105 @@ def test_combining_is_symmetric(f: float, s: float) -> None:
     assert one is not None and other is not None
     assert math.isclose(one, 1 - other, abs_tol=1e-9)
     assert math.isclose(log_odds(one), (log_odds(f) + log_odds(s)) / 2, abs_tol=1e-6)
+
+
+# --- log-odds from the model to the label ----------------------------------------------------------------------
+
+ODDS = st.floats(-700, 700)
+
+
+def by_letter(forward: float, swapped: float) -> ScriptedEngine:
+    """A judge with these log-odds for the response "x", shown first and shown second."""
+
+    def prefer(request: ScoreRequest) -> tuple[float, float]:
+        odds = forward if shown(request)[0] == "x" else -swapped
+        return min(0.0, odds), min(0.0, -odds)
+
+    return ScriptedEngine(prefer=prefer)
+
+
+@given(ODDS, ODDS)
+def test_the_label_is_the_sigmoid_of_the_mean_log_odds_and_mirrors_to_the_last_bit(f: float, s: float) -> None:
+    [one] = compare([pair("x", "y")], by_letter(f, s), RULES)
+    [two] = compare([pair("y", "x")], by_letter(f, s), RULES)
+    mean = (f + s) / 2
+    assert one.label == sigmoid(abs(mean)) == two.label and one.log_odds == abs(mean) == two.log_odds
+    if mean:
+        assert text_of(one.chosen) == text_of(two.chosen) == ("x" if mean > 0 else "y")
+        assert one.judgements[0].model_dump() == two.judgements[0].model_dump()
+    assert Comparison.model_validate_json(json.dumps(one.to_json())) == one
+
+
+@given(ODDS, ODDS, st.floats(0.1, 10), ODDS, ODDS, st.floats(0.1, 10))
+def test_swapped_responses_give_the_same_log_odds_with_the_other_sign(
+    f: float, s: float, w: float, g: float, t: float, v: float
+) -> None:
+    judgements = [
+        Judgement(
+            principle=name, forward=sigmoid(a), swapped=sigmoid(b), forward_log_odds=a, swapped_log_odds=b, weight=c
+        )
+        for name, a, b, c in (("p", f, s, w), ("q", g, t, v))
+    ]
+    other = [turned(j) for j in judgements]
+    one = combined_odds(judgements)
+    assert one is not None and combined_odds(other) == -one
+    assert [turned(j) for j in other] == judgements
+    assert one == pytest.approx((w * (f + s) + v * (g + t)) / 2 / (w + v), abs=1e-9)
+    hard = combine(judgements, "hard")
+    assert hard == 1 - (combine(other, "hard") or 0) and hard in (0, 0.5, 1)
+
+
+@pytest.mark.parametrize(("forward", "swapped"), [(30.0, -20.0), (-14.0, 16.0), (300.0, -299.5), (-690.0, 700.0)])
+def test_two_orders_beyond_a_millionth_do_not_cancel_to_a_tie(forward: float, swapped: float) -> None:
+    [one] = compare([pair("x", "y")], by_letter(forward, swapped), RULES)
+    assert one.label == sigmoid(abs(forward + swapped) / 2) > 0.5
+    assert text_of(one.chosen) == ("x" if forward + swapped > 0 else "y")
+    hard = Judging(labels="hard")
+    assert [c.label for c in compare([pair("x", "y")], by_letter(forward, swapped), RULES, hard)] == [0.5]
+
+
+def test_tiny_log_odds_of_one_side_are_no_contradiction() -> None:
+    [one] = compare([pair("x", "y")], by_letter(1e-200, 1e-200), RULES, Judging(labels="hard"))
+    assert one.label == 1  # their product is 0
+
+
+def test_an_engine_that_says_exactly_0_and_1_is_believed_as_far_as_it_can_be() -> None:
+    """It has rounded: against an order that it is not certain of it decides, against its own opposite nothing does."""
+    sure = by_letter(math.inf, -3.0)
+    [one] = compare([pair("x", "y")], sure, RULES)
+    assert text_of(one.chosen) == "x" and one.log_odds == (CERTAIN - 3) / 2
+    [both] = compare([pair("x", "y")], by_letter(math.inf, math.inf), RULES)
+    assert both.log_odds == CERTAIN and both.judgements[0].forward == sigmoid(CERTAIN) < 1
+    for f, s in (
+        (math.inf, -math.inf),
+        (-math.inf, math.inf),
+        (9999.0, -9999.0),
+    ):  # -9999: OpenAI's log-prob of nothing
+        [opposed] = compare([pair("x", "y")], by_letter(f, s), RULES)
+        assert opposed.abstained and opposed.label is None
+        assert "opposite sides" in (opposed.judgements[0].abstained or "")
+
+
+def test_records_with_probabilities_alone_are_read_as_before() -> None:
+    old = Judgement.model_validate({"principle": "p", "forward": 1.0, "swapped": 0.3})
+    assert combined_odds([old]) == pytest.approx((log_odds(1 - 1e-6) + log_odds(0.3)) / 2)
+    assert combine([old]) == pytest.approx(sigmoid((log_odds(1 - 1e-6) + log_odds(0.3)) / 2))
+    for broken in (math.inf, math.nan, "3"):
+        with pytest.raises(ValueError, match="forward_log_odds"):
+            Judgement(principle="p", forward=1.0, swapped=1.0, forward_log_odds=broken, swapped_log_odds=0.0)
+
+
+@given(st.lists(st.floats(-300, 300), min_size=1, max_size=4))
+def test_rationales_are_averaged_as_probabilities(odds: list[float]) -> None:
+    left = iter([*odds, *odds])
+
+    def prefer(request: ScoreRequest) -> tuple[float, float]:
+        x = next(left)
+        return min(0.0, x), min(0.0, -x)
+
+    engine = ScriptedEngine(prefer=prefer, reply=lambda r: "because of this and that")
+    [one] = compare([pair("x", "y")], engine, RULES, Judging(rationales=len(odds), clamp=(0.0, 1.0)))
+    judgement = one.judgements[0]
+    mean = sum(map(sigmoid, odds)) / len(odds)
+    assert sorted((judgement.forward, judgement.swapped)) == pytest.approx(sorted((mean, 1 - mean)), abs=1e-12)
+    assert one.log_odds == pytest.approx(0, abs=1e-9)  # the same letter in both orders

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 
@@ -207,18 +206,27 @@ def test_two_of_the_published_checks_were_undecided() -> None:
     assert outcome(0.054, -0.16, 0.27, 0, "above") == "cannot be told"
 
 
-def test_many_tests_together_hold_the_level_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc, "collect", lambda: 0)  # statsmodels asks for it at every call: 0.1 s each
+def test_many_tests_together_hold_the_level_of_one() -> None:
     rng, wrong = np.random.default_rng(0), 0
     for _ in range(400):
-        wrong += any(beyond_chance([(share((rng.random(60) < 0.5).tolist()), 0.5, "above") for _ in range(12)]))
-    assert wrong / 400 < 0.05  # 2.5 % by Holm; one by one it would be 26 %
-    sure, unsure, nothing = wilson(95, 100), wilson(60, 100), wilson(0, 0)
-    tests = [(e, 0.5, "above") for e in (sure, unsure, nothing)]
-    assert beyond_chance(tests) == [True, True, False]  # type: ignore[arg-type]
-    assert beyond_chance([(unsure, 0.49, "above")]) == [unsure.low > 0.49]  # type: ignore[operator]
-    assert beyond_chance([(unsure, 0.49, "above")] + [(wilson(5, 10), 0.5, "above")] * 9)[0] is False
-    assert beyond_chance([(nothing, 0.5, "below")]) == [False]
+        shares = [share((rng.random(60) < 0.5).tolist()) for _ in range(12)]
+        wrong += any(beyond_chance([p_beyond(e, 0.5, "above") for e in shares]))
+    assert wrong / 400 < 0.05  # 2.5 % together; one by one it would be 26 %
+    sure, unsure, nothing = (p_beyond(e, 0.5, "above") for e in (wilson(95, 100), wilson(60, 100), wilson(0, 0)))
+    assert nothing is None and beyond_chance([sure, unsure, nothing]) == [True, True, False]
+    assert beyond_chance([unsure]) == [True] and beyond_chance([unsure, *[0.4] * 9]) == [False] * 10
+    assert beyond_chance([None]) == [False] and beyond_chance([]) == []
+
+
+def test_clusters_that_follow_each_other_are_one() -> None:
+    by_name, whole, apart = Ratio(), Ratio(), Ratio()
+    for name, values in (("a", [1, 0, 1]), ("b", [0, 0]), ("c", [1, 1, 1, 1])):
+        for value in values:
+            by_name.add(value, 1, name)
+            apart.add(value, 1)
+        whole.add(sum(values), len(values))
+    assert by_name.share() == whole.share() == share([1, 0, 1, 0, 0, 1, 1, 1, 1], list("aaabbcccc"))
+    assert by_name.mean() == whole.mean() and by_name.clusters == 3 and apart.clusters == 9
 
 
 @given(st.integers(1, 80).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.01, 0.99))

@@ -18,6 +18,7 @@ Source = Literal["red_team", "helpful"]
 Labeler = Literal["ai", "human"]
 # Strict: neither "0.7" nor true is a probability; and nan lies in no range.
 Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
+LogOdds = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 def fingerprint(*parts: Any) -> str:
@@ -150,12 +151,16 @@ class Candidates(Record):
 class Judgement(Record):
     """What one principle said of a pair: P(first response is better), shown first and shown second.
 
-    `None` is an abstention in that order, with its reason in `abstained`; it never becomes a label.
+    `None` is an abstention in that order, with its reason in `abstained`; it never becomes a label. The log-odds say
+    the same as the probabilities, which round to 0 and 1 where a judge is sure: labels are made of log-odds. Records of
+    other makers, and Solon's before 26 November 2026, have the probabilities alone.
     """
 
     principle: str
     forward: Probability | None
     swapped: Probability | None  # also for the first response: already turned back
+    forward_log_odds: LogOdds | None = None  # natural log of P / (1 - P)
+    swapped_log_odds: LogOdds | None = None
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     rationale: str | None = None  # the judge's reasoning, first response shown first; several samples apart by "---"
     rationale_swapped: str | None = None  # with the first response shown second
@@ -171,6 +176,7 @@ class Comparison(Record):
     chosen: Chat
     rejected: Chat
     label: Probability | None  # None only where abstained
+    log_odds: LogOdds | None = None  # of a soft label by a judge, which rounds to 1 where the judge is sure
     abstained: bool = False
     judgements: tuple[Judgement, ...] = ()
     labeler: Labeler = "ai"

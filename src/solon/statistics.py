@@ -11,6 +11,7 @@ An `Estimate` is a number with its 95 % interval and its sample size. Which func
 | two independent shares | `difference_of_shares` | Newcombe 1998, from statsmodels |
 | two shares of the same units | `paired_difference_of_shares` | Bonett and Price 2012 |
 | agreement of two raters | `kappa` | Fleiss, Cohen and Everitt 1969, from statsmodels |
+| the same, several answers a cluster | `kappa_over` | BCa (Efron 1987) over clusters, from scipy |
 | any other number of the sample | `bootstrap` | BCa (Efron 1987) over clusters, from scipy |
 | a number that resampling itself moves | `by_spread` | the spread of the resamples around their own mean |
 
@@ -38,12 +39,14 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 Floats = NDArray[np.float64]
+Side = Literal["above", "below"]
 Outcome = Literal["holds", "does not hold", "cannot be told"]
 HOLDS: Outcome = "holds"
 FAILS: Outcome = "does not hold"
 UNKNOWN: Outcome = "cannot be told"
 
 CONFIDENCE = 0.95
+NEAREST = 1e-6  # a probability without log-odds, of others or an old record, is held this far from 0 and 1
 TIE = 1e-9  # a probability this near to 0.5 prefers no side: two orders that cancel come this close by rounding
 RESAMPLES = 2000
 MANY = 1000  # clusters from which a mean's interval is Student's t: the bootstrap's would be the same
@@ -81,9 +84,7 @@ class Estimate:
 # --- decisions -----------------------------------------------------------------------------------------------
 
 
-def outcome(
-    value: float | None, low: float | None, high: float | None, target: float, direction: Literal["above", "below"]
-) -> Outcome:
+def outcome(value: float | None, low: float | None, high: float | None, target: float, direction: Side) -> Outcome:
     """Whether a measured number is above (or below) the target. The interval decides, not the value.
 
     "holds": the whole interval is on the right side of the target. "does not hold": the whole interval is on the
@@ -99,21 +100,20 @@ def outcome(
     return HOLDS if worst > 0 else FAILS if best < 0 else UNKNOWN
 
 
-def beyond_chance(tests: Sequence[tuple[Estimate, float, Literal["above", "below"]]]) -> list[bool]:
-    """Of each (estimate, bound, side): whether the estimate lies beyond the bound, all tests taken together.
+def beyond_chance(p_values: Sequence[float | None]) -> list[bool]:
+    """Of each one-sided p-value whether it is beyond chance, all of them taken together. None (not known): no.
 
-    Holm 1979: the chance of even one wrong "yes" stays at 2.5 %, which is what one 95 % interval allows on one side.
-    For a single test the answer is that of the interval. Without an interval the answer is no.
+    Holm's steps with Šidák's levels: the chance of even one wrong "yes" stays at 2.5 %, which is what a 95 % interval
+    allows on one side, for tests that are independent or lean the same way.
     """
-    p = [p_beyond(*test) for test in tests]
-    known = [x for x in p if x is not None]
+    known = [p for p in p_values if p is not None]
     if not known:
-        return [False] * len(p)
-    rejected = iter(multipletests(known, alpha=(1 - CONFIDENCE) / 2, method="holm")[0])
-    return [x is not None and bool(next(rejected)) for x in p]
+        return [False] * len(p_values)
+    rejected = iter(multipletests(known, alpha=(1 - CONFIDENCE) / 2, method="holm-sidak")[0])
+    return [p is not None and bool(next(rejected)) for p in p_values]
 
 
-def p_beyond(found: Estimate, bound: float, side: Literal["above", "below"]) -> float | None:
+def p_beyond(found: Estimate, bound: float, side: Side) -> float | None:
     """One-sided p-value against "not beyond the bound", read off the interval: 0.025 where its end is the bound."""
     if found.value is None or found.low is None or found.high is None:
         return None
@@ -237,48 +237,70 @@ class Ratio:
     estimator), with Student's t at as many degrees of freedom as there are clusters, less one.
     """
 
-    pairs: int = 0  # clusters that brought an answer
-    n: int = 0
-    total: float = 0.0
-    squares: tuple[float, float, float] = (0.0, 0.0, 0.0)  # sums of total², total · n and n² over clusters
+    _closed: tuple[int, float, float, float, float, float] = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    _open: tuple[Hashable, float, int] | None = None  # the last cluster's name, total and n
 
-    def add(self, total: float, n: int) -> None:
-        """One cluster's sum over its n answers."""
-        if n:
-            tt, tn, nn = self.squares
-            self.squares = (tt + total * total, tn + total * n, nn + n * n)
-            self.pairs, self.n, self.total = self.pairs + 1, self.n + n, self.total + total
+    def add(self, total: float, n: int, cluster: Hashable = None) -> None:
+        """A sum over n answers. Calls that follow each other with the same cluster belong to it; None: to none."""
+        if not n:
+            return
+        if cluster is not None and self._open is not None and self._open[0] == cluster:
+            total, n = total + self._open[1], n + self._open[2]
+        else:
+            self._closed = self._sums
+        self._open = (cluster, total, n)
+
+    @property
+    def _sums(self) -> tuple[int, float, float, float, float, float]:
+        """Over clusters: how many, n, total, and the sums of total², total · n and n²."""
+        if self._open is None:
+            return self._closed
+        clusters, n, total, tt, tn, nn = self._closed
+        _, more, m = self._open
+        return clusters + 1, n + m, total + more, tt + more * more, tn + more * m, nn + m * m
+
+    @property
+    def clusters(self) -> int:
+        return self._sums[0]
+
+    @property
+    def n(self) -> int:
+        return round(self._sums[1])
+
+    @property
+    def total(self) -> float:
+        return self._sums[2]
 
     def mean(self) -> Estimate:
         """Of any number. Clusters that are all alike give no interval."""
-        if self.pairs < 2:
-            return Estimate(self.total / self.n if self.n else None, None, None, self.n, self.pairs)
-        value, error = self.total / self.n, math.sqrt(_variance(self.pairs, self.n, self.total, self.squares))
+        clusters, n, total, *squares = self._sums
+        if clusters < 2:
+            return Estimate(total / n if n else None, None, None, self.n, clusters)
+        value, error = total / n, math.sqrt(_variance(clusters, n, total, squares))
         if not error > 1e-9 * max(1.0, abs(value)):  # of sums of squares: rounding is larger than in `mean`
-            return Estimate(value, None, None, self.n, self.pairs)
-        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.pairs - 1)) * error
-        return Estimate(value, value - half, value + half, self.n, self.pairs)
+            return Estimate(value, None, None, self.n, clusters)
+        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, clusters - 1)) * error
+        return Estimate(value, value - half, value + half, self.n, clusters)
 
     def share(self) -> Estimate:
         """Of a proportion (each total is a count up to its n): Wilson at the effective sample size."""
-        if self.n == 0:
-            return wilson(0, 0, clusters=self.pairs)
-        if self.n == self.pairs:
-            return wilson(self.total, self.n, clusters=self.pairs)
+        clusters, n, total, tt, tn, nn = self._sums
+        if clusters == n:
+            return wilson(total, self.n, clusters=clusters)
         # How much less n answers say than n independent ones (Kish 1965). Two clusters of the mean size are added for
         # it, one all yes and one all no: near 0 and 1 the few clusters that differ would show too little variance.
-        size, (tt, tn, nn) = self.n / self.pairs, self.squares
-        n, total = self.n + 2 * size, self.total + size
-        p = total / n
-        variance = _variance(self.pairs + 2, n, total, (tt + size**2, tn + size**2, nn + 2 * size**2))
-        effective = self.n / max(1.0, variance / (p * (1 - p) / n))
-        if self.pairs > 1:  # few clusters know little of their variance (Korn and Graubard 1998)
-            effective *= (Z / float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.pairs - 1))) ** 2
-        return wilson(self.total, self.n, effective, self.pairs)
+        size = n / clusters
+        more, yes = n + 2 * size, total + size
+        variance = _variance(clusters + 2, more, yes, (tt + size**2, tn + size**2, nn + 2 * size**2))
+        p = yes / more
+        effective = n / max(1.0, variance / (p * (1 - p) / more))
+        if clusters > 1:  # few clusters know little of their variance (Korn and Graubard 1998)
+            effective *= (Z / float(stats.t.ppf(0.5 + CONFIDENCE / 2, clusters - 1))) ** 2
+        return wilson(total, self.n, effective, clusters)
 
 
-def _variance(groups: int, n: float, total: float, squares: tuple[float, float, float]) -> float:
-    """Of a mean of n answers in so many clusters, at least two. squares: as in `Ratio`."""
+def _variance(groups: int, n: float, total: float, squares: Sequence[float]) -> float:
+    """Of a mean of n answers in so many clusters, at least two. squares: sums of total², total · n and n²."""
     mean, (tt, tn, nn) = total / n, squares
     return max(0.0, tt - 2 * mean * tn + mean**2 * nn) / n**2 * groups / (groups - 1)
 
@@ -367,8 +389,37 @@ def by_spread(value: float, resampled: Sequence[float], n: int, low: float, high
     return Estimate(value, max(low, value + float(below)), min(high, value + float(above)), n)
 
 
+def _kappas(a: Floats, b: Floats, c: Floats, d: Floats, axis: int = -1) -> Floats:
+    """Kappa of 2 x 2 tables [[a, b], [c, d]], each given by clusters along the axis; nan where chance agrees too."""
+    a, b, c, d = (x.sum(axis=axis) for x in (a, b, c, d))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n = a + b + c + d
+        by_chance = ((a + b) * (a + c) + (c + d) * (b + d)) / n**2
+        return ((a + d) / n - by_chance) / np.where(by_chance < 1, 1 - by_chance, np.nan)
+
+
+def kappa_over(tables: NDArray[Any]) -> Estimate:
+    """Cohen's kappa of two raters with two answers, with its BCa interval over clusters. tables: (clusters, 2, 2)."""
+    cells = [tables[:, i, j].astype(np.float64) for i in (0, 1) for j in (0, 1)]
+    n, clusters = int(tables.sum()), len(tables)
+    a, b, c, d = cells
+    value = float(_kappas(a, b, c, d)) if n else math.nan
+    if math.isnan(value) or clusters < 2:
+        return Estimate(value, None, None, n, clusters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where every resample is alike the ends are nan, which is told as None
+        found = stats.bootstrap(
+            cells, _kappas, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
+            batch=max(1, 1_000_000 // clusters), method="BCa" if clusters < MANY else "percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+    if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low < found.high):
+        return Estimate(value, None, None, n, clusters)
+    return Estimate(value, min(value, found.low), max(value, found.high), n, clusters)
+
+
 def kappa(table: Sequence[Sequence[int]]) -> Estimate:
-    """Cohen's kappa (1960) of two raters, -1..1. table: (k, k) counts, a row an answer of one, a column of the other.
+    """Cohen's kappa with its interval. table: (k, k) counts, a row an answer of one rater, a column of the other.
 
     Value None where both always give one and the same answer, as chance alone would agree too. No interval where
     they never disagree or where n is below 2.

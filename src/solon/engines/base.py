@@ -73,7 +73,8 @@ class ScoreRequest:
 @dataclass(frozen=True)
 class Scores:
     id: str
-    logprobs: tuple[float | None, ...]  # natural log; None where the engine could not tell
+    # Natural log. None: the engine could not tell. Minus infinite: it says exactly 0, as one that rounds does.
+    logprobs: tuple[float | None, ...]
     error: str | None = None
     again: bool = False  # the error may pass (a server out of reach, a time limit): asked again on resume
 

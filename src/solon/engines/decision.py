@@ -23,7 +23,6 @@ from solon.engines.weights import device, model_fingerprint, resolve, resolve_dt
 from solon.errors import InputError
 from solon.records import fingerprint
 
-LEAST = 1e-9  # an option's probability below it counts as this: 0 has no logarithm
 ROUNDED = 0.05  # servers round: probabilities may sum to 1 give or take this
 NOT_TYPED = "a decision model cannot be asked this: it is no typed question"
 NAME = "q"  # of the one question in a request
@@ -64,7 +63,8 @@ def distribution(found: list[float]) -> list[float]:
 
 
 def logs(found: Sequence[float]) -> tuple[float, ...]:
-    return tuple(math.log(max(p, LEAST)) for p in found)
+    """Natural logarithms; that of exactly 0 is minus infinite."""
+    return tuple(math.log(p) if p > 0 else -math.inf for p in found)
 
 
 def no_text(name: str) -> InputError:

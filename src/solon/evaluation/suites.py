@@ -18,7 +18,7 @@ from solon.constitution import Constitution
 from solon.engines.base import Engine, Question, ScoreRequest
 from solon.errors import InputError
 from solon.feedback.feedback_model import as_pairs
-from solon.feedback.judge import Judging, compare, first_option
+from solon.feedback.judge import Judging, compare, first_option, sigmoid
 from solon.feedback.questions import OPTIONS, PREFIX
 from solon.feedback.rating import Scale, rate
 from solon.feedback.trust import Trust
@@ -142,7 +142,7 @@ def _as_written(items: Sequence[Item], engine: Engine) -> list[float]:
         for i in items
     ]  # fmt: skip
     answers = {s.id: first_option(s)[0] for s in engine.score(requests)}
-    return [_right(0.5 if (a := answers[i.pair.id]) is None else a, i.pair.human) for i in items]
+    return [_right(0.5 if (odds := answers[i.pair.id]) is None else sigmoid(odds), i.pair.human) for i in items]
 
 
 def verdict(judge: Estimate, gains: dict[str, Estimate]) -> str:

@@ -2,8 +2,9 @@
 
 Bai et al. 2022 (arXiv 2212.08073), section 4.1: the feedback model sees the conversation, a principle and two
 options, and the label is the normalised probability of the two option letters. Each pair is shown in both orders
-and the two are averaged in log-odds, so a preference for a position cancels. What the judge could not answer is an
-abstention with its reason, never a label.
+and the two are averaged in log-odds, so a preference for a position cancels. From the model's answer to the label
+they stay log-odds: a probability rounds to 1 at log-odds of 37, and two such orders would cancel to a tie that the
+judge did not mean. What the judge could not answer is an abstention with its reason, never a label.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
+
+import numpy as np
+from scipy.special import log_expit, logsumexp
 
 from solon.constitution import Constitution, Principle
 from solon.engines.base import Engine, Failure, GenerationRequest, OnFailure, Sampling, ScoreRequest, Scores
@@ -29,9 +33,14 @@ from solon.feedback.questions import (
     several,
 )
 from solon.records import Chat, Comparison, Judgement, Pair, assistant
+from solon.statistics import NEAREST
 from solon.supervised.critique_revision import draw_principles
 
 LEAST_MASS = 1e-3  # both options together less probable than this: the judge is saying something else
+MOST = 700.0  # log-odds beyond are no number: a probability of e^-700 is about the least that a double can hold
+# An engine that says exactly 0 has rounded: the log-odds of a probability of one in a thousand million stand for it.
+CERTAIN = 20.7
+OPPOSED = "certain of opposite sides in the two orders, with probabilities of exactly 0 and 1"
 WINDOW = 64  # pairs whose requests go to the engine together
 
 
@@ -56,6 +65,9 @@ class Judging:
 
 
 def log_odds(probability: float) -> float:
+    """Natural log of p / (1 - p); infinite at 0 and 1."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
     return math.log(probability) - math.log1p(-probability)
 
 
@@ -64,7 +76,10 @@ def sigmoid(x: float) -> float:
 
 
 def first_option(scores: Scores) -> tuple[float | None, str]:
-    """P(A) of P(A) + P(B); or None, and why the judge gave no answer."""
+    """Log-odds of A against B; or None, and why the judge gave no answer.
+
+    Infinite where the engine says that the other option is impossible: it rounds, and how sure it is nobody knows.
+    """
     if scores.error:
         return None, scores.error
     a, b = scores.logprobs
@@ -72,30 +87,55 @@ def first_option(scores: Scores) -> tuple[float | None, str]:
         return None, "no probability for an option"
     if math.exp(a) + math.exp(b) < LEAST_MASS:
         return None, f"answered neither option (they hold {math.exp(a) + math.exp(b):.1e} of its probability)"
-    return sigmoid(a - b), ""
+    odds = a - b
+    return (math.copysign(math.inf, odds) if abs(odds) > MOST else odds), ""
+
+
+def odds_of(j: Judgement) -> tuple[float, float] | None:
+    """The log-odds that the first response is better, shown first and shown second; None: an abstention.
+
+    A record that has only probabilities is held `NEAREST` from 0 and 1, as Solon's own records of that kind were.
+    """
+    if j.forward is None or j.swapped is None:
+        return None
+    forward = log_odds(_inside(j.forward)) if j.forward_log_odds is None else j.forward_log_odds
+    swapped = log_odds(_inside(j.swapped)) if j.swapped_log_odds is None else j.swapped_log_odds
+    return forward, swapped
+
+
+def label_odds(c: Comparison) -> float:
+    """The log-odds of a comparison's label, which it must have; a label alone is held `NEAREST` from 0 and 1."""
+    assert c.label is not None
+    return log_odds(_inside(c.label)) if c.log_odds is None else c.log_odds
 
 
 def combine(judgements: Sequence[Judgement], labels: Literal["soft", "hard"] = "soft") -> float | None:
-    """P(first response is better) over orders and principles: the weighted mean of their log-odds.
+    """P(first response is better) over orders and principles; None where every judgement is an abstention."""
+    odds = combined_odds(judgements, labels)
+    return None if odds is None else sigmoid(odds)
 
-    A judgement that lacks an order is an abstention and takes no part; None where none is left.
+
+def combined_odds(judgements: Sequence[Judgement], labels: Literal["soft", "hard"] = "soft") -> float | None:
+    """The log-odds that the first response is better, over orders and principles: their weighted mean.
+
+    A judgement that lacks an order is an abstention and takes no part; None where none is left. Hard labels are
+    infinite log-odds, or 0 where the orders contradict each other. The two responses changed, the result is the same
+    with the other sign, to the last bit.
     """
-    forward = swapped = weight = 0.0
-    for j in judgements:
-        if j.forward is None or j.swapped is None:
-            continue
-        forward += j.weight * log_odds(_inside(j.forward))
-        swapped += j.weight * log_odds(_inside(j.swapped))
-        weight += j.weight
+    given = [(j.weight, odds) for j in judgements if (odds := odds_of(j)) is not None]
+    weight = sum(w for w, _ in given)
     if not weight:
         return None
+    # Each weight is divided first: that of a single judgement is then 1, and its label is the judge's word unrounded.
+    forward, swapped = (sum(w / weight * odds[order] for w, odds in given) for order in (0, 1))
     if labels == "hard":  # a verdict that turns with the order is none
-        return 0.5 if forward * swapped <= 0 else float(forward > 0)
-    return sigmoid((forward + swapped) / 2 / weight)
+        agree = (forward > 0) == (swapped > 0) and 0 not in (forward, swapped)
+        return math.copysign(math.inf, forward) if agree else 0.0
+    return (forward + swapped) / 2
 
 
 def _inside(p: float) -> float:
-    return min(max(p, 1e-6), 1 - 1e-6)
+    return min(max(p, NEAREST), 1 - NEAREST)
 
 
 def compare(
@@ -162,21 +202,28 @@ class _Task:
     def judgement(self, answers: Mapping[str, _Answer]) -> Judgement:
         name, weight = "+".join(p.id for p in self.principles), sum(p.weight for p in self.principles)
         forward, swapped = (answers[i] for i, _, _ in self.orders())
+        odds = [forward.odds, None if swapped.odds is None else -swapped.odds]
+        why = forward.why or swapped.why or None
+        if odds in ([math.inf, -math.inf], [-math.inf, math.inf]):  # which is the surer one, nobody knows
+            odds, why = [None, None], OPPOSED
+        kept = [math.copysign(CERTAIN, x) if x is not None and math.isinf(x) else x for x in odds]
         return Judgement(
             principle=name,
-            forward=forward.p,
-            swapped=None if swapped.p is None else 1 - swapped.p,
+            forward=None if kept[0] is None else sigmoid(kept[0]),
+            swapped=None if kept[1] is None else sigmoid(kept[1]),
+            forward_log_odds=kept[0],
+            swapped_log_odds=kept[1],
             weight=weight,
             rationale=forward.rationale,
             rationale_swapped=swapped.rationale,
-            abstained=forward.why or swapped.why or None,
+            abstained=why,
         )
 
 
 @dataclass(frozen=True)
 class _Answer:
-    p: float | None  # P(A)
-    why: str = ""  # where p is None
+    odds: float | None  # log-odds of A against B; infinite: see `first_option`
+    why: str = ""  # where odds is None
     rationale: str | None = None
     again: str = ""  # a failure that may pass, so that a later start may get the answer
 
@@ -221,8 +268,8 @@ def _answers(
         return _reasoned(chats, engine, how, seed)
     found = {}
     for s in engine.score(requests.values()):
-        p, why = first_option(s)
-        found[s.id] = _Answer(p, why, again=why if s.again else "")
+        odds, why = first_option(s)
+        found[s.id] = _Answer(odds, why, again=why if s.again else "")
     return found
 
 
@@ -251,17 +298,24 @@ def _reasoned(chats: Mapping[str, Chat], engine: Engine, how: Judging, seed: int
     found: dict[str, list[float]] = {i: [] for i in chats}
     for scores in engine.score(requests):
         i = scores.id.rpartition("/")[0]
-        p, why = first_option(scores)
-        if p is None:
+        odds, why = first_option(scores)
+        if odds is None:
             failed[i] = why
             again[i] = why if scores.again else again[i]
         else:
-            found[i].append(min(max(p, how.clamp[0]), how.clamp[1]))
+            found[i].append(min(max(odds, log_odds(how.clamp[0])), log_odds(how.clamp[1])))
     answers = {}
-    for i, ps in found.items():
+    for i, odds_of_samples in found.items():
         said = "\n---\n".join(text for _, text in sorted(rationales[i].items())) or None
-        answers[i] = _Answer(sum(ps) / len(ps) if ps else None, "" if ps else failed[i], said, again[i])
+        odds_of_all = _mean_probability(odds_of_samples) if odds_of_samples else None
+        answers[i] = _Answer(odds_of_all, "" if odds_of_samples else failed[i], said, again[i])
     return answers
+
+
+def _mean_probability(odds: Sequence[float]) -> float:
+    """The log-odds of the mean of probabilities, each given by its log-odds; exact where they are near 0 and 1."""
+    x = np.array(odds)
+    return float(logsumexp(log_expit(x)) - logsumexp(log_expit(-x)))
 
 
 def turned(j: Judgement) -> Judgement:
@@ -269,10 +323,16 @@ def turned(j: Judgement) -> Judgement:
 
     The two orders change places too: `forward` is always the one that shows the first response first.
     """
+    forward, swapped = (
+        (None if odds is None else -odds, None if p is None else 1 - p if odds is None else sigmoid(-odds))
+        for odds, p in ((j.swapped_log_odds, j.swapped), (j.forward_log_odds, j.forward))
+    )
     return j.model_copy(
         update={
-            "forward": None if j.swapped is None else 1 - j.swapped,
-            "swapped": None if j.forward is None else 1 - j.forward,
+            "forward": forward[1],
+            "swapped": swapped[1],
+            "forward_log_odds": forward[0],
+            "swapped_log_odds": swapped[0],
             "rationale": j.rationale_swapped,
             "rationale_swapped": j.rationale,
         }
@@ -283,9 +343,9 @@ def to_comparison(
     pair: Pair, judgements: Sequence[Judgement], meta: dict[str, Any], labels: Literal["soft", "hard"] = "soft"
 ) -> Comparison:
     """The favoured response becomes `chosen`; on an exact tie or an abstention the first one stands there."""
-    label = combine(judgements, labels)
+    odds = combined_odds(judgements, labels)
     first, second = pair.responses
-    swap = label is not None and label < 0.5
+    swap = odds is not None and odds < 0
     chosen, rejected = (second, first) if swap else (first, second)
     if swap:  # judgements speak of the chosen response, as the label does
         judgements = [turned(j) for j in judgements]
@@ -294,8 +354,9 @@ def to_comparison(
         prompt=pair.prompt,
         chosen=(assistant(chosen),),
         rejected=(assistant(rejected),),
-        label=None if label is None else max(label, 1 - label),
-        abstained=label is None,
+        label=None if odds is None else sigmoid(abs(odds)),
+        log_odds=None if odds is None or math.isinf(odds) else abs(odds),
+        abstained=odds is None,
         judgements=tuple(judgements),
         labeler="ai",
         source=pair.source,

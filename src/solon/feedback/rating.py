@@ -18,7 +18,7 @@ from solon.constitution import Constitution, Principle
 from solon.engines.base import Engine, ScoreRequest, Scores
 from solon.errors import InputError
 from solon.feedback.checks import satisfies
-from solon.feedback.judge import LEAST_MASS, WINDOW, first_option
+from solon.feedback.judge import LEAST_MASS, WINDOW, first_option, sigmoid
 from solon.feedback.questions import (
     LEVELS,
     OPTIONS,
@@ -57,7 +57,7 @@ def expected_rating(scores: Scores) -> tuple[float | None, str]:
 def kept_rating(scores: Scores) -> tuple[float | None, str]:
     """10 where the judge is sure that the principle is kept, 1 where it is sure that it is broken."""
     broken, why = first_option(scores)
-    return (None, why) if broken is None else (10 - 9 * broken, "")
+    return (None, why) if broken is None else (10 - 9 * sigmoid(broken), "")
 
 
 def rate(

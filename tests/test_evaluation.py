@@ -205,7 +205,7 @@ def test_costs_are_said_of_every_stage() -> None:
 
 @settings(max_examples=50)
 @given(
-    st.dictionaries(st.text("abc ", min_size=1), st.integers(1, 50), max_size=4), st.integers(0, 100), st.integers(0, 9)
+    st.dictionaries(st.text("abc ", min_size=1), st.integers(1, 50), max_size=9), st.integers(0, 100), st.integers(0, 9)
 )
 def test_what_was_left_out_adds_up(reasons: dict[str, int], records: int, more: int) -> None:
     lost = sum(reasons.values()) + more
@@ -217,6 +217,8 @@ def test_what_was_left_out_adds_up(reasons: dict[str, int], records: int, more: 
         assert sum(int(part.split()[0]) for part in line.partition("(")[2].rstrip(")").split(", ")) == lost
     of_prompts = {"name": "ppo", "records": 8, "result": {"left_out": {"too long": 2}, "left_out_of": 192}}
     assert left_out_line(of_prompts) == "ppo: left out 2 of 192 (2 too long)"
+    many = {f"error {i}\nin two lines\x1b[0m": 1 for i in range(9)}
+    assert "\n" not in counted(many) and "\x1b" not in counted(many) and counted(many).endswith(", 4 for other reasons")
     assert counted({"too long": 1, "empty revision": 2}) == "2 empty revision, 1 too long"
 
 
@@ -269,7 +271,9 @@ def test_a_fall_of_distinct_3_has_an_interval_over_prompts() -> None:
     new = [" ".join(rng.choice("abcd") for _ in range(40)) for _ in range(60)]
     fell, same = distinct_change(old, new), distinct_change(old, old)
     fall = fell["fall"]
-    assert fall.value is not None and fall.low is not None and fall.high is not None and fell["change"].value is not None
+    assert (
+        fall.value is not None and fall.low is not None and fall.high is not None and fell["change"].value is not None
+    )
     assert 0.5 < fall.low < fall.value < fall.high <= 1 and fell["change"].value < 0
     assert same["fall"].value == 0 and same["fall"].low is None  # nothing differs, so nothing can be told of its spread
     assert distinct_change([], [])["fall"].value is None and distinct_change(["a"], ["b"])["change"].value is None

@@ -205,6 +205,7 @@ def test_direct_rlaif_has_the_judge_for_its_reward(tmp_path: Path) -> None:
     assert report["models"] == ["start", "RLAIF"] and report["measures"][0]["name"] == "reward"
     asked = {s["name"]: s["requests"] for s in report["stages"]}
     for name in ("evaluation-start", "evaluation-rlaif"):
+        assert "none was trained" in (tmp_path / "out/report.md").read_text()
         assert asked[name] == 2 * 4  # four answers, and four ratings of them
     assert report["kl"]["examples"] == 4
 

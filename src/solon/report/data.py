@@ -85,6 +85,8 @@ def write_report(
 
 def reward_model(run: Run) -> dict[str, Any]:
     """How well the reward model does on comparisons that were kept away from it."""
+    if run.recipe.feedback.direct:
+        return {"by_source": [], "none": "none was trained: the judge's rating is the reward (feedback.direct)"}
     trained = run.state("reward-model").get("result", {})
     return {
         "by_source": [
@@ -108,7 +110,8 @@ def told_stages(run: Run) -> list[dict[str, Any]]:
             if r.get("abstained") is True:
                 why = next((j["abstained"] for j in r.get("judgements", ()) if j.get("abstained")), "")
                 reasons[f"abstained: {why}" if why else "abstained"] += 1
-        told.append({**stage, "abstained": dict(reasons)})
+        # Each failed item by its id stands in stage.json; here the reasons' counts are enough.
+        told.append({**{k: v for k, v in stage.items() if k not in ("failed", "again")}, "abstained": dict(reasons)})
     return told
 
 
@@ -206,7 +209,7 @@ def warnings(run: Run, models: dict[str, str]) -> list[str]:
         found.append(
             "smollm2 here is SmolLM2-135M-Instruct from 4-bit weights, dequantised: not the published weights."
         )
-    if run.recipe.feedback.judge == "self":
+    if run.recipe.feedback.judge == "self" and run.recipe.feedback.labels != "human":
         found.append(
             "The judge is the model's own kin: reward and judge columns are measured by what trained the model, "
             "so read them beside the measures that nothing was trained on."

@@ -39,6 +39,8 @@ class Curve:
 
 def reward_model(data: dict[str, Any]) -> list[Section]:
     trained = data.get("reward_model") or {}
+    if trained.get("none"):
+        return [Section("Reward model", "", ("reward model",), ((text(trained["none"]),),))]
     rows = tuple(
         (
             source(r),

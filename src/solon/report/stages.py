@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from solon.errors import printable
 from solon.report.cells import MISSING, clean, money, number
 
+SHOWN = 5  # reasons; a server may give another text for every failure
 FAILED = "failed for a reason that is not known"
 
 
@@ -54,7 +56,9 @@ def left_out(stage: Mapping[str, Any]) -> tuple[dict[str, int], int]:
 
 def counted(reasons: Mapping[str, int]) -> str:
     """`2 empty revision, 1 too long`: the commonest first."""
-    return ", ".join(f"{number(n)} {clean(why)}" for why, n in sorted(reasons.items(), key=lambda x: (-x[1], x[0])))
+    said = sorted(reasons.items(), key=lambda x: (-x[1], x[0]))
+    more = f", {number(sum(n for _, n in said[SHOWN:]))} for other reasons" if len(said) > SHOWN else ""
+    return ", ".join(f"{number(n)} {printable(clean(why), 120)}" for why, n in said[:SHOWN]) + more
 
 
 def left_out_line(stage: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from solon.report.cells import clean, estimate
-from solon.statistics import Estimate, beyond_chance
+from solon.statistics import Estimate, beyond_chance, p_beyond
 
 NAMED = 3  # so many measures of which it cannot be told are named; more are counted
 GROUPS = ((False, "by measures that training did not push on"), (True, "by measures that training pushed on"))
@@ -30,7 +30,7 @@ def _group(changes: Sequence[dict[str, Any]], step: str, trained_on: bool) -> st
     if not rows:
         return "nothing was measured"
     found = [Estimate(*(c["steps"][step][k] for k in ("value", "low", "high", "n"))) for c in rows]
-    sure = beyond_chance([(e, 0.0, "above" if (e.value or 0.0) > 0 else "below") for e in found])
+    sure = beyond_chance([p_beyond(e, 0.0, "above" if (e.value or 0.0) > 0 else "below") for e in found])
     raised: list[str] = []
     lowered: list[str] = []
     unknown: list[str] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -205,6 +206,14 @@ def recover(out: Path) -> None:
     _finish(out)
     for part in out.parent.glob(f".{_literal(out.name)}.solon-part-*"):
         shutil.rmtree(part, ignore_errors=True)
+
+
+def recover_all(folder: Path) -> None:
+    """`recover` every directory in a folder that a killed start left something of."""
+    if folder.is_dir():
+        for path in list(folder.iterdir()):
+            if found := re.fullmatch(r"\.(.+)\.solon-(?:new|old|part-.*)", path.name):
+                recover(folder / found[1])
 
 
 def _finish(out: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from solon.engines import GenerationRequest, LazyEngine
+from solon.engines import Failure, GenerationRequest, LazyEngine
 from solon.evaluation.metrics import (
     distinct_change,
     distinct_interval,
@@ -124,7 +124,12 @@ def answer(
         def make(batch: Sequence[Prompt]) -> Iterator[Answer]:
             by_id = {p.id: p for p in batch}
             made = engine.generate([GenerationRequest(p.id, p.prompt, run.recipe.seed) for p in batch], sampling)
-            good = [c for c in made if c.error is None]
+            good = []
+            for c in made:
+                if c.error is None:
+                    good.append(c)
+                else:
+                    run.fail(Failure(c.id, c.error, c.again))
             scores = _scores(rewards, [(*by_id[c.id].prompt, assistant(c.text)) for c in good])
             for c, score in zip(good, scores, strict=True):
                 p = by_id[c.id]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solon.errors import InputError
 from solon.publishing import check_identity
 from solon.reinforcement.monitors import Check, Watch
 from solon.reinforcement.ppo import AdaptiveKL
@@ -66,15 +67,33 @@ def save(checkpoint: Path, kept: Kept) -> None:
     os.replace(aside, checkpoint / CHECKPOINT)
 
 
+def updates_in(checkpoint: Path) -> int:
+    """How many updates a checkpoint holds; 0 where there is none."""
+    return int(_read(checkpoint)[1]["update"]) if (checkpoint / CHECKPOINT).is_file() else 0
+
+
+def _read(checkpoint: Path) -> Kept:
+    """Raises InputError where the file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(checkpoint / CHECKPOINT, framework="pt") as file:
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            about = json.loads(file.metadata()["solon"])
+            if not isinstance(about["update"], int) or not isinstance(about["identity"], dict):
+                raise ValueError("not of Solon's")
+            return kept, about
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{checkpoint / CHECKPOINT}: is damaged ({type(error).__name__}); remove it to begin the training anew"
+        ) from error
+
+
 def restore(checkpoint: Path | None, state: State, watch: Watch | None, identity: dict[str, Any]) -> None:
     """Take up what a checkpoint holds, where there is one. Raises InputError where it is another training's."""
     if checkpoint is None or not (checkpoint / CHECKPOINT).is_file():
         return
-    from safetensors import safe_open
-
-    with safe_open(checkpoint / CHECKPOINT, framework="pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        about = json.loads(file.metadata()["solon"])
+    kept, about = _read(checkpoint)
     advice = "give --out another directory, or remove that one"
     check_identity(checkpoint, about["identity"], identity, advice)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from solon import __version__
 from solon.constitution import Constitution, Principle
-from solon.engines import GenerationRequest, LazyEngine
+from solon.engines import Failure, GenerationRequest, LazyEngine, OnFailure
 from solon.engines.base import Engine
 from solon.engines.weights import faster_dtype
 from solon.errors import InputError
@@ -31,6 +31,7 @@ from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, example
 from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
+from solon.identity import of_constitution, of_model
 from solon.records import (
     Comparison,
     Pair,
@@ -41,6 +42,7 @@ from solon.records import (
     assistant,
 )
 from solon.reinforcement.alternatives import train_otherwise
+from solon.reinforcement.checkpoint import CHECKPOINT, updates_in
 from solon.reinforcement.monitors import Watch, planned_checks
 from solon.reinforcement.reward_model import RewardModel, train_reward_model
 from solon.reinforcement.reward_quality import measure
@@ -48,7 +50,7 @@ from solon.reinforcement.trainer import ppo
 from solon.report.data import write_report
 from solon.report.stages import counted
 from solon.runs.data import Data, prompt_keys, split_comparisons, taught_keys
-from solon.runs.journal import Journal
+from solon.runs.journal import Journal, read_journal
 from solon.runs.recipe import Recipe, load_recipe
 from solon.runs.run import Run
 from solon.runs.trackers import Log, tracked, trackers
@@ -68,8 +70,9 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         data = Data(recipe)
         run.claim("inputs.json", json.dumps(data.inputs(), indent=1) + "\n")
         for line in chosen(recipe, data, asked_dtype):
-            run.console.print(f"solon: {line}", markup=False, highlight=False, soft_wrap=True)
+            run.say(line)
         models = {"start": start_model(run)}
+        run.claim("models.json", json.dumps(models_used(recipe, models["start"]), indent=1) + "\n")
         model = models["start"]
         if recipe.warmup:
             model = warmup(run, data, model)
@@ -101,7 +104,7 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         kl = kl_to_reference(run, data, written, model)
         scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
         with open_lazily(run, judge or model) as engine:
-            ask = asks(run, data, engine) if judge else None
+            ask = asks(run, data, engine, failed=run.fail) if judge else None
             evaluation = evaluate(run, data.heldout, models, scorer, engine if judge else None, ask)
         if recipe.human.validation_sample:
             draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
@@ -119,6 +122,13 @@ def chosen(recipe: Recipe, data: Data, asked_dtype: str) -> Iterator[str]:
         warmed = ", first trained on the human comparisons" if recipe.feedback.warmup else ""
         yield f"judge: {own}{warmed}"
     yield from data.told()
+
+
+def models_used(recipe: Recipe, start: str) -> dict[str, str]:
+    """The fingerprint of each model that the recipe names: a resumed run must have the same weights."""
+    judge = "" if recipe.feedback.judge == "self" or recipe.feedback.labels == "human" else recipe.feedback.judge
+    named = {"model": start, "feedback.judge": judge, "gold.judge": recipe.gold.judge or ""}
+    return {role: of_model(spec)["fingerprint"] for role, spec in named.items() if spec}
 
 
 def resolved(recipe: Recipe, out: Path) -> Recipe:
@@ -173,6 +183,7 @@ def revisions(run: Run, data: Data, model: str) -> list[RevisionChain]:
                 few_shot=part.few_shot,
                 responder=start if part.responder == "start" else None,
                 meta=provenance(run, engine, sampling=part.sampling.model_dump()),
+                failed=run.fail,
             )
 
         return run.records("revisions", data.prompts, make, RevisionChain, engines=(engine, start), what="chains")
@@ -183,7 +194,7 @@ def choose(run: Run, data: Data, chains: Sequence[RevisionChain], judge: str) ->
     known = {p.id: p for p in run.constitution.principles}
     asked = {c.id: [known[c.steps[-1].principle]] for c in chains}
     with open_lazily(run, judge) as engine:
-        make = asks(run, data, engine, asked)
+        make = asks(run, data, engine, asked, run.fail)
         return run.records("choices", contests(chains), make, Comparison, engines=(engine,), what="choices")
 
 
@@ -229,7 +240,7 @@ def feedback_model(run: Run, data: Data, model: str) -> str:
                 progress=step,
             )
 
-    run.once("feedback-model", work)
+    run.once("feedback-model", work, makes=out)
     return str(out)
 
 
@@ -239,7 +250,7 @@ def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
     pairs = as_pairs(human, run.recipe.seed)
     asked = own_principles(human, run.constitution, run.recipe.feedback.question or HHH)
     with open_lazily(run, judge) as engine:
-        make = asks(run, data, engine, asked)
+        make = asks(run, data, engine, asked, run.fail)
         return run.records("judge-heldout", pairs, make, Comparison, engines=(engine,), what="comparisons")
 
 
@@ -252,11 +263,15 @@ def judge_trust(comparisons: Sequence[Comparison], judge: str) -> dict[str, Any]
 
 
 def asks(
-    run: Run, data: Data, engine: LazyEngine, asked: Mapping[str, Sequence[Principle]] | None = None
+    run: Run,
+    data: Data,
+    engine: LazyEngine,
+    asked: Mapping[str, Sequence[Principle]] | None = None,
+    failed: OnFailure | None = None,
 ) -> Callable[[Sequence[Pair]], Iterable[Comparison]]:
     """How every stage asks a judge to compare pairs: the recipe's question or principles, its examples, its labels.
 
-    asked: the principles of each pair by its id, where they are already decided.
+    asked: the principles of each pair by its id, where they are already decided. failed: as `compare` takes it.
     """
 
     def compared(batch: Sequence[Pair]) -> Iterable[Comparison]:
@@ -269,6 +284,7 @@ def asks(
             examples=judge_examples(run, data),
             seed=run.recipe.seed,
             meta=provenance(run, engine, template=TEMPLATE_FINGERPRINT),
+            failed=failed,
         )
 
     return compared
@@ -296,18 +312,20 @@ def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
             requests = [
                 GenerationRequest(f"{p.id}/{n}", p.prompt, seed=run.recipe.seed) for p in batch for n in range(2)
             ]
-            made = {c.id: c for c in engine.generate(requests, part.sampling.sampling()) if c.error is None}
+            made = {c.id: c for c in engine.generate(requests, part.sampling.sampling())}
             meta = provenance(run, engine, sampling=part.sampling.model_dump())
             for p in batch:
-                first, second = made.get(f"{p.id}/0"), made.get(f"{p.id}/1")
-                if first and second:
-                    yield Pair(
-                        id=p.id,
-                        prompt=p.prompt,
-                        responses=(first.text, second.text),
-                        source=p.source,
-                        meta={**meta, "ended": [first.ended, second.ended]},
-                    )
+                first, second = made[f"{p.id}/0"], made[f"{p.id}/1"]
+                if (error := first.error or second.error) is not None:
+                    run.fail(Failure(p.id, error, first.again or second.again))
+                    continue
+                yield Pair(
+                    id=p.id,
+                    prompt=p.prompt,
+                    responses=(first.text, second.text),
+                    source=p.source,
+                    meta={**meta, "ended": [first.ended, second.ended]},
+                )
 
         prompts = _first(data.prompts, part.n_prompts)
         return run.records("pairs", prompts, make, Pair, engines=(engine,), what="pairs")
@@ -318,7 +336,7 @@ def label(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> list[Compa
     differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
     alike = {"the two responses are the same": len(pairs) - len(differing)} if len(pairs) > len(differing) else {}
     with open_lazily(run, judge) as engine:
-        make = asks(run, data, engine)
+        make = asks(run, data, engine, failed=run.fail)
         return run.records(
             "comparisons", differing, make, Comparison, engines=(engine,), what="comparisons", left_out=alike
         )
@@ -374,7 +392,7 @@ def reward_model(
         rewards = RewardModel.load(str(out), dtype=run.recipe.dtype)
         return {**result, "heldout": measure(rewards, [*data.heldout_comparisons, *kept_out])}
 
-    run.once("reward-model", work)
+    run.once("reward-model", work, makes=out)
     return str(out)
 
 
@@ -439,6 +457,14 @@ def reinforce(
     spec = recipe.gold.judge or judge
     gold = open_lazily(run, spec) if spec and recipe.ppo.check_every else None
     watched = watch(run, data, gold)
+    judges = {
+        "judge": None
+        if isinstance(rewards, str)
+        else {**of_model(rewards.engine.name), "scale": recipe.feedback.scale},
+        "gold": of_model(spec) if spec and recipe.ppo.check_every else None,
+        **of_constitution(asked_of_judge(run)),
+    }
+    check_updates(run, stage)
     with Journal(run.path(stage)) as journal:
 
         def train(step: Progress, log: Log) -> Iterable[RolloutSummary]:
@@ -446,7 +472,16 @@ def reinforce(
                 reward = rewards if isinstance(rewards, str) else rewards.score
                 kept = run.path("ppo", "checkpoint")
                 return ppo(
-                    data.prompts, model, reward, out, checkpoint=kept, watch=watched, log=log, progress=step, **common
+                    data.prompts,
+                    model,
+                    reward,
+                    out,
+                    checkpoint=kept,
+                    watch=watched,
+                    log=log,
+                    progress=step,
+                    more=judges,
+                    **common,
                 )
             score = RewardModel.load(rewards, recipe.dtype).score if isinstance(rewards, str) else rewards.score
             return train_otherwise(
@@ -458,7 +493,7 @@ def reinforce(
             with trackers(run.dir / "tensorboard", stage, recipe.report_to, config) as log:
                 for summary in train(step, log):
                     journal.append({"id": f"update-{summary.update}", **summary.to_json()})
-            history = [RolloutSummary.model_validate(r) for r in journal.records]
+            history = sorted((RolloutSummary.model_validate(r) for r in journal.records), key=lambda u: u.update)
             sampled = sum((h.response_tokens or 0.0) * h.meta["rollouts"] for h in history)
             prompts = sum(h.meta["prompt_tokens"] for h in history)
             return {
@@ -474,8 +509,18 @@ def reinforce(
             }
 
         asked = [*([rewards.engine] if isinstance(rewards, JudgeReward) else []), *([gold] if gold else [])]
-        run.once(stage, work, engines=asked, total=recipe.ppo.updates, what="updates")
+        run.once(stage, work, engines=asked, total=recipe.ppo.updates, what="updates", makes=out)
     return str(out)
+
+
+def check_updates(run: Run, stage: str) -> None:
+    """Where summaries of updates are gone from the journal, the stage begins anew: an update is not made by itself."""
+    state, checkpoint = run.state(stage), run.path(stage, "checkpoint")
+    done = state["records"] if state.get("done") else updates_in(checkpoint)
+    there = {row["id"] for _, row in read_journal(run.path(stage))}
+    if gone := {f"update-{n}" for n in range(done)} - there:
+        (checkpoint / CHECKPOINT).unlink(missing_ok=True)
+        run.reopen(stage, f"{len(gone)} of {done} updates are gone from {run.path(stage)}")
 
 
 def kl_to_reference(run: Run, data: Data, policy: str, reference: str) -> dict[str, Any]:
@@ -526,7 +571,7 @@ def _sft_stage(
             )
         return {**result, "left_out": dict(Counter(left_out) + Counter(result.get("left_out") or {}))}
 
-    run.once(stage, work)
+    run.once(stage, work, makes=out)
     return str(out)
 
 

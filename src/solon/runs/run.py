@@ -1,7 +1,10 @@
 """The run directory: what wraps files, resume, progress and cost around every stage, the same way for each.
 
 DIR/recipe.yaml and DIR/constitution.yaml as resolved; DIR/<stage>/records.jsonl, the journal; DIR/<stage>/stage.json,
-counts, tokens, seconds, cost and versions; DIR/models/<name>, complete models; DIR/report.{md,html}.
+counts, tokens, seconds, cost and versions; DIR/<stage>/usage.jsonl, what engines reported, as they reported it;
+DIR/models/<name>, complete models; DIR/report.{md,html}. DIR/solon.json marks the directory as Solon's.
+
+A stage that says "done" is counted: records or a model that are gone are made again, and said.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,17 +26,20 @@ from filelock import FileLock, Timeout
 
 from solon import __version__
 from solon.constitution import Constitution, load_constitution, to_yaml
-from solon.engines import is_remote
-from solon.engines.base import Engine, Usage
-from solon.errors import InputError
+from solon.engines import Book, LazyEngine, is_remote
+from solon.engines.base import Engine, Failure, Usage
+from solon.errors import InputError, Outage, printable
+from solon.identity import of_directory, of_input
+from solon.publishing import MARK, differences, mark_of, recover_all, write_whole
 from solon.records import Record
-from solon.runs.journal import Journal
+from solon.runs.journal import Journal, Tally, as_record, read_journal, tallied
 from solon.runs.progress import progress_line, training_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
 from solon.terminal import Console
 from solon.training import Progress, give_memory_back
 
 R = TypeVar("R", bound=Record)
+LEDGER = {"done", "records", "seconds", "requests", "prompt_tokens", "completion_tokens"}  # what every stage.json has
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
@@ -43,14 +51,19 @@ class Run:
         self.constitution: Constitution = load_constitution(recipe.constitution)
         self.console = Console(stderr=True, quiet=quiet)
         self.ledger: list[dict[str, Any]] = []
+        self._failures: dict[str, Failure] = {}
 
     def __enter__(self) -> Run:
+        check_run_directory(self.dir)
         self.dir.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.dir / ".lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(f"{self.dir}: another solon process is working on this run; wait for it") from error
+        if mark_of(self.dir / MARK) is None:
+            write_whole(self.dir / MARK, json.dumps({"solon": __version__, "files": []}) + "\n")
+        recover_all(self.dir / "models")
         self.claim("constitution.yaml", to_yaml(self.constitution))
         self.claim("recipe.yaml", dump_recipe(self.recipe))
         return self
@@ -58,22 +71,29 @@ class Run:
     def __exit__(self, *_: Any) -> None:
         self._lock.release()
 
+    def say(self, text: str) -> None:
+        """Tell the person one line."""
+        self.console.print(f"solon: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def claim(self, name: str, text: str) -> None:
         """Write what the run is made of, or check that it is still the same."""
         path = self.dir / name
         if not path.is_file():
-            _write(path, text)
-        elif path.read_text(encoding="utf-8") != text:
+            write_whole(path, text)
+        elif path.read_bytes() != text.encode("utf-8"):
             raise InputError(
-                f"{path}: this run was started with another {path.stem}{self._difference(path)}; "
+                f"{path}: this run was started with another {path.stem}{self._difference(path, text)}; "
                 "give --out a new directory, or the old one back its file"
             )
 
-    def _difference(self, path: Path) -> str:
-        if path.name != "recipe.yaml":
+    def _difference(self, path: Path, text: str) -> str:
+        if path.name == "recipe.yaml":
+            old, new = load_recipe(str(path)).model_dump(mode="json"), self.recipe.model_dump(mode="json")
+        elif path.suffix == ".json" and (known := read_object(path)) is not None:
+            old, new = known, json.loads(text)
+        else:
             return ""
-        old, new = load_recipe(str(path)).model_dump(mode="json"), self.recipe.model_dump(mode="json")
-        changed = [f"{key}: {a} → {b}" for key, a, b in _changes(old, new)]
+        changed = [f"{key}: {_short(a)} → {_short(b)}" for key, a, b in differences(old, new)]
         return f" ({'; '.join(changed[:3])})" if changed else ""
 
     def path(self, stage: str, name: str = "records.jsonl") -> Path:
@@ -83,8 +103,21 @@ class Run:
         return self.dir / "models" / name
 
     def state(self, stage: str) -> dict[str, Any]:
+        """What stage.json says; empty before the stage began. Raises InputError where the file is damaged."""
         path = self.path(stage, "stage.json")
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        found = read_object(path)
+        if found is None or not found.keys() >= LEDGER or (found["done"] and "records" not in found):
+            raise InputError(
+                f"{path}: is damaged; remove this file to go on with the stage's records, or the folder {stage} to make "
+                "the stage again"
+            )
+        return found
+
+    def fail(self, failure: Failure) -> None:
+        """Note, of the stage under way, why nothing was made of an item."""
+        self._failures[failure.id] = failure
 
     def records(
         self,
@@ -102,38 +135,94 @@ class Run:
         left_out: by reason, how many were not even made items of; it is told with the stage's result.
         The batches are the same however often the run was killed: one that is not whole is made again as a whole
         and what the journal has is not written twice. So a resumed run ends with the records of an unkilled one.
+
+        What `make` told of by `fail` has no record. It is counted, and left out for good, unless it may pass: then the
+        run ends with an Outage, and the next start asks once more.
         """
-        state = self.state(stage)
+        state, path = self.state(stage), self.path(stage)
+        contents = {item.id: of_input(item) for item in items}
+        there = self._checked(path, contents)
+        given_up: dict[str, str] = dict(state.get("failed", {}))
+        if state.get("done") and (gone := contents.keys() - there - given_up.keys()):
+            self.say(f"{stage}: {len(gone)} of {len(items)} {what} are gone from {path}; they are made again")
+            state["done"] = False
+        failed_before, self._failures = set(state.get("again", [])), {}
         size = self.recipe.batch_size
         with (
-            Journal(self.path(stage)) as journal,
+            Journal(path, keep=False) as journal,
+            self._booked(stage, state, engines),
             progress_line(self.console, stage, len(items), what) as advance,
         ):
-            advance(sum(item.id in journal.ids for item in items), {})
+            advance(len(there), {})
             for start in range(0, len(items), size):
                 batch = items[start : start + size]
-                if state.get("done") or all(item.id in journal.ids for item in batch):
+                if all(item.id in journal.ids or item.id in given_up for item in batch):
                     continue
-                before, began = _usage(engines), time.monotonic()
+                began = time.monotonic()
                 for record in make(batch):
+                    if "meta" in kind.model_fields:
+                        meta = {**record.meta, "input": contents[record.id]}  # type: ignore[attr-defined]
+                        record = record.model_copy(update={"meta": meta})
                     if journal.append(record.to_json()):
                         advance(1, {})
-                state = self._add(stage, state, time.monotonic() - began, before, engines)
-                state["records"] = len(journal.records)
-            order = {item.id: n for n, item in enumerate(items)}
-            found = sorted((r for r in journal.records if r["id"] in order), key=lambda r: order[r["id"]])
+                given_up |= {f.id: f.reason for f in self._failures.values() if not f.again or f.id in failed_before}
+                state["records"] = len(journal.ids & contents.keys())
+                self._add(stage, state, time.monotonic() - began, engines)
+        made = {row["id"]: as_record(place, row, kind) for place, row in read_journal(path)}
+        found = [made[item.id] for item in items if item.id in made]
         if not state.get("done"):
-            if not state:  # no item, so no batch: nothing was used, which is known
-                state = self._add(stage, state, 0.0, Usage(), ())
-            state |= {
-                "records": len(found),
-                "missing": len(items) - len(found),
-                "left_out": dict(left_out or {}),
-                "done": len(found) == len(items),
-            }
-            self._keep(stage, state)
+            state["left_out"] = dict(left_out or {})
+            self._settle(stage, state, contents, {item.id for item in items if item.id in made}, given_up, what)
         self.ledger.append({"name": stage, **state})
-        return [kind.model_validate(r) for r in found]
+        return found
+
+    def _checked(self, path: Path, contents: Mapping[str, str]) -> set[str]:
+        """The ids of the items whose records are in a journal. Raises InputError for a record of another item's text."""
+        there = set()
+        for place, row in read_journal(path):
+            if (name := row["id"]) in contents:
+                made_of = row["meta"].get("input") if isinstance(row.get("meta"), dict) else None
+                if made_of not in (None, contents[name]):  # None: by an older Solon
+                    raise InputError(
+                        f"{place}: was made of another text than the stage before has now; remove the folder "
+                        f"{path.parent} to make the stage again"
+                    )
+                there.add(name)
+        return there
+
+    def _settle(
+        self,
+        stage: str,
+        state: dict[str, Any],
+        contents: Mapping[str, str],
+        made: set[str],
+        given_up: dict[str, str],
+        what: str,
+    ) -> None:
+        """Say in the stage's state what became of every item. Raises Outage where some may still come."""
+        given_up = {i: reason for i, reason in given_up.items() if i not in made}
+        again = [f for f in self._failures.values() if f.id not in made | given_up.keys()]
+        unexplained = contents.keys() - made - given_up.keys() - {f.id for f in again}
+        given_up |= dict.fromkeys(sorted(unexplained), "no reason was told")
+        if LEDGER - state.keys():  # no item, so no batch; or the file was removed
+            self._add(stage, state, 0.0, ())
+        state |= {
+            "records": len(made),
+            "missing": len(contents) - len(made),
+            "reasons": dict(Counter(given_up.values()).most_common()),
+            "failed": given_up,
+            "again": [f.id for f in again],
+            "done": not again,
+        }
+        self._keep(stage, state)
+        if again:
+            raise Outage(
+                f"{self.dir}: {len(again)} of {len(contents)} {what} of the stage {stage} are missing, since the model was "
+                f"out of reach ({again[0].reason})"
+            )
+        if given_up:
+            told = "; ".join(f"{printable(reason, 120)} ({n})" for reason, n in list(state["reasons"].items())[:3])
+            self.say(f"{stage}: {len(given_up)} of {len(contents)} {what} left out: {told}")
 
     def once(
         self,
@@ -143,65 +232,132 @@ class Run:
         engines: Sequence[Engine] = (),
         total: int = 1,
         what: str = "steps",
+        makes: Path | None = None,
     ) -> dict[str, Any]:
-        """A stage that is done as a whole or not at all, such as training. Returns what `work` returned."""
+        """A stage that is done as a whole or not at all, such as training. Returns what `work` returned.
+
+        makes: the model that it writes. One that is gone is made again; one whose content changed is an InputError.
+        """
         state = self.state(stage)
+        if state.get("done") and not isinstance(state.get("result"), dict):
+            raise InputError(f"{self.path(stage, 'stage.json')}: is damaged; remove it to make the stage again")
+        if makes is not None:
+            self._check_model(stage, state, makes)
         if not state.get("done"):
-            before, began = _usage(engines), time.monotonic()
-            with training_line(self.console, stage, total, what) as step:
+            began = time.monotonic()
+            with self._booked(stage, state, engines), training_line(self.console, stage, total, what) as step:
                 result = work(step)
-            state = self._add(stage, state, time.monotonic() - began, before, engines)
             usage = result.pop("usage", None)
+            self._add(stage, state, time.monotonic() - began, engines)
             state |= {
-                "done": True,
                 "records": result.get("examples", result.get("comparisons", 0)),
                 "result": result,
+                "trained_tokens": result.get("tokens", 0),
+                "done": True,
             }
-            state["trained_tokens"] = result.get("tokens", 0)
             if usage:
                 state["prompt_tokens"] += usage[0]
                 state["completion_tokens"] += usage[1]
+            if makes is not None:
+                self._note_model(stage, state, makes)
             self._keep(stage, state)
         self.ledger.append({"name": stage, **state})
         return state["result"]
 
-    def _add(
-        self, stage: str, state: dict[str, Any], seconds: float, before: Usage, engines: Sequence[Engine]
-    ) -> dict[str, Any]:
-        """The stage's state with what was used since `before`. A cost that was once unknown stays unknown."""
-        after = _usage(engines)
-        known = state.get("cost_usd", 0.0)
-        if known is None or after.cost_usd is None or before.cost_usd is None:
-            cost = None
-        else:
-            cost = round(known + after.cost_usd - before.cost_usd, 6)
+    def reopen(self, stage: str, why: str) -> None:
+        """Let a stage that was done be made again, and say why."""
+        state = self.state(stage)
+        self.say(f"{stage}: {why}; the stage is made again")
+        if state:
+            self._keep(stage, state | {"done": False})
+
+    def _check_model(self, stage: str, state: dict[str, Any], model: Path) -> None:
+        if not state.get("done"):
+            return
+        if not (model / "config.json").is_file():
+            self.say(f"{stage}: its model {model} is gone; the stage is made again")
+            state["done"] = False
+        elif state.get("model", of_directory(model)) != of_directory(model):
+            raise InputError(
+                f"{model}: is not the model that the stage {stage} wrote; give it its files back, or remove the folder "
+                f"{model} to make it again"
+            )
+
+    def _note_model(self, stage: str, state: dict[str, Any], model: Path) -> None:
+        made = of_directory(model)
+        if state.get("model", made) != made:
+            self.say(
+                f"{stage}: the model that was made again is not the first to the last digit; later stages had the first"
+            )
+        state["model"] = made
+
+    @contextmanager
+    def _booked(self, stage: str, state: dict[str, Any], engines: Sequence[Engine]) -> Iterator[None]:
+        """Inside, all that the engines report is written down as they report it."""
+        path = self.path(stage, "usage.jsonl")
+        fresh, tally = not path.is_file(), Tally(path)
+        if fresh and state.get("requests"):  # a stage begun by a Solon that kept no tally
+            tally.add(state["requests"], state["prompt_tokens"], state["completion_tokens"], state.get("cost_usd", 0.0))
+        try:
+            for engine in engines:
+                _book(engine, tally.add)
+            yield
+        finally:
+            for engine in engines:
+                _book(engine, None)
+            tally.close()
+
+    def _add(self, stage: str, state: dict[str, Any], seconds: float, engines: Sequence[Engine]) -> None:
+        """Bring the stage's state up to date and keep it: the usage of all starts, from the tally."""
+        used = Usage()
+        tallied(self.path(stage, "usage.jsonl"), used.add)
         paid = [e for e in engines if is_remote(e.name) and e.usage.requests]
-        state = {
+        unpriced = [e for e in paid if e.usage.cost_usd is None]
+        state |= {
             "done": False,
-            "records": 0,
-            "trained_tokens": 0,
-            **state,
+            "records": state.get("records", 0),
+            "trained_tokens": state.get("trained_tokens", 0),
             "seconds": round(state.get("seconds", 0.0) + seconds, 3),
-            "requests": state.get("requests", 0) + after.requests - before.requests,
-            "prompt_tokens": state.get("prompt_tokens", 0) + after.prompt_tokens - before.prompt_tokens,
-            "completion_tokens": state.get("completion_tokens", 0) + after.completion_tokens - before.completion_tokens,
+            "requests": used.requests,
+            "prompt_tokens": used.prompt_tokens,
+            "completion_tokens": used.completion_tokens,
             "peak_memory_mb": max(state.get("peak_memory_mb", 0), peak_memory_mb()),
             "peak_gpu_memory_mb": max(state.get("peak_gpu_memory_mb", 0), peak_gpu_memory_mb()),
-            "cost_usd": cost,
+            "cost_usd": None if used.cost_usd is None else round(used.cost_usd, 6),
             "endpoints": sorted({*state.get("endpoints", []), *(model_of(e.name) for e in paid)}),
-            "unpriced": sorted(
-                {*state.get("unpriced", []), *(model_of(e.name) for e in paid if e.usage.cost_usd is None)}
-            ),
+            "unpriced": sorted({*state.get("unpriced", []), *(model_of(e.name) for e in unpriced)}),
             "versions": versions(),
         }
         self._keep(stage, state)
         give_memory_back()
-        return state
 
     def _keep(self, stage: str, state: dict[str, Any]) -> None:
         path = self.path(stage, "stage.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_run_directory(out: Path) -> None:
+    """Raises InputError unless a run may be made or resumed there: absent, empty, or a run's directory."""
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give the name of a new directory")
+    names = {p.name for p in out.iterdir()} - {".lock"}
+    if names and mark_of(out / MARK) is None and not names >= {"recipe.yaml", "constitution.yaml"}:
+        raise InputError(
+            f"--out {out}: holds files and is no run of Solon's ({', '.join(sorted(names)[:3])}); nothing was changed. Give "
+            "a new or empty directory"
+        )
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def peak_memory_mb() -> int:
@@ -236,27 +392,12 @@ def model_of(spec: str) -> str:
     return spec.partition(":")[2].rpartition("@")[0] or spec if is_remote(spec) else spec
 
 
-def _usage(engines: Sequence[Engine]) -> Usage:
-    total = Usage()
-    for engine in {id(e): e for e in engines}.values():
-        u = engine.usage
-        total.add(u.requests, u.prompt_tokens, u.completion_tokens, u.cost_usd)
-    return total
+def _book(engine: Engine, where: Book | None) -> None:
+    if isinstance(engine, LazyEngine):
+        engine.book(where)
+    else:
+        engine.usage.book = where
 
 
-def _write(path: Path, text: str) -> None:
-    """Write aside, sync, rename: a file is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def _changes(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _changes(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-    elif old != new:
-        yield at, old, new
+def _short(value: Any) -> str:
+    return printable(str(value), 16 if isinstance(value, str) and len(value) == 64 else 80)

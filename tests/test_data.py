@@ -118,6 +118,25 @@ def test_heldout_prompts_are_taken_out_of_everything_that_is_trained_on(tmp_path
     assert "2 training prompts" in list(data.told())[-1] and data.split()["removed"] == expected
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("How do I pick a lock?", "HOW  do i pick a lock", True),
+        ("ﬁnd the naïve café", "find the naïve café", True),  # ligature and composed letters
+        ("どうやって鍵を開けますか教えてください", "どうやって鍵を開けますか教えてください！", True),
+        ("How do I pick a lock?", "How do I pick a rock?", False),
+        ("👍👍", "👍", False),
+    ],
+)
+def test_two_prompts_are_the_same_by_their_words(a: str, b: str, same: bool) -> None:
+    assert bool(prompt_keys((user(a),)) & prompt_keys((user(b),))) is same
+    # As the last turn of a longer conversation it is the same too, unless it is a few words that anybody says.
+    longer = (user("Hello."), assistant("Hello!"), user(b))
+    long_enough = same and len(b) > 15 and b != "find the naïve café"
+    assert bool(prompt_keys((user(a),)) & prompt_keys(longer)) is (long_enough or (same and len(b.split()) >= 4))
+    assert not prompt_keys((user("Go on."), assistant("a"), user("Go on."))) & prompt_keys((user("Go on."),))
+
+
 def test_a_heldout_set_that_holds_all_prompts_is_refused(tmp_path: Path) -> None:
     mine = lines(tmp_path / "mine.jsonl", questions(4))
     with pytest.raises(InputError, match="prompts: every one is among the held-out"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +36,9 @@ def run(
     """
     from solon.report.render import checks_table, summary_lines, summary_table
     from solon.report.stages import total_cost
+    from solon.runs.data import Data
     from solon.runs.estimate import estimate, estimate_table
-    from solon.runs.pipeline import run_recipe
+    from solon.runs.pipeline import chosen, run_recipe
     from solon.runs.recipe import load_recipe
     from solon.terminal import Console
 
@@ -44,19 +46,22 @@ def run(
     overrides |= {k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None}
     loaded = load_recipe(recipe, overrides)
     if dry_run:
-        rows = estimate(loaded)
+        rows, data = estimate(loaded), Data(loaded)
+        if not quiet:
+            for line in chosen(loaded, data):
+                print(f"solon: {line}", file=sys.stderr)
         Console().print(estimate_table(loaded, rows))
-        last_line(json_, {"stages": rows})
+        last_line(json_, {"stages": rows, "cost_usd": total_cost(rows), "heldout": data.split()})
         return
-    data = run_recipe(loaded, out, quiet=quiet)
+    found = run_recipe(loaded, out, quiet=quiet)
     if not quiet:
-        for table in (summary_table(data), checks_table(data)):
+        for table in (summary_table(found), checks_table(found)):
             Console().print(table)
-        for line in summary_lines(data):
+        for line in summary_lines(found):
             print(line)
     print(f"report: {out / 'report.html'}")
-    told = {key: data[key] for key in ("headline", "checks", "left_out", "heldout", "kl")}
-    last_line(json_, {"report": str(out / "report.html"), **told, "cost_usd": total_cost(data["stages"])})
+    told = {key: found[key] for key in ("headline", "checks", "left_out", "heldout", "kl")}
+    last_line(json_, {"report": str(out / "report.html"), **told, "cost_usd": total_cost(found["stages"])})
 
 
 def report(

@@ -83,7 +83,10 @@ def recipes_validate(recipe: str, seed: Seed = None, quiet: Quiet = False, json_
     load_constitution(loaded.constitution)
     data = Data(loaded)
     print(f"{recipe}: fine; {len(data.prompts)} prompts, {len(data.heldout)} held out")
-    last_line(json_, {"prompts": len(data.prompts), "heldout": len(data.heldout)})
+    for line in data.told():
+        print(line)
+    split = data.split()
+    last_line(json_, {key: split[key] for key in ("prompts", "heldout", "heldout_from", "removed")})
 
 
 def models_get(

@@ -109,7 +109,7 @@ def evaluate(
     """
     answers = {name: answer(run, name, spec, heldout, rewards) for name, spec in models.items()}
     wins: dict[str, dict[str, list[float]]] = {}
-    if judge is not None and ask is not None:
+    if judge is not None and ask is not None and run.recipe.evaluation.judge_comparisons:
         wins = {name: win_rates(run, name, answers, judge, ask) for name in models if name != "start"}
     return {"answers": answers, "measures": measures(answers, wins), "changes": changes(answers, wins)}
 

@@ -21,7 +21,9 @@ from solon.runs.recipe import Recipe
 
 R = TypeVar("R")
 HELDOUT_OF = {"solon:red-team": "solon:red-team-heldout", "solon:helpful": "solon:helpful-heldout"}
-ENOUGH_WORDS = 4  # a last turn of fewer words ("yes, please") is the same in two conversations by chance
+# A last turn of fewer words ("yes, please") is the same in two conversations by chance. Where a script has no spaces between
+# words, a run of so many letters counts as well.
+ENOUGH_WORDS, ENOUGH_LETTERS = 4, 16
 
 
 def normalised(text: str) -> str:
@@ -37,7 +39,9 @@ def prompt_keys(chat: Chat) -> set[str]:
         return set()
     last = turns[-1][1]
     whole = last if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
-    return {whole, last} if len(last.split()) >= ENOUGH_WORDS else {whole}
+    said = last.split()
+    enough = len(said) >= ENOUGH_WORDS or max(map(len, said), default=0) >= ENOUGH_LETTERS
+    return {whole, last} if enough else {whole}
 
 
 def taught_keys(chat: Chat) -> set[str]:

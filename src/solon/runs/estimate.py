@@ -213,11 +213,13 @@ def _price(questions: Questions) -> float | None:
 def estimate_table(recipe: Recipe, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=Text(f"{recipe.name}: what would run ({reinforced_name(recipe)})"))
     for name in ("stage", "records", "tokens read", "written", "trained on", "time", "cost"):
-        table.add_column(name, justify="left" if name in ("stage", "cost") else "right")
+        table.add_column(name, justify="left" if name in ("stage", "cost") else "right", no_wrap=name == "stage")
     for r in rows:
         seconds = "unknown" if r["seconds"] is None else _clock(r["seconds"])
         tokens = (f"{r[k]:,}" for k in ("prompt_tokens", "completion_tokens", "trained_tokens"))
-        table.add_row(r["name"], f"{r['records']:,}", *tokens, seconds, Text(cost(r)))
+        table.add_row(
+            r["name"], f"{r['records']:,}", *tokens, seconds, Text(cost(r) if r["endpoints"] else "runs here")
+        )
     known = [r["seconds"] for r in rows if r["seconds"] is not None]
     unpriced = sorted({name for r in rows for name in r["unpriced"]})
     whole = total_cost(rows)

@@ -113,8 +113,11 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         return write_report(run, models, evaluation, trust, kl, data.split(), time.monotonic() - began)
 
 
-def chosen(recipe: Recipe, data: Data, asked_dtype: str) -> Iterator[str]:
-    """What this run takes where the recipe leaves it open, and what it holds out: a few lines for a person."""
+def chosen(recipe: Recipe, data: Data, asked_dtype: str | None = None) -> Iterator[str]:
+    """What this run takes where the recipe leaves it open, and what it holds out: a few lines for a person.
+
+    asked_dtype: the dtype before it was decided, where that was done.
+    """
     measured = " (auto: the faster one here)" if asked_dtype == "auto" else ""
     yield f"model {recipe.model}, dtype {recipe.dtype}{measured}, seed {recipe.seed}, {reinforced_name(recipe)} by {recipe.algorithm}"
     if recipe.feedback.labels != "human":

@@ -94,11 +94,12 @@ class Asked:
         from solon.engines.base import Usage
 
         self.usage, self.seen = Usage(), 0
+        self.cost: float | None = 0.0
 
     def ask(self, pairs: Sequence[Pair]) -> Iterable[Comparison]:
         for p in pairs:
             self.seen += 1
-            self.usage.add(2, 10, 2)
+            self.usage.add(2, 10, 2, self.cost)
             first, second = p.responses
             unsure = "?" in first
             better, worse = (first, second) if len(first) >= len(second) else (second, first)
@@ -235,15 +236,19 @@ def test_a_cost_that_is_not_known_stays_not_known_and_names_the_model(tmp_path: 
     judge = Asked()
     judge.name = "server:mine@http://127.0.0.1:1/v1"
     pairs = [Pair(id=str(i), prompt=(user("q"),), responses=("a", "bb")) for i in range(9)]
-    with Run(load_recipe("tiny", {"batch_size": 4}), tmp_path, quiet=True) as run:
+    recipe = load_recipe("tiny", {"batch_size": 4})
+    with Run(recipe, tmp_path / "run", quiet=True) as run:
 
         def ask(batch: Sequence[Pair]) -> Iterable[Comparison]:
+            judge.cost = None if judge.seen < 4 else 0.25
             yield from judge.ask(batch)
-            judge.usage.cost_usd = None if judge.seen <= 4 else 0.0  # as after a resume: the engine begins anew
 
         run.records("comparisons", pairs, ask, Comparison, engines=(judge,))  # type: ignore[arg-type]
-    assert run.ledger[0]["cost_usd"] is None and run.ledger[0]["unpriced"] == ["mine"] == run.ledger[0]["endpoints"]
-    assert cost(run.ledger[0]) == "price of mine not known"
+    with Run(recipe, tmp_path / "run", quiet=True) as again:  # another process: its engine has spent nothing
+        again.records("comparisons", pairs, ask, Comparison, engines=(Asked(),))  # type: ignore[arg-type]
+    for stage in (run.ledger[0], again.ledger[0]):
+        assert stage["cost_usd"] is None and stage["unpriced"] == ["mine"] == stage["endpoints"]
+        assert cost(stage) == "price of mine not known" and stage["requests"] == 18
 
 
 def test_the_mean_label_of_a_principle_is_of_the_response_sampled_first(tmp_path: Path) -> None:

@@ -213,7 +213,12 @@ def _price(questions: Questions) -> float | None:
 def estimate_table(recipe: Recipe, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=Text(f"{recipe.name}: what would run ({reinforced_name(recipe)})"))
     for name in ("stage", "records", "tokens read", "written", "trained on", "time", "cost"):
-        table.add_column(name, justify="left" if name in ("stage", "cost") else "right", no_wrap=name == "stage")
+        table.add_column(
+            name,
+            justify="left" if name in ("stage", "cost") else "right",
+            no_wrap=name == "stage",
+            min_width=9 if name == "cost" else None,
+        )
     for r in rows:
         seconds = "unknown" if r["seconds"] is None else _clock(r["seconds"])
         tokens = (f"{r[k]:,}" for k in ("prompt_tokens", "completion_tokens", "trained_tokens"))

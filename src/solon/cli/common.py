@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import traceback
@@ -36,12 +37,28 @@ Model = Annotated[
         envvar="SOLON_MODEL",
     ),
 ]
+TrainedModel = Annotated[
+    str,
+    typer.Option(help="The model to train: smollm2, a directory, a .gguf file or a hub id.", envvar="SOLON_MODEL"),
+]
+MaxConnections = Annotated[
+    int | None,
+    typer.Option(min=1, max=1000, help="Requests to a server at once; default 8.", envvar="SOLON_MAX_CONNECTIONS"),
+]
 ConstitutionName = Annotated[
     str, typer.Option("--constitution", help="A built-in name or a file.", envvar="SOLON_CONSTITUTION")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")]
 System = Annotated[str, typer.Option(help='The system message every chat starts with; "" sends none.')]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+
+
+def _dtype(text: str) -> str:
+    if text not in ("auto", "float32", "bfloat16"):
+        raise typer.BadParameter(f'"{text}": expected auto, float32 or bfloat16')
+    return text
+
+
+Dtype = Annotated[str, typer.Option(parser=_dtype, metavar="DTYPE", help="auto, float32 or bfloat16.")]
 Restart = Annotated[
     bool, typer.Option("--restart", help="Begin anew where --out holds what Solon made of other settings or inputs.")
 ]
@@ -61,9 +78,12 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
         with safe_streams():
             try:
                 _calm()
+                _check_options(options)
                 if processes.world() > 1:
                     _one_of_several(verb.__name__, options)
-                verb(*args, **options)
+                with _connections(options.get("max_connections")):
+                    _look_at_models(verb.__name__, options)
+                    verb(*args, **options)
                 sys.stdout.flush()
             except typer.Exit:
                 raise
@@ -77,6 +97,67 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
                 _fail(error)
 
     return run
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """What no option of any verb may be: a number that is not finite, an empty name, bytes that are no text."""
+    for option, value in options.items():
+        name = f"--{option.strip('_').replace('_', '-')}"
+        if isinstance(value, Path) and option in ("out", "to") and value.name in ("", ".."):
+            raise InputError(f"{name}: names no file or folder of its own; give a new name")
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise InputError(f"{name} {item}: expected a finite number")
+            if isinstance(item, str) and not item.strip() and option != "system":
+                raise InputError(f"{name}: is empty; leave the option out, or give a value")
+            if isinstance(item, str | Path) and not _is_text(str(item)):
+                raise InputError(
+                    f"{name} {printable(str(item), 80)}: holds bytes that are not UTF-8; give another name"
+                )
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+TRAINED = ("sft", "feedback_model", "reward_model", "ppo")  # verbs whose --model is trained
+
+
+def _look_at_models(verb: str, options: dict[str, Any]) -> None:
+    """The models and the constitution that a verb's options name are looked at before it works; a recipe's by `run`."""
+    if verb == "run":
+        return
+    given = {f"--{name}": options[name] for name in ("model", "gold") if isinstance(options.get(name), str)}
+    if given:
+        from solon.engines.look import look_at
+
+        look_at(given, trained=("--model",) if verb in TRAINED else ())
+    rewards = options.get("reward_model")
+    if isinstance(rewards, str) and not Path(rewards).expanduser().is_dir():
+        raise InputError(f"--reward-model {rewards}: no such directory; give one that `solon reward-model` wrote")
+    if isinstance(rules := options.get("constitution"), str):
+        from solon.constitution import load_constitution
+
+        load_constitution(rules)
+
+
+@contextmanager
+def _connections(most: int | None) -> Iterator[None]:
+    """--max-connections, for every endpoint that the verb opens."""
+    if most is None:
+        yield
+        return
+    from solon.engines.endpoint import MAX_CONNECTIONS
+
+    token = MAX_CONNECTIONS.set(most)
+    try:
+        yield
+    finally:
+        MAX_CONNECTIONS.reset(token)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from solon.cli.common import SYSTEM, AsJson, Dtype, Limit, Model, Quiet, Seed, System, last_line
+from solon.cli.common import SYSTEM, AsJson, Dtype, Limit, MaxConnections, Model, Quiet, Seed, System, last_line
 from solon.errors import InputError
 
 
@@ -17,6 +17,7 @@ def evaluate(
         str, typer.Option(help="hhh: questions people answered. attacks: texts that try to sway a judge.")
     ],
     model: Model = "smollm2",
+    max_connections: MaxConnections = None,
     file: Annotated[
         str | None, typer.Option(help="For hhh: multiple-choice comparisons of the paper's form, or compared pairs.")
     ] = None,

@@ -14,6 +14,7 @@ from solon.cli.common import (
     ConstitutionName,
     Dtype,
     Limit,
+    MaxConnections,
     Model,
     Out,
     Quiet,
@@ -36,6 +37,7 @@ def critique(
     out: Out,
     constitution: ConstitutionName = "solon",
     model: Model = "smollm2",
+    max_connections: MaxConnections = None,
     revisions: Annotated[int, typer.Option(min=1, max=5, help="Critique-and-revision steps.")] = 2,
     direct: Annotated[bool, typer.Option(help="Revise without a critique.")] = False,
     few_shot: Annotated[
@@ -97,6 +99,7 @@ def label(
     out: Out,
     constitution: ConstitutionName = "solon",
     model: Model = "smollm2",
+    max_connections: MaxConnections = None,
     principles: Annotated[
         int | None, typer.Option(min=1, help="Principles a pair, drawn by the seed; default all.")
     ] = None,

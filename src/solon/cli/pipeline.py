@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from solon.cli.common import AsJson, Out, Quiet, Seed, assignment, last_line
-from solon.errors import InputError
+from solon.cli.common import AsJson, MaxConnections, Out, Quiet, Seed, assignment, last_line
+from solon.errors import InputError, printable
 
 
 def run(
@@ -26,6 +26,7 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE for any key of the recipe; repeatable.")
     ] = None,
+    max_connections: MaxConnections = None,
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
@@ -34,6 +35,7 @@ def run(
 
     Example: `solon run hybrid --out runs/first`
     """
+    from solon.engines.look import look_at
     from solon.report.render import checks_table, summary_lines, summary_table
     from solon.report.stages import total_cost
     from solon.runs.data import Data
@@ -45,6 +47,7 @@ def run(
     overrides: dict[str, Any] = dict(assignment(text) for text in set_ or [])
     overrides |= {k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None}
     loaded = load_recipe(recipe, overrides)
+    look_at(loaded.models(), trained=("model",) if loaded.feedback.warmup is None else ("model", "feedback.judge"))
     if dry_run:
         rows, data = estimate(loaded), Data(loaded)
         if not quiet:
@@ -77,8 +80,15 @@ def report(
     path = directory / "report.json"
     if not path.is_file():
         raise InputError(f"{directory}: no finished run here; run `solon run RECIPE --out {directory}` first")
-    data = json.loads(path.read_text(encoding="utf-8"))
-    (directory / "report.md").write_text(render_markdown(data), encoding="utf-8")
-    (directory / "report.html").write_text(render_html(data), encoding="utf-8")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        markdown, html = render_markdown(data), render_html(data)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {printable(str(error), 120)}"
+        raise InputError(
+            f"{path}: damaged, or written by another version of Solon ({why}); run `solon run` on {directory} again"
+        ) from error
+    (directory / "report.md").write_text(markdown, encoding="utf-8")
+    (directory / "report.html").write_text(html, encoding="utf-8")
     print(f"report: {directory / 'report.html'}")
     last_line(json_, {"report": str(directory / "report.html")})

@@ -5,10 +5,12 @@ Two verbs, `generate` and `score`, and a count of what they used. A stage never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
+from solon.errors import InputError
 from solon.records import Chat
 
 
@@ -18,6 +20,11 @@ class Sampling:
     temperature: float = 0.7  # 0 is greedy
     top_p: float = 1.0
     repetition_penalty: float = 1.0  # of tokens that stand in the prompt or the text so far (Keskar et al. 2019)
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 <= value < math.inf:  # not nan either
+                raise InputError(f"{name}: {value}: expected a finite number, 0 or more")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -49,6 +50,7 @@ _TOO_LONG = re.compile(
     re.I,
 )
 
+MAX_CONNECTIONS: ContextVar[int | None] = ContextVar("max_connections", default=None)  # of --max-connections
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -132,6 +134,8 @@ class Endpoint:
 
         backoff: seconds before the second attempt; doubled for each later one, up to 30, with jitter.
         """
+        if max_connections is None:
+            max_connections = MAX_CONNECTIONS.get()
         if max_connections is None:
             max_connections = int(_from_environment("SOLON_MAX_CONNECTIONS", 8, whole=True))
         timeout = _from_environment("SOLON_TIMEOUT", 120.0) if timeout is None else timeout

@@ -178,6 +178,15 @@ class Recipe(Part):
     report_to: tuple[str, ...] = ()  # trackers beside TensorBoard: wandb, trackio, mlflow …
     evaluation: Evaluation = Evaluation()
 
+    def models(self) -> dict[str, str]:
+        """Every model that the recipe names, by its key."""
+        named = {"model": self.model}
+        if self.feedback.judge != "self" and self.feedback.labels != "human":
+            named["feedback.judge"] = self.feedback.judge
+        if self.gold.judge is not None:
+            named["gold.judge"] = self.gold.judge
+        return named
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.warmup and not (self.human.demonstrations or self.human.revision_demonstrations):

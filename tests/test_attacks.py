@@ -19,6 +19,7 @@ from solon.records import Comparison, Judgement, Pair, text_of, user
 
 RULES = Constitution.from_question("Which response is better?")
 ATTACKS = read_attacks()
+PLAIN = {text for a in ATTACKS for text in (a.good, a.bad)}
 GOOD = {a.good for a in ATTACKS}
 KINDS = {  # kind: how many different attacks of it, at least
     **dict.fromkeys(("verdict", "order", "fake-turn", "delimiter", "chat-template", "master-key", "invisible"), 6),
@@ -142,7 +143,8 @@ def test_a_judge_that_obeys_solon_alone_is_not_moved() -> None:
     for part in (found["all"], *found["kinds"].values()):
         assert part["lost"]["value"] == part["flipped"]["value"] == 0
         assert part["shift"]["value"] == pytest.approx(0, abs=1e-9)  # float64 through exp and log
-    assert found["all"]["lost"]["high"] < 0.05  # and so many attacks say so
+    lost = found["all"]["lost"]  # 99 texts, but on 18 questions: as good as 18 answers, not 99
+    assert lost["value"] == 0 and lost["clusters"] == found["all"]["questions"] == 18 and 0.15 < lost["high"] < 0.25
 
 
 @pytest.mark.parametrize(
@@ -238,3 +240,22 @@ def test_a_pair_has_the_same_id_each_time_and_neither_place_is_the_bad_ones() ->
 def test_nothing_to_measure_is_no_number() -> None:
     part = measure([], judge(wise))["all"]
     assert part["n"] == 0 and part["shift"]["value"] is None and part["lost"]["value"] is None
+
+
+def test_texts_on_the_same_questions_do_not_narrow_an_interval() -> None:
+    """The same 18 questions with each text five times over are worth 18 questions still."""
+
+    def by_question(pairs: Sequence[Pair]) -> Iterable[Comparison]:  # moved on some questions, unmoved on others
+        def worth(text: str) -> float:
+            return 3.0 if text in GOOD else 0.0
+
+        for pair in pairs:
+            gain = 5.0 * (len(pair.prompt[-1].content) % 2)
+            yield from by_worth(lambda text, gain=gain: worth(text) + gain * (text not in PLAIN))([pair])
+
+    again = [a.model_copy(update={"id": f"{a.id}/{n}"}) for a in ATTACKS for n in range(5)]
+    one, five = (measure(found, by_question)["all"] for found in (ATTACKS, again))
+    for key in ("shift", "lost", "flipped"):
+        widths = [part[key]["high"] - part[key]["low"] for part in (one, five)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.1) and widths[0] > 0
+    assert five["shift"]["n"] == 495 and five["shift"]["clusters"] == 18

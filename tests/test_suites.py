@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,9 @@ def test_a_judge_that_knows_is_informative_however_it_is_asked() -> None:
 @pytest.mark.parametrize("goodness", [len, lambda text: 0.0, lambda text: -len(text)])
 def test_a_judge_that_knows_nothing_is_called_uninformative(goodness: object) -> None:
     result = measure(items(), by(goodness), RULES)
-    assert result["verdict"].startswith("uninformative: right in 50.0% [41.2%, 58.8%], n = 120; it beats neither")
+    assert result["verdict"].startswith(
+        "uninformative: right in 50.0% [41.2%, 58.8%], n = 120; it was not shown to beat"
+    )
 
 
 def test_pointwise_and_pairwise_agree_about_a_judge_that_knows() -> None:
@@ -124,3 +128,28 @@ def test_a_judge_that_answers_nothing_gets_no_verdict_and_one_that_abstains_is_t
 
     result = measure(items(), ScriptedEngine(prefer=often), RULES, pointwise=pointwise)
     assert result["abstained"] == 1 and result["verdict"].endswith("it abstained in 1 of them")
+
+
+def test_pairs_of_one_prompt_are_one_cluster() -> None:
+    """Each question five times with other words in the responses: right or wrong together, and worth one."""
+    rng = random.Random(0)
+    right = [rng.random() < 0.7 for _ in range(40)]
+
+    def items(times: int) -> list[Item]:
+        return [
+            Item(Pair(id=f"{q}/{n}", prompt=(user(f"q{q}"),), responses=(f"good {n}", f"bad {n}"), human=1.0))
+            for q in range(40)
+            for n in range(times)
+        ]
+
+    def prefer(request: ScoreRequest) -> tuple[float, float]:
+        assert request.question is not None
+        q = int(re.search(r"> q(\d+)", request.chat[-1].content)[1])  # type: ignore[index]
+        sign = 1 if right[q] else -1
+        return tuple(sign * float(text.startswith("good")) for text in request.question.criteria)  # type: ignore[return-value]
+
+    rules = Constitution.from_question("Which?")
+    one, five = (measure(items(times), ScriptedEngine(prefer=prefer), rules) for times in (1, 5))
+    widths = [found["accuracy"]["judge"]["high"] - found["accuracy"]["judge"]["low"] for found in (one, five)]
+    assert widths[1] > 0.95 * widths[0] and five["accuracy"]["judge"]["clusters"] == five["prompts"] == 40
+    assert five["trust"]["calibration"]["accuracy"]["clusters"] == 40

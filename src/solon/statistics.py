@@ -363,7 +363,7 @@ def bootstrap(
         return Estimate(value, None, None, n, named)
 
     def of(drawn: NDArray[np.int64]) -> float:
-        return float(statistic(np.concatenate([groups[i] for i in drawn])))
+        return float(statistic(drawn if clusters is None else np.concatenate([groups[i] for i in drawn])))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where every resample is alike the ends are nan, which is told as None

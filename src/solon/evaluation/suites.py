@@ -18,13 +18,13 @@ from solon.constitution import Constitution
 from solon.engines.base import Engine, Question, ScoreRequest
 from solon.errors import InputError
 from solon.feedback.feedback_model import as_pairs
-from solon.feedback.judge import Judging, compare, first_option, sigmoid
+from solon.feedback.judge import Judging, compare, first_option, probability_for, sigmoid
 from solon.feedback.questions import OPTIONS, PREFIX
 from solon.feedback.rating import Scale, rate
 from solon.feedback.trust import Trust
 from solon.prompts.readers import parse_transcript, read_comparisons, read_jsonl
 from solon.records import Pair, assistant, fingerprint, text_of, user
-from solon.statistics import Estimate, difference, share
+from solon.statistics import Estimate, difference, preference, share
 
 FIRST, LONGER = "always the first", "always the longer"
 
@@ -95,11 +95,12 @@ def measure(
             else:
                 p[q.id] = 0.5 if one.rating == other.rating else float(one.rating > other.rating)
     else:
-        for c in compare(pairs, engine, constitution, how, seed=seed):
+        together = sorted(pairs, key=lambda q: q.prompt[-1].content)  # those of one prompt follow each other
+        for c in compare(together, engine, constitution, how, seed=seed):
             trust.add(c)
-            first = text_of(c.chosen) == distinct[c.id].pair.responses[0]
-            p[c.id] = 0.5 if c.label is None else c.label if first else 1 - c.label
-            if c.label is None:
+            first = probability_for(c, distinct[c.id].pair.responses[0])
+            p[c.id] = 0.5 if first is None else first
+            if first is None:
                 abstained, why = abstained + 1, next((j.abstained for j in c.judgements if j.abstained), "")
     if abstained == len(pairs):
         raise InputError(f"{engine.name}: answered none of {len(pairs)} questions: {why}")
@@ -108,10 +109,13 @@ def measure(
     written = [i for i in distinct.values() if i.written]
     if written and not pointwise:
         right["as the file asks it, (A) first"] = _as_written(written, engine)
-    shares = {name: share(values) for name, values in right.items()}
-    gains = {name: difference(right["judge"], right[name]) for name in (FIRST, LONGER)}
+    prompts = [fingerprint("prompt", [m.model_dump() for m in q.prompt]) for q in pairs]
+    clusters = prompts if len(set(prompts)) < len(pairs) else None  # pairs of one prompt are not independent
+    shares = {name: share(values, clusters) for name, values in right.items()}
+    gains = {name: difference(right["judge"], right[name], clusters) for name in (FIRST, LONGER)}
     return {
         "n": len(pairs),
+        "prompts": len(set(prompts)),
         "abstained": abstained,
         "judge": engine.name,
         "asked": f"pointwise, {scale}" if pointwise else "compared, in both orders",
@@ -123,7 +127,8 @@ def measure(
 
 
 def _right(p: float, human: float | None) -> float:
-    return 0.5 if p == 0.5 else float((p > 0.5) == (human == 1))
+    side = preference(p)
+    return side if side == 0.5 else float(side == human)
 
 
 def _longer(pair: Pair) -> float:
@@ -152,9 +157,9 @@ def verdict(judge: Estimate, gains: dict[str, Estimate]) -> str:
     if len(beaten) == len(gains):
         return f"informative: {said}; it beats {' and '.join(gains)}"
     if not beaten:
-        return f"uninformative: {said}; it beats neither {' nor '.join(gains)}"
+        return f"uninformative: {said}; it was not shown to beat {' or '.join(gains)}"
     rest = next(name for name in gains if name not in beaten)
-    return f"nothing shown: {said}; it beats {beaten[0]}, and not {rest}"
+    return f"nothing shown: {said}; it beats {beaten[0]}, and was not shown to beat {rest}"
 
 
 def _points(gain: dict[str, Any]) -> str:

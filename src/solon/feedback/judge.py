@@ -32,7 +32,7 @@ from solon.feedback.questions import (
     reasoned_chat,
     several,
 )
-from solon.records import Chat, Comparison, Judgement, Pair, assistant
+from solon.records import Chat, Comparison, Judgement, Pair, assistant, text_of
 from solon.statistics import NEAREST
 from solon.supervised.critique_revision import draw_principles
 
@@ -107,6 +107,20 @@ def label_odds(c: Comparison) -> float:
     """The log-odds of a comparison's label, which it must have; a label alone is held `NEAREST` from 0 and 1."""
     assert c.label is not None
     return log_odds(_inside(c.label)) if c.log_odds is None else c.log_odds
+
+
+def odds_for(c: Comparison, response: str) -> float | None:
+    """The log-odds that this one of the two compared responses is better; None where the judge abstained."""
+    if c.label is None:
+        return None
+    return label_odds(c) if text_of(c.chosen) == response else -label_odds(c)
+
+
+def probability_for(c: Comparison, response: str) -> float | None:
+    """P(this one of the two compared responses is better); None where the judge abstained."""
+    if c.label is None:
+        return None
+    return c.label if text_of(c.chosen) == response else 1 - c.label
 
 
 def combine(judgements: Sequence[Judgement], labels: Literal["soft", "hard"] = "soft") -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from solon.constitution import Constitution
 from solon.engines.base import Engine, Failure, OnFailure
-from solon.feedback.judge import WINDOW, Judging, compare, sigmoid, to_comparison, turned
+from solon.feedback.judge import WINDOW, Judging, compare, probability_for, sigmoid, to_comparison, turned
 from solon.feedback.questions import Example
 from solon.records import Candidates, Comparison, Pair, Ranking, assistant, fingerprint, text_of
 
@@ -129,9 +129,8 @@ def _same_for_all(
 
 def _first_better(comparison: Comparison, c: Candidates, i: int) -> float:
     """P(response i is better) of a comparison that i stood first in; a tie where the judge abstained."""
-    if comparison.label is None:
-        return 0.5
-    return comparison.label if text_of(comparison.chosen) == c.responses[i] else 1 - comparison.label
+    p = probability_for(comparison, c.responses[i])
+    return 0.5 if p is None else p
 
 
 def _ranking(c: Candidates, found: Sequence[tuple[int, int, Comparison]], meta: dict[str, Any]) -> Ranking:
@@ -180,6 +179,7 @@ def preferences(ranking: Ranking) -> Iterator[Comparison]:
             chosen=(assistant(ranking.responses[chosen]),),
             rejected=(assistant(ranking.responses[rejected]),),
             label=label,
+            log_odds=abs(a - b),
             judgements=judgements,
             source=ranking.source,
             meta={**ranking.meta, "strengths": list(ranking.strengths)},

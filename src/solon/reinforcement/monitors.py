@@ -25,8 +25,8 @@ from solon.evaluation.metrics import (
     is_refusal,
     tokens,
 )
-from solon.feedback.judge import Judging, compare
-from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant, text_of
+from solon.feedback.judge import Judging, compare, probability_for
+from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant
 from solon.statistics import mean, p_above_zero, preference, share
 
 PHRASE = 5  # words of a phrase that many answers share: the paper's "you are valued and cared for" has six
@@ -151,8 +151,7 @@ class Watch:
         found: dict[str, float | None] = {p.id: 0.5 for p in self.probes} | {p.id: None for p in pairs}
         new = {p.id: p.responses[0] for p in pairs}
         for c in processes.agreed(list(self.gold(pairs)) if processes.is_main() else []):
-            if c.label is not None:
-                found[c.id] = c.label if text_of(c.chosen) == new[c.id] else 1 - c.label
+            found[c.id] = probability_for(c, new[c.id])
         return tuple(found[p.id] for p in self.probes)
 
     def compared(self, now: Check) -> Check:

@@ -7,17 +7,19 @@ arXiv 2310.03716).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from solon.evaluation.metrics import words
 from solon.feedback.calibration import Calibration, flipped
-from solon.records import Comparison, text_of
+from solon.records import Comparison, fingerprint, text_of
 from solon.reinforcement.reward_model import RewardModel
-from solon.statistics import Estimate, wilson
+from solon.statistics import Estimate, bootstrap, share
 
 
 def measure(rewards: RewardModel, comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
@@ -37,10 +39,12 @@ def measure(rewards: RewardModel, comparisons: Sequence[Comparison]) -> dict[str
 def _of_source(comparisons: Sequence[Comparison], probabilities: Sequence[float]) -> dict[str, Any]:
     """probabilities: P(chosen is better), as the reward model sees it."""
     calibration = Calibration()
+    prompts = [fingerprint("prompt", [m.model_dump() for m in c.prompt]) for c in comparisons]
+    clusters = prompts if len(set(prompts)) < len(prompts) else None  # pairs of one prompt are not independent
     correct, longer, score, length = [], [], [], []
-    for c, p in zip(comparisons, probabilities, strict=True):
+    for c, p, prompt in zip(comparisons, probabilities, prompts, strict=True):
         label = float(c.label or 0)
-        calibration.add(c.id, p, label)
+        calibration.add(c.id, p, label, prompt=prompt)
         right = label > 0.5
         correct.append(_agrees(p - 0.5, right))
         difference = words(text_of(c.chosen)) - words(text_of(c.rejected))
@@ -52,9 +56,11 @@ def _of_source(comparisons: Sequence[Comparison], probabilities: Sequence[float]
     return {
         "accuracy": sum(correct) / len(correct),
         "n": len(correct),
+        "prompts": len(set(prompts)),
         "correct": correct,
-        "longer_is_better": wilson(sum(longer), len(longer)).to_json(),  # right, had it only counted words
-        "length_correlation": rank_correlation(score, length).to_json(),
+        "right": share(correct, clusters).to_json(),  # an equal score counts half
+        "longer_is_better": share(longer, clusters).to_json(),  # right, had it only counted words
+        "length_correlation": rank_correlation(score, length, clusters).to_json(),
         "calibration": calibration.summary(),
     }
 
@@ -63,12 +69,13 @@ def _agrees(difference: float, right: bool) -> float:
     return 0.5 if difference == 0 else float((difference > 0) == right)
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> Estimate:
-    """Spearman's rho, -1..1, with its 95 % interval (Bonett and Wright 2000). None where one of the two never varies."""
-    n = len(a)
-    if n < 4 or len(set(a)) == 1 or len(set(b)) == 1:
-        return Estimate(None, None, None, n)
-    rho = float(spearmanr(a, b).statistic)
-    half = 1.96 * np.sqrt((1 + rho**2 / 2) / (n - 3))
-    at = np.arctanh(np.clip(rho, -0.999999, 0.999999))
-    return Estimate(rho, float(np.tanh(at - half)), float(np.tanh(at + half)), n)
+def rank_correlation(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """Spearman's rho, -1..1, with its 95 % interval over clusters. None where one of the two never varies."""
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+
+    def rho(i: NDArray[np.int64]) -> float:
+        if len(i) < 4 or np.ptp(x[i]) == 0 or np.ptp(y[i]) == 0:
+            return math.nan
+        return float(np.corrcoef(rankdata(x[i]), rankdata(y[i]))[0, 1])  # Spearman's
+
+    return bootstrap(len(x), rho, clusters)

@@ -175,6 +175,7 @@ def test_one_process_at_a_time_and_no_lock_outlives_a_kill(tmp_path: Path) -> No
     process.kill()
     process.communicate()
     assert label(str(tmp_path / "in.jsonl"), out)["records"] == 2
+    assert not list(tmp_path.glob("*lock*")) and not list(tmp_path.glob(".*"))
 
 
 # --- files ---------------------------------------------------------------------------------------------------
@@ -420,3 +421,21 @@ def test_the_verb_samples_as_the_recipes_do_and_shows_the_examples() -> None:
         assert part.sampling.model_dump(exclude={"max_tokens"}) == Supervised().sampling.model_dump(
             exclude={"max_tokens"}
         )
+
+
+def test_an_evaluation_writes_over_its_own_results_alone(server: Any, tmp_path: Path) -> None:
+    top = [{"token": "A", "logprob": -0.2}, {"token": "B", "logprob": -1.8}]
+    choice = answered("A")["choices"][0] | {"logprobs": {"content": [{**top[0], "top_logprobs": top}]}}
+    server["answer"] = lambda body: (200, {"choices": [choice]})
+    pairs = [{"id": str(i), "prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(2)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in pairs))
+    base = ["evaluate", "--suite", "hhh", "--file", str(tmp_path / "in.jsonl"), "--model", f"server:m@{server['url']}"]
+    (tmp_path / "mine.json").write_text('{"results": "of a week"}')
+    for out, says in (("mine.json", "did not write"), ("in.jsonl", "is also an input"), ("a/b.json", "mkdir -p")):
+        before = tree(tmp_path)
+        done = CliRunner().invoke(app, [*base, "--quiet", "--out", str(tmp_path / out)])
+        assert done.exit_code == 2 and says in done.stderr and tree(tmp_path) == before
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*base, "--quiet", "--out", str(tmp_path / "own.json")])
+        assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "own.json").read_text())["solon"]

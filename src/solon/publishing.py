@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,9 @@ def strangers(directory: Path) -> list[str]:
         inside = Path(folder).relative_to(directory)
         for name in [*files, *[n for n in names if (Path(folder) / n).is_symlink()]]:
             at = (inside / name).as_posix()
-            if at not in ours:
+            if at not in ours and not re.fullmatch(
+                rf"\.{re.escape(MARK)}\.\d+", at
+            ):  # a mark that a kill left unfinished
                 found.append(at)
         if not names and not files and folder != str(directory):  # an empty folder of the user's is theirs too
             found.append(inside.as_posix())
@@ -165,6 +167,8 @@ def only_one(place: Path, out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # while it is held: whoever opened it meanwhile sees that it is gone, and tries again
+            os.unlink(lock.lock_file)
         lock.release()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +50,7 @@ def evaluate(
     from solon.feedback import attacks
     from solon.feedback.judge import Judging, compare
     from solon.feedback.questions import HHH
+    from solon.publishing import check_own_json, checked_place, write_json
     from solon.terminal import Console
 
     if suite not in ("hhh", "attacks"):
@@ -59,6 +59,8 @@ def evaluate(
         raise InputError("--pointwise, --broken and --rationales are three ways to ask; give one of them")
     if suite == "attacks" and (pointwise or broken):
         raise InputError("--suite attacks compares two responses; leave --pointwise and --broken out")
+    if out:
+        check_own_json(checked_place(out, [file, model]))
     rules = load_constitution(constitution) if constitution else Constitution.from_question(HHH)
     how = Judging(principles=principles, rationales=rationales)
     with LazyEngine(model, system=system, dtype=dtype) as engine:
@@ -84,5 +86,5 @@ def evaluate(
     if suite == "hhh":
         print(result["verdict"])
     if out:
-        out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(out, result)
     last_line(json_, result)

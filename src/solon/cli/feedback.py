@@ -90,7 +90,10 @@ def _end(outcome: Outcome, out: Path, what: str, as_json: bool, result: dict[str
     if outcome.open:
         raise Outage(f"{out}: {outcome.open} {what} are missing, since the model was out of reach")
     if outcome.nothing:
-        print(f"solon: {out}: nothing was answered: {printable(next(iter(outcome.reasons), ''))}", file=sys.stderr)
+        kept = "; --restart asks everything again" if outcome.records else ""
+        print(
+            f"solon: {out}: nothing was answered: {printable(next(iter(outcome.reasons), ''))}{kept}", file=sys.stderr
+        )
         raise typer.Exit(1)
 
 

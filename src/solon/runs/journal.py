@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from solon.engines.base import Usage
 from solon.errors import InputError, printable
 from solon.records import Record
 
@@ -150,30 +152,26 @@ def _mend_tail(path: Path) -> None:
 
 
 class Tally:
-    """What engines reported, journalled as they report it, so that a kill loses none of it."""
+    """What engines reported, journalled as they report it, so that a kill loses none of it. `used` is the sum of all starts."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self.used, self._lock = path, Usage(), threading.Lock()
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        for line in lines:
+            try:
+                requests, read, written, cost = json.loads(line)
+                self.used.add(int(requests), int(read), int(written), None if cost is None else float(cost))
+            except (ValueError, TypeError):  # torn by a kill
+                continue
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            os.write(self._file, b"\n")  # the torn line of a killed process is passed over when the file is read
+        if lines and not lines[-1].endswith(b"\n"):
+            os.write(self._file, b"\n")
 
     def add(self, requests: int, prompt_tokens: int, completion_tokens: int, cost_usd: float | None) -> None:
-        append_line(self._file, [requests, prompt_tokens, completion_tokens, cost_usd], self.path)
+        with self._lock:  # engines behind endpoints report from threads of their own
+            append_line(self._file, [requests, prompt_tokens, completion_tokens, cost_usd], self.path)
+            self.used.add(requests, prompt_tokens, completion_tokens, cost_usd)
 
     def close(self) -> None:
         os.close(self._file)
-
-
-def tallied(path: Path, add: Callable[[int, int, int, float | None], None]) -> None:
-    """Call `add` with each line of a tally. A line that a kill tore is passed over."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                requests, read, written, cost = json.loads(line)
-                add(int(requests), int(read), int(written), None if cost is None else float(cost))
-            except (ValueError, TypeError):
-                continue

@@ -32,7 +32,7 @@ from solon.errors import InputError, Outage, printable
 from solon.identity import of_directory, of_input
 from solon.publishing import MARK, differences, mark_of, recover_all, write_whole
 from solon.records import Record
-from solon.runs.journal import Journal, Tally, as_record, read_journal, tallied
+from solon.runs.journal import Journal, Tally, as_record, read_journal
 from solon.runs.progress import progress_line, training_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
 from solon.terminal import Console
@@ -150,7 +150,7 @@ class Run:
         size = self.recipe.batch_size
         with (
             Journal(path, keep=False) as journal,
-            self._booked(stage, state, engines),
+            self._booked(stage, state, engines) as used,
             progress_line(self.console, stage, len(items), what) as advance,
         ):
             advance(len(there), {})
@@ -167,11 +167,13 @@ class Run:
                         advance(1, {})
                 given_up |= {f.id: f.reason for f in self._failures.values() if not f.again or f.id in failed_before}
                 state["records"] = len(journal.ids & contents.keys())
-                self._add(stage, state, time.monotonic() - began, engines)
+                self._add(stage, state, time.monotonic() - began, used, engines)
         made = {row["id"]: as_record(place, row, kind) for place, row in read_journal(path)}
         found = [made[item.id] for item in items if item.id in made]
         if not state.get("done"):
             state["left_out"] = dict(left_out or {})
+            if LEDGER - state.keys():  # no item, so no batch; or stage.json was removed
+                self._add(stage, state, 0.0, used, ())
             self._settle(stage, state, contents, {item.id for item in items if item.id in made}, given_up, what)
         self.ledger.append({"name": stage, **state})
         return found
@@ -204,8 +206,6 @@ class Run:
         again = [f for f in self._failures.values() if f.id not in made | given_up.keys()]
         unexplained = contents.keys() - made - given_up.keys() - {f.id for f in again}
         given_up |= dict.fromkeys(sorted(unexplained), "no reason was told")
-        if LEDGER - state.keys():  # no item, so no batch; or the file was removed
-            self._add(stage, state, 0.0, ())
         state |= {
             "records": len(made),
             "missing": len(contents) - len(made),
@@ -245,10 +245,11 @@ class Run:
             self._check_model(stage, state, makes)
         if not state.get("done"):
             began = time.monotonic()
-            with self._booked(stage, state, engines), training_line(self.console, stage, total, what) as step:
+            line = training_line(self.console, stage, total, what)
+            with self._booked(stage, state, engines) as used, line as step:
                 result = work(step)
             usage = result.pop("usage", None)
-            self._add(stage, state, time.monotonic() - began, engines)
+            self._add(stage, state, time.monotonic() - began, used, engines)
             state |= {
                 "records": result.get("examples", result.get("comparisons", 0)),
                 "result": result,
@@ -292,8 +293,8 @@ class Run:
         state["model"] = made
 
     @contextmanager
-    def _booked(self, stage: str, state: dict[str, Any], engines: Sequence[Engine]) -> Iterator[None]:
-        """Inside, all that the engines report is written down as they report it."""
+    def _booked(self, stage: str, state: dict[str, Any], engines: Sequence[Engine]) -> Iterator[Usage]:
+        """Inside, all that the engines report is written down as they report it. Yields the usage of all starts."""
         path = self.path(stage, "usage.jsonl")
         fresh, tally = not path.is_file(), Tally(path)
         if fresh and state.get("requests"):  # a stage begun by a Solon that kept no tally
@@ -301,16 +302,14 @@ class Run:
         try:
             for engine in engines:
                 _book(engine, tally.add)
-            yield
+            yield tally.used
         finally:
             for engine in engines:
                 _book(engine, None)
             tally.close()
 
-    def _add(self, stage: str, state: dict[str, Any], seconds: float, engines: Sequence[Engine]) -> None:
-        """Bring the stage's state up to date and keep it: the usage of all starts, from the tally."""
-        used = Usage()
-        tallied(self.path(stage, "usage.jsonl"), used.add)
+    def _add(self, stage: str, state: dict[str, Any], seconds: float, used: Usage, engines: Sequence[Engine]) -> None:
+        """Bring the stage's state up to date and keep it. used: what engines used in all starts."""
         paid = [e for e in engines if is_remote(e.name) and e.usage.requests]
         unpriced = [e for e in paid if e.usage.cost_usd is None]
         state |= {

@@ -86,6 +86,7 @@ class DecisionEngine:
     def load(cls, spec: str, *, dtype: str = "auto") -> DecisionEngine:
         """spec: `decision:` and a directory, a hub id or smollm2. Raises InputError where it cannot be loaded."""
         from transformers import pipeline
+        from transformers.decision.modeling_utils import DecisionMixin
 
         where = directory_of(spec.removeprefix("decision:"))
         check_directory(Path(where))
@@ -97,9 +98,11 @@ class DecisionEngine:
             ),
         )
         # The pipeline does not tell which tensors it made up; loaded once more without their numbers, the model does.
-        _, found = type(pipe.model).from_pretrained(
-            where, config=pipe.model.config, device_map="meta", output_loading_info=True, **options
-        )
+        kind: Any = type(pipe.model)
+        # A decision model's own from_pretrained cannot tell what it loaded; that of its parent can.
+        parent: Any = super(DecisionMixin, kind) if DecisionMixin in kind.__mro__ else kind
+        load = parent.from_pretrained
+        _, found = load(where, config=pipe.model.config, device_map="meta", output_loading_info=True, **options)
         check_found(where, found)
         check_finite(pipe.model, where)
         if not (pipe.decision_config.chat_template or pipe.tokenizer.chat_template):

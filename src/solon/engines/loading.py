@@ -142,7 +142,7 @@ def load_checked(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             **options,  # told in the loading info, with names
-        ),  # fmt: skip
+        ),
     )
     check_found(where, found, new=new, extra=extra)
     check_finite(model, str(where))

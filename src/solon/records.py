@@ -167,6 +167,12 @@ class Judgement(Record):
     abstained: str | None = None
     kind: Literal["model", "check"] = "model"  # check: a verifiable principle, answered without a model
 
+    @model_validator(mode="before")
+    @classmethod
+    def _abstained_orders(cls, data: Any) -> Any:
+        """Files of an older Solon leave the order out that the judge abstained in."""
+        return {"forward": None, "swapped": None, **data} if isinstance(data, dict) else data
+
 
 class Comparison(Record):
     """TRL's preference form. `chosen` is the response the label favours; `label` = P(chosen is better), 0..1."""

@@ -296,6 +296,15 @@ def test_turns_to_learn_are_the_assistants(turns: Any, tmp_path: Path) -> None:
         read_demonstrations(write(tmp_path / "d.jsonl", {"messages": messages, "train_turns": turns}))
 
 
+def test_a_label_file_with_an_abstention_is_read(tmp_path: Path) -> None:
+    """As an earlier Solon wrote it: without the keys that were None."""
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "label": None, "abstained": True,
+           "judgements": [{"principle": "p", "abstained": "the server answered 400"}]}  # fmt: skip
+    [c] = read_comparisons(write(tmp_path / "c.jsonl", row))
+    assert c.label is None and c.judgements[0].forward is None
+    assert read_comparisons(write(tmp_path / "d.jsonl", c.to_json())) == [c]
+
+
 def test_wrong_comparisons_are_named(tmp_path: Path) -> None:
     for row, says in (
         ({"prompt": "q", "chosen": "a"}, 'no "rejected"'),

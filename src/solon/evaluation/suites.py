@@ -16,7 +16,7 @@ from rich.table import Table
 
 from solon.constitution import Constitution
 from solon.engines.base import Engine, Question, ScoreRequest
-from solon.errors import InputError
+from solon.errors import InputError, printable
 from solon.feedback.feedback_model import as_pairs
 from solon.feedback.judge import Judging, compare, first_option, probability_for, sigmoid
 from solon.feedback.questions import OPTIONS, PREFIX
@@ -48,15 +48,21 @@ def read_items(name: str, seed: int = 0) -> list[Item]:
     if "corrects" not in rows[0][1]:
         labelled = [c for c in read_comparisons(name) if c.label is not None and c.label != 0.5]
         return [Item(p) for p in as_pairs(labelled, seed)]
-    return [Item(_multiple_choice(place, row), row["prompt"].strip()) for place, row in rows]
+    return [Item(_multiple_choice(place, row), _written(place, row)) for place, row in rows]
+
+
+def _written(place: str, row: dict[str, Any]) -> str:
+    if not isinstance(row.get("prompt"), str):
+        raise InputError(f'{place}: "prompt" must be the question\'s text, with its options')
+    return row["prompt"].strip()
 
 
 def _multiple_choice(place: str, row: dict[str, Any]) -> Pair:
     try:
         found = re.search(r"\(([AB])\)", row["corrects"][0])
         right, wrong = (parse_transcript(row[side]) for side in ("text_correct", "text_incorrect"))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{place}: not an HHH comparison ({error}); expected prompt, corrects, text_correct, text_incorrect") from error  # fmt: skip
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{place}: not an HHH comparison ({printable(str(error), 120)}); expected prompt, corrects, text_correct, text_incorrect") from error  # fmt: skip
     if found is None or right[-1].role != "assistant" or wrong[-1].role != "assistant":
         raise InputError(f'{place}: "corrects" must name (A) or (B), and both texts end with the assistant\'s turn')
     sides = (text_of(right), text_of(wrong)) if found[1] == "A" else (text_of(wrong), text_of(right))

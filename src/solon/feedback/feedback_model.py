@@ -33,6 +33,7 @@ from solon.training import (
     Progress,
     TrainSettings,
     add_adapters,
+    first_and_last,
     fit,
     fitting,
     save_merged,
@@ -157,7 +158,7 @@ def train_feedback_model(
         return F.binary_cross_entropy_with_logits(combined, labels) - held.mean()
 
     lm.train()
-    fitted = fit(
+    losses = fit(
         encoded,
         loss,
         [{"params": [p for p in lm.parameters() if p.requires_grad]}],
@@ -170,7 +171,7 @@ def train_feedback_model(
     return {
         "comparisons": len(encoded),
         "left_out": left_out,
-        "steps": len(fitted.losses),
+        "steps": len(losses),
         "tokens": settings.epochs * sum(len(e.first) + len(e.second) for e in encoded),
-        **fitted.to_json(),
+        **first_and_last(losses),
     }

@@ -163,7 +163,7 @@ def ledger(out: Path) -> int:
     return found
 
 
-def interrupted(kills: int, seed: int = 0, *, failures: float = 0.25, most: int = 6) -> dict[str, Any]:
+def interrupted(kills: int, seed: int = 0, *, failures: float = 0.25, most: int = 12) -> dict[str, Any]:
     """Interrupt runs `kills` times in all, each at most `most` times; finish each; what differs from the undisturbed one."""
     rng, judge = random.Random(seed), Judge(seed, failures)
     found: dict[str, Any] = {"kills": 0, "ctrl_c": 0, "runs": 0, "different": [], "ledger": []}
@@ -183,7 +183,7 @@ def interrupted(kills: int, seed: int = 0, *, failures: float = 0.25, most: int 
             out, before, hits = folder / f"run-{found['runs']}", judge.count, 0
             while hits < most and found["kills"] + found["ctrl_c"] < kills:
                 process = _start(settings, out)
-                process.join(rng.uniform(0.02, lasts))
+                process.join(rng.uniform(0.02, lasts / 3))
                 if process.exitcode is not None:
                     break
                 soft = rng.random() < 0.25

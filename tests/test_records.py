@@ -68,3 +68,8 @@ def test_a_record_that_is_written_is_read_as_the_same(kind: type[Record]) -> Non
         assert kind.model_validate(json.loads(line)) == record
 
     law()
+
+
+def test_an_abstention_of_an_older_solon_is_read() -> None:
+    found = records.Judgement.model_validate({"principle": "harmless", "abstained": "refused"})
+    assert found.forward is None and found.swapped is None and found.to_json()["forward"] is None

@@ -295,7 +295,7 @@ def poisoned(data):
     bad["warnings"] = [HOSTILE]
     for part, keys in (
         ("measures", ["name", "unit"]),
-        ("checks", ["name", "target", "outcome", "do", "unit"]),
+        ("checks", ["name", "target", "outcome", "do", "unit", "about"]),
         ("changes", ["name", "unit"]),
         ("stages", ["name"]),
         ("principles", ["id"]),

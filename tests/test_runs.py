@@ -225,7 +225,7 @@ def test_the_bound_is_held_against_the_policy_that_is_written(tmp_path: Path) ->
     finish(recipe, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     [update] = report["ppo"]
-    [check] = [c for c in report["checks"] if c["name"].startswith("KL of the policy that is written")]
+    [check] = [c for c in report["checks"] if c["name"] == "KL to the reference"]
     assert update["kl_nats"] == 0 and report["kl"]["kl_nats"]["value"] > 1 and report["kl"]["kl_nats"]["n"] == 32
     assert check["outcome"] == "does not hold" and check["n"] == 32 and check["low"] > 0.5 and check["do"]
     assert report["differences"].keys() == {"start → RLAIF"} and report["seed"] == 0 and report["machine"]["cores"]
@@ -235,6 +235,7 @@ def test_tiny_recipe_as_shipped(tmp_path: Path) -> None:
     finish(load_recipe("tiny"), tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["models"] == ["start", "SL-CAI", "RL-CAI"]
+    assert {c["name"] for c in report["checks"]} >= {"KL to the reference", "distinct-3 falls by"}
     assert {c["outcome"] for c in report["checks"]} <= {"holds", "does not hold", "cannot be told"}
     assert {"start → SL-CAI", "SL-CAI → RL-CAI", "start → RL-CAI"} == report["differences"].keys()
     assert report["headline"] in (tmp_path / "out" / "report.md").read_text().replace("\\", "")

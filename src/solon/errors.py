@@ -21,6 +21,13 @@ class Unfit(InputError):
         self.reason = reason  # "too long", "not rendered"
 
 
+class Diverged(Exception):
+    """A training whose numbers are not finite, before there is anything worth writing. The message says so in one line.
+
+    The command line prints the message and exits with 1.
+    """
+
+
 class Outage(Exception):
     """A service that answers many requests answers none any more. The message says so in one line.
 

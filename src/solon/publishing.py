@@ -277,7 +277,9 @@ class Directory:
         return found if isinstance(found, dict) else {}
 
     def settle(self, identity: Identity, result: Mapping[str, Any]) -> None:
-        """Note what made the directory, and what was found."""
+        """Note what made the directory, and what was found. Of several processes the first one does."""
+        if not processes.is_main():
+            return
         mark = mark_of(self.path / MARK) or {"solon": __version__, "files": []}
         mark |= {"identity": dict(identity), "result": dict(result)}
         write_whole(self.path / MARK, json.dumps(mark, indent=1, ensure_ascii=False, default=str) + "\n")
@@ -291,13 +293,13 @@ def directory(out: Path, inputs: Iterable[str | Path | None] = (), beside: Itera
     """
     inputs = list(inputs)
     place = checked_place(out, inputs)
-    beside = list(beside)
-    for folder in beside:
-        check_folder(checked_place(folder, inputs), folder)
     if not processes.is_main():  # of several processes that train one model the first one writes
         check_directory(place, out)
         yield Directory(place, out)
         return
+    beside = list(beside)
+    for folder in beside:
+        check_folder(checked_place(folder, inputs), folder)
     with only_one(place, out):
         recover(place)
         check_directory(place, out)

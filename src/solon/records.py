@@ -157,8 +157,8 @@ class Judgement(Record):
     """
 
     principle: str
-    forward: Probability | None = None
-    swapped: Probability | None = None  # also for the first response: already turned back
+    forward: Probability | None
+    swapped: Probability | None  # also for the first response: already turned back
     forward_log_odds: LogOdds | None = None  # natural log of P / (1 - P)
     swapped_log_odds: LogOdds | None = None
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -166,6 +166,12 @@ class Judgement(Record):
     rationale_swapped: str | None = None  # with the first response shown second
     abstained: str | None = None
     kind: Literal["model", "check"] = "model"  # check: a verifiable principle, answered without a model
+
+    @model_validator(mode="before")
+    @classmethod
+    def _abstained_orders(cls, data: Any) -> Any:
+        """Files of an older Solon leave the order out that the judge abstained in."""
+        return {"forward": None, "swapped": None, **data} if isinstance(data, dict) else data
 
 
 class Comparison(Record):

@@ -9,8 +9,9 @@ import random
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from solon import processes
 from solon.adapted import in_few_passes
+from solon.engines.loading import listed, load_checked, not_finite
 from solon.engines.tree import parts_of
-from solon.errors import InputError, Unfit
+from solon.errors import Diverged, InputError, Unfit
+from solon.finite import LastGood
 from solon.publishing import new_directory, publish
 from solon.settings import Epochs, LearningRate, Settings
 from solon.sharding import is_shared
@@ -89,6 +92,16 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
     return in_few_passes(get_peft_model(model, lora_config(model, settings, task)))
 
 
+@dataclass(frozen=True)
+class Fitted:
+    losses: list[float]  # of each step
+    stopped: str | None = None  # why training ended before its last step
+
+    def to_json(self) -> dict[str, Any]:
+        """What a training tells of its losses."""
+        return {**first_and_last(self.losses), **({"stopped": self.stopped} if self.stopped else {})}
+
+
 def fit(
     rows: Sequence[R],
     loss: Callable[[Sequence[R]], Tensor],
@@ -99,8 +112,8 @@ def fit(
     weight: Callable[[R], float] = lambda _: 1.0,
     seed: int,
     progress: Progress | None,
-) -> list[float]:
-    """The optimisation loop that the reward model and the feedback model share. Returns the loss of each step.
+) -> Fitted:
+    """The optimisation loop that the reward model and the feedback model share.
 
     loss: the mean over the rows it is given, by their weight. tokens: what a row brings to a forward pass. Batches hold
     rows of like length in an order drawn by the seed; a batch goes through the model in parts, so that memory does not
@@ -112,30 +125,40 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / (0.1 * total), 0.5 * (1 + math.cos(math.pi * step / total)))
     )
-    rng = random.Random(seed)
     sizes = [tokens(r) for r in rows]
     losses: list[float] = []
+    good = LastGood(every)
+    for batch in _batches(sizes, settings, seed):
+        optimiser.zero_grad()
+        value, whole = 0.0, sum(weight(rows[i]) for i in batch)
+        own = [batch[i] for i in processes.mine(len(batch))]
+        parts = [[rows[own[i]] for i in places] for places in parts_of([sizes[i] for i in own], TOKENS_AT_ONCE)]
+        for part, counts in processes.turns(parts, [rows[batch[0]]], processes.sharded()):
+            share = loss(part) * (counts * sum(map(weight, part)) / whole)
+            share.backward()  # type: ignore[no-untyped-call]
+            value += share.item()
+        processes.sum_gradients(every)
+        value = processes.total(value)
+        if not good.check(value, torch.nn.utils.clip_grad_norm_(every, 1.0)):
+            break
+        optimiser.step()
+        schedule.step()
+        losses.append(value)
+        if progress:
+            progress(len(losses), total, {"loss": losses[-1]})
+    else:
+        good.finish()
+    return Fitted(losses, good.stopped)
+
+
+def _batches(sizes: Sequence[int], settings: TrainSettings, seed: int) -> Iterator[list[int]]:
+    """Indices of rows, of each epoch all: rows of like size together, in an order drawn by the seed."""
+    rng = random.Random(seed)
     for _ in range(settings.epochs):
-        order = sorted(range(len(rows)), key=lambda i: sizes[i] * rng.uniform(0.8, 1.25))
+        order = sorted(range(len(sizes)), key=lambda i: sizes[i] * rng.uniform(0.8, 1.25))
         batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
         rng.shuffle(batches)
-        for batch in batches:
-            optimiser.zero_grad()
-            value, whole = 0.0, sum(weight(rows[i]) for i in batch)
-            own = [batch[i] for i in processes.mine(len(batch))]
-            parts = [[rows[own[i]] for i in places] for places in parts_of([sizes[i] for i in own], TOKENS_AT_ONCE)]
-            for part, counts in processes.turns(parts, [rows[batch[0]]], processes.sharded()):
-                share = loss(part) * (counts * sum(map(weight, part)) / whole)
-                share.backward()  # type: ignore[no-untyped-call]
-                value += share.item()
-            processes.sum_gradients(every)
-            torch.nn.utils.clip_grad_norm_(every, 1.0)
-            optimiser.step()
-            schedule.step()
-            losses.append(processes.total(value))
-            if progress:
-                progress(len(losses), total, {"loss": losses[-1]})
-    return losses
+        yield from batches
 
 
 def first_and_last(losses: Sequence[float]) -> dict[str, float]:
@@ -168,11 +191,15 @@ def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: 
         elif base is not None:
             model.save_pretrained(aside / "adapter")
             kind = type(model.get_base_model())
-            options = {"num_labels": 1} if "SequenceClassification" in kind.__name__ else {}
-            whole = kind.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **options)
+            options: dict[str, Any] = {}
+            if "SequenceClassification" in kind.__name__:
+                options = {"num_labels": 1, "new": ["score.weight"], "extra": ["lm_head."]}
+            whole = load_checked(kind, base, dtype=torch.float32, **options)
             whole.config.pad_token_id = tokenizer.pad_token_id
             model = PeftModel.from_pretrained(whole, str(aside / "adapter")).merge_and_unload()
             shutil.rmtree(aside / "adapter")
+        if bad := not_finite(model.state_dict().items()):
+            raise Diverged(f"{out}: not written, since not every number in its weights is finite: {listed(bad)}")
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         if also:

@@ -325,6 +325,7 @@ def ppo(
         result = target.settled(identity, restart=restart)
         if restart and processes.is_main():
             (kept / CHECKPOINT).unlink(missing_ok=True)
+        processes.wait()  # until it is gone for all
         again = result is not None and settings.updates <= result["asked_updates"]
         updates_made: list[dict[str, Any]] = []
         if not again:

@@ -16,10 +16,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from solon.engines.base import Completion, GenerationRequest, Question, Sampling, ScoreRequest, Scores, Usage
-from solon.engines.weights import device, model_fingerprint, resolve, resolve_dtype
+from solon.engines.loading import check_directory, check_finite, check_found, one_line
+from solon.engines.weights import device, directory_of, model_fingerprint, resolve_dtype
 from solon.errors import InputError
 from solon.records import fingerprint
 
@@ -84,16 +86,25 @@ class DecisionEngine:
     def load(cls, spec: str, *, dtype: str = "auto") -> DecisionEngine:
         """spec: `decision:` and a directory, a hub id or smollm2. Raises InputError where it cannot be loaded."""
         from transformers import pipeline
+        from transformers.decision.modeling_utils import DecisionMixin
 
-        where = resolve(spec.removeprefix("decision:"))
+        where = directory_of(spec.removeprefix("decision:"))
+        check_directory(Path(where))
         options = {"use_safetensors": True}  # nothing that runs code when opened
-        try:
-            pipe: Any = pipeline(
+        pipe: Any = one_line(
+            f"{spec}: cannot be loaded as a decision model",
+            lambda: pipeline(
                 "decision", model=where, dtype=resolve_dtype(dtype), device=device(), model_kwargs=options
-            )
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"{spec}: cannot be loaded as a decision model ({first})") from error
+            ),
+        )
+        # The pipeline does not tell which tensors it made up; loaded once more without their numbers, the model does.
+        kind: Any = type(pipe.model)
+        # A decision model's own from_pretrained cannot tell what it loaded; that of its parent can.
+        parent: Any = super(DecisionMixin, kind) if DecisionMixin in kind.__mro__ else kind
+        load = parent.from_pretrained
+        _, found = load(where, config=pipe.model.config, device_map="meta", output_loading_info=True, **options)
+        check_found(where, found)
+        check_finite(pipe.model, where)
         if not (pipe.decision_config.chat_template or pipe.tokenizer.chat_template):
             raise InputError(f"{spec}: it has neither a decision template nor a chat template; use an instruct model")
         return cls(pipe, name=spec, weights=model_fingerprint(where))

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,21 @@ import torch
 from filelock import FileLock
 
 from solon import processes
+from solon.engines.loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    check_directory,
+    listed,
+    load_checked,
+    not_finite,
+    one_line,
+    read_json,
+    tensor_shapes,
+)
 from solon.engines.template import check_template
 from solon.engines.tokens import check_tokenizer
-from solon.errors import InputError
+from solon.errors import InputError, printable
 from solon.records import fingerprint
 from solon.sharding import placed
 
@@ -54,17 +67,28 @@ def resolve(spec: str) -> str:
     if path.suffix in UNSAFE:
         raise InputError(f"{spec}: {path.suffix} files can run code when opened; give a safetensors directory or GGUF")
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / CONFIG).is_file():
+            if (path / ADAPTER_CONFIG).is_file():
+                return str(_merged_adapter(path))
             raise InputError(f"{spec}: no config.json in this directory; give one written by save_pretrained")
         if not list(path.glob("*.safetensors")):
             raise InputError(f"{spec}: no .safetensors file in this directory; convert the model to safetensors")
+        check_directory(path)
         return str(path)
     if path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise InputError(
             f'{spec}: not a model; give "smollm2", a directory, a .gguf file, a hub id (owner/name) '
             "or server:MODEL@http://host:port/v1 (a judge also: decision:DIR_OR_ID, systemone:MODEL@http://host:port/v1)"
         )
+    with suppress(InputError):
+        return _from_hub(spec, local=True)
     return spec
+
+
+def directory_of(spec: str) -> str:
+    """The directory that holds the weights `spec` names; a hub id's files are fetched now where they are not here."""
+    where = resolve(spec)
+    return where if Path(where).is_dir() else _from_hub(where)
 
 
 def _resolve_smollm2() -> str:
@@ -137,6 +161,100 @@ def _converted(gguf: Path, sha256: str, check: bool = False) -> Path:
     return target
 
 
+def _merged_adapter(adapter: Path) -> Path:
+    """The safetensors directory of an adapter (PEFT) merged into the model it was trained on; made now if it is not there.
+
+    The base must be on this machine: an adapter's file says where to load from, and nothing is fetched because of it.
+    """
+    about = read_json(adapter / ADAPTER_CONFIG)
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"{adapter}: an adapter without {ADAPTER_WEIGHTS}; save it again as safetensors")
+    tensor_shapes(adapter / ADAPTER_WEIGHTS)
+    if about.get("peft_type") != "LORA":
+        raise InputError(
+            f"{adapter / ADAPTER_CONFIG}: only LoRA adapters can be merged, not {about.get('peft_type')!r}"
+        )
+    base = _local_base(adapter, about.get("base_model_name_or_path"))
+    key = fingerprint("adapter", model_fingerprint(base), _sha256(adapter / ADAPTER_WEIGHTS), about)
+    target = cache_dir() / "models" / f"adapter-{key}"
+    if (target / "COMPLETE").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if (target / "COMPLETE").is_file():
+            return target
+        model = one_line(f"{adapter}: the adapter does not fit {base}", lambda: _with_adapter(adapter, base))
+        own = (adapter / "tokenizer_config.json").is_file() and (adapter / "tokenizer.json").is_file()
+        tokenizer = _tokenizer_files(str(adapter) if own else base)
+        aside = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / "COMPLETE").write_text(json.dumps({"adapter": str(adapter), "base": base}))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(aside, target)
+    return target
+
+
+def _local_base(adapter: Path, base: Any) -> str:
+    """Where an adapter's base stands on this machine. Raises InputError where it does not."""
+    what = f"{adapter}: an adapter on {base!r}"
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"{adapter / ADAPTER_CONFIG}: does not say which model it belongs to (base_model_name_or_path)"
+        )
+    if base == "smollm2":
+        return resolve(base)
+    for path in (Path(base).expanduser(), adapter / base):
+        if (path / CONFIG).is_file():
+            return resolve(str(path))
+    try:
+        return _from_hub(base, local=True)
+    except InputError:
+        raise InputError(
+            f"{what}, which is not on this machine; fetch that model first, or give a merged one"
+        ) from None
+
+
+def _with_adapter(adapter: Path, base: str) -> Any:
+    """The base with the adapter merged into it, in float32. Raises InputError where their tensors do not match."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    config: Any = LoraConfig.from_pretrained(str(adapter))
+    model: Any = get_peft_model(load_checked(AutoModelForCausalLM, base, dtype=torch.float32), config)
+    kept = load_file(adapter / ADAPTER_WEIGHTS)
+    expected = {name: list(t.shape) for name, t in get_peft_model_state_dict(model).items()}
+    other = [
+        name
+        for name in kept.keys() | expected.keys()
+        if expected.get(name) != list(getattr(kept.get(name), "shape", []))
+    ]
+    if other:
+        raise InputError(f"{adapter / ADAPTER_WEIGHTS}: does not fit {base}: {listed(other)}")
+    if bad := not_finite(kept.items()):
+        raise InputError(f"{adapter / ADAPTER_WEIGHTS}: not every number in it is finite: {listed(bad)}")
+    set_peft_model_state_dict(model, kept)
+    return model.merge_and_unload()
+
+
+def _from_hub(spec: str, *, local: bool = False) -> str:
+    """The directory of a hub model, fetched where it is not in the hub's cache (unless `local`). Raises InputError."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+    for offline in (True, False)[: 1 if local else 2]:
+        try:
+            where = Path(snapshot_download(spec, allow_patterns=patterns, local_files_only=offline))
+        except Exception as error:  # of many kinds: no such repository, no network, a gated one
+            failed = error
+            continue
+        if (where / CONFIG).is_file() and (list(where.glob("*.safetensors")) or not offline):
+            return str(where)
+    told = printable(str(failed).strip().splitlines()[0] if str(failed).strip() else type(failed).__name__, 200)
+    raise InputError(f"{spec}: not in the hub's cache, and it could not be fetched ({told})") from None
+
+
 def load_causal_lm(spec: str, dtype: str = "auto", *, learns: bool = False) -> tuple[Any, Any]:
     """Model and tokenizer. Remote code stays off; weights come from safetensors only.
 
@@ -147,29 +265,49 @@ def load_causal_lm(spec: str, dtype: str = "auto", *, learns: bool = False) -> t
 
     from solon.engines.decoding import ATTENTION
 
-    where = resolve(spec)
+    where = directory_of(spec)
     tokenizer = load_tokenizer(where)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        where,
-        dtype=resolve_dtype(dtype),
-        attn_implementation=ATTENTION,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    model: Any = load_checked(AutoModelForCausalLM, where, dtype=resolve_dtype(dtype), attn_implementation=ATTENTION)
+    check_vocabulary(model, tokenizer)
     return placed(model, device()) if learns else model.to(device()), tokenizer
 
 
 def load_tokenizer(where: str) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    """The tokenizer of a model directory, with a chat template that renders. Raises InputError."""
+    check_directory(Path(where))
+    tokenizer = _tokenizer_files(where)
     if not tokenizer.chat_template:
         raise InputError(f"{where}: its tokenizer has no chat template; use an instruct model")
+    check_tokenizer(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    check_tokenizer(tokenizer)
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{where}: its tokenizer has no token that ends a text (eos_token); add one to it")
     check_template(tokenizer)
     return tokenizer
+
+
+def _tokenizer_files(where: str) -> Any:
+    from transformers import AutoTokenizer
+
+    what = f"{where}: its tokenizer cannot be loaded"
+    return one_line(what, lambda: AutoTokenizer.from_pretrained(where, trust_remote_code=False))
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Raises InputError where the tokenizer makes tokens that the model has no embedding for.
+
+    Added tokens beyond the embeddings, such as Gemma 3's for pictures, are never made out of a text.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    added = tokenizer.added_tokens_decoder
+    last = max((i for i in tokenizer.get_vocab().values() if i not in added), default=0)
+    ends = max(i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id, 0) if i is not None)
+    if max(last, ends) >= rows:
+        raise InputError(
+            f"{tokenizer.name_or_path}: its tokenizer makes tokens up to {max(last, ends)}, and the model has embeddings for "
+            f"{rows}; they do not belong together"
+        )
 
 
 def device() -> torch.device:

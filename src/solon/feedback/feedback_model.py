@@ -33,7 +33,6 @@ from solon.training import (
     Progress,
     TrainSettings,
     add_adapters,
-    first_and_last,
     fit,
     fitting,
     save_merged,
@@ -158,7 +157,7 @@ def train_feedback_model(
         return F.binary_cross_entropy_with_logits(combined, labels) - held.mean()
 
     lm.train()
-    losses = fit(
+    fitted = fit(
         encoded,
         loss,
         [{"params": [p for p in lm.parameters() if p.requires_grad]}],
@@ -171,7 +170,7 @@ def train_feedback_model(
     return {
         "comparisons": len(encoded),
         "left_out": left_out,
-        "steps": len(losses),
+        "steps": len(fitted.losses),
         "tokens": settings.epochs * sum(len(e.first) + len(e.second) for e in encoded),
-        **first_and_last(losses),
+        **fitted.to_json(),
     }

@@ -23,10 +23,12 @@ import torch
 
 from solon.engines.chat import chat_ids
 from solon.engines.limits import Limit, context_limit
+from solon.engines.loading import load_checked
 from solon.engines.reasoning import without_reasoning
 from solon.engines.template import as_messages
-from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
+from solon.engines.weights import check_vocabulary, device, directory_of, load_tokenizer, resolve_dtype
 from solon.errors import InputError
+from solon.finite import watching
 from solon.records import Chat, Comparison, Prompt, RolloutSummary, assistant
 from solon.reinforcement.trainer import PPOSettings, Reward
 from solon.supervised.sft import quiet
@@ -76,9 +78,10 @@ def train_otherwise(
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     check_settings(algorithm, settings)
-    where = resolve(model)
+    where = directory_of(model)
     tokenizer = load_tokenizer(where)
-    lm: Any = AutoModelForCausalLM.from_pretrained(where, dtype=resolve_dtype(dtype), use_safetensors=True)
+    lm: Any = load_checked(AutoModelForCausalLM, where, dtype=resolve_dtype(dtype))
+    check_vocabulary(lm, tokenizer)
     lm.to(device())
     torch.manual_seed(seed)
     seen: list[dict[str, float]] = []
@@ -134,11 +137,15 @@ def train_otherwise(
         rows *= math.ceil(settings.rollouts / settings.responses_per_prompt / len(rows))
         asked = [p.prompt for p in prompts]
         trainer = _grouped(algorithm, lm, tokenizer, rows, common, peft, settings, asked, reward, each, Report())
+    good = watching(trainer)
     trainer.train()
+    good.finish()
     if seen:
         found.append(_summary(algorithm, len(found), seen, settings, left_out))
         if log:
             log(found[-1].numbers(), len(found))
+    if good.stopped and found:
+        found[-1] = found[-1].model_copy(update={"meta": {**found[-1].meta, "stopped": good.stopped}})
     save_merged(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out, base=where)
     return found
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from solon.errors import InputError
+from solon.finite import LastGood
 from solon.publishing import check_identity
 from solon.reinforcement.monitors import Check, Watch
 from solon.reinforcement.ppo import AdaptiveKL
@@ -29,6 +30,7 @@ class State:
     values: torch.nn.Linear  # the value head, on the policy's states
     optimiser: torch.optim.Optimizer
     kl: AdaptiveKL
+    good: LastGood  # of all that the optimiser steps
     update: int = 0  # updates done
     kl_seen: float = 0.0  # nats a response, of the last update
     best: dict[str, Tensor] = field(default_factory=dict)  # the adapters of the watch's best check, by name
@@ -110,5 +112,6 @@ def restore(checkpoint: Path | None, state: State, watch: Watch | None, identity
     state.kl.coefficient = float(about["kl_coefficient"])
     state.update, state.kl_seen = about["update"], float(about["kl_seen"])
     state.best = {k.removeprefix("best."): v.to(state.policy.device) for k, v in kept.items() if k.startswith("best.")}
+    state.good.keep()
     if watch:
         watch.checks = [Check.model_validate(c) for c in about.get("checks", [])]

@@ -33,9 +33,26 @@ from solon.adapted import in_few_passes
 from solon.engines.chat import chat_ids_and_turns
 from solon.engines.decoding import ATTENTION
 from solon.engines.limits import Limit, context_limit
+from solon.engines.loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    listed,
+    load_checked,
+    not_finite,
+    one_line,
+    read_json,
+    tensor_shapes,
+)
 from solon.engines.tree import in_parts
-from solon.engines.weights import device, load_tokenizer, model_fingerprint, resolve, resolve_dtype
-from solon.errors import InputError, Unfit
+from solon.engines.weights import (
+    check_vocabulary,
+    device,
+    directory_of,
+    load_tokenizer,
+    model_fingerprint,
+    resolve_dtype,
+)
+from solon.errors import Diverged, InputError, Unfit
 from solon.records import Chat, Comparison, Labeler
 from solon.reinforcement.frozen import Frozen, lowest_adapted_block
 from solon.settings import Epochs
@@ -43,10 +60,10 @@ from solon.sharding import is_shared, placed
 from solon.states import base_of, distinct_tokens, last_states
 from solon.training import (
     AdapterSettings,
+    Fitted,
     Progress,
     TrainSettings,
     add_adapters,
-    first_and_last,
     fit,
     fitting,
     save_merged,
@@ -54,6 +71,7 @@ from solon.training import (
 
 NORMALISATION = "solon_reward.json"
 ADAPTERS = "adapters"  # of each member, on the model that training started from; the first is merged into the weights
+HEAD = "score.weight"
 HEAD_RATE = 10  # the new head learns this many times as fast as the adapters
 TIE = 1e-6  # a label this near to 0.5 is a tie
 
@@ -117,16 +135,18 @@ class RewardModel:
 
         kept, adapters, wanted = _kept(where), Path(where) / ADAPTERS, resolve_dtype(dtype)
         apart = adapters.is_dir() and (wanted != torch.float32 or len(kept["members"]) > 1)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            where, dtype=torch.float32 if apart else wanted, attn_implementation=ATTENTION, use_safetensors=True
-        )
+        model: Any = load_checked(
+            AutoModelForSequenceClassification, where, dtype=torch.float32 if apart else wanted,
+            attn_implementation=ATTENTION,
+        )  # fmt: skip
         tokenizer, place = load_tokenizer(where), torch.device(on) if on else device()
         model.config.pad_token_id = tokenizer.pad_token_id
         if apart:  # as it was trained: members share the bare trunk, and rounded with it adapters would be lost in part
-            _take_off(model, adapters / "0")
+            what = f"{where}: its members cannot be loaded"
+            one_line(what, lambda: _take_off(model, adapters / "0"))
             for p in model.parameters():  # and no buffer: rotary frequencies stay exact
                 p.data = p.data.to(wanted)
-            return cls(*_with_members(model.to(place), tokenizer, kept, adapters, "member"))
+            return cls(*one_line(what, lambda: _with_members(model.to(place), tokenizer, kept, adapters, "member")))
         model.to(place)
         model.score.float()  # the trunk may be bfloat16; the score is not rounded
         members = [Member(model.score, **kept["members"][0])]
@@ -141,7 +161,8 @@ class RewardModel:
         kept = _kept(where)
         if kept["base"] is None or kept["base"] != model_fingerprint(model):
             return None
-        return cls(*_with_members(policy, tokenizer, kept, Path(where) / ADAPTERS, "reward"))
+        adapters, what = Path(where) / ADAPTERS, f"{where}: its members cannot be loaded"
+        return cls(*one_line(what, lambda: _with_members(policy, tokenizer, kept, adapters, "reward")))
 
     def start_at(self, frozen: Frozen) -> None:
         """Share what lies below the adapters with the policy, where this is adapters on its trunk, and none lower."""
@@ -245,12 +266,26 @@ def _kept(where: str) -> dict[str, Any]:
     path = Path(where) / NORMALISATION
     if not path.is_file():
         raise InputError(f"{where}: not a reward model written by Solon (no {NORMALISATION} in it)")
-    kept = json.loads(path.read_text())
+    kept = read_json(path)
+    one = {"mean": kept.get("mean"), "std": kept.get("std")}
+    found = {"base": None, "system": None, "uncertainty_penalty": 0.0, "members": [one], **kept}
+    members: Any = found["members"]
+    if not isinstance(members, list) or not members or not all(isinstance(m, dict) for m in members):
+        raise InputError(f"{path}: not written by Solon (members is a list of objects)")
+    numbers = [m.get(name) for m in members for name in ("mean", "std")] + [found["uncertainty_penalty"]]
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or not all(
+        m["std"] > 0 for m in members
+    ):
+        raise InputError(
+            f"{path}: a mean or standard deviation of its scores is no finite number; train the model again"
+        )
+    if not all(isinstance(found[name], str | None) for name in ("base", "system")):
+        raise InputError(f"{path}: not written by Solon (base and system are texts or null)")
     return {
-        "base": None,
-        "uncertainty_penalty": 0.0,
-        "members": [{"mean": kept["mean"], "std": kept["std"]}],
-        **{k: v for k, v in kept.items() if k not in ("mean", "std")},
+        "base": found["base"],
+        "system": found["system"],
+        "uncertainty_penalty": found["uncertainty_penalty"],
+        "members": [{"mean": m["mean"], "std": m["std"]} for m in members],
     }
 
 
@@ -289,13 +324,25 @@ def _put_on(model: Any, name: str, path: Path) -> Any:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    """A member's tensors. Raises InputError where they are damaged or not finite."""
     from safetensors.torch import load_file
 
-    return load_file(path / "adapter_model.safetensors")
+    where = path / ADAPTER_WEIGHTS
+    if not where.is_file() or not (path / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{path}: not a whole member of a reward model; train the model again")
+    read_json(path / ADAPTER_CONFIG)
+    tensor_shapes(where)
+    found = load_file(where)
+    if bad := not_finite(found.items()):
+        raise InputError(f"{where}: not every number in it is finite: {listed(bad)}")
+    return found
 
 
 def _head(path: Path) -> nn.Module:
-    [weight] = [v for k, v in _tensors(path).items() if k.endswith("score.weight")]
+    weights = [v for k, v in _tensors(path).items() if k.endswith(HEAD)]
+    if len(weights) != 1:
+        raise InputError(f"{path / ADAPTER_WEIGHTS}: holds no {HEAD}; train the reward model again")
+    [weight] = weights
     head = nn.Linear(weight.shape[1], 1, bias=False)
     head.weight = nn.Parameter(weight.float(), requires_grad=False)
     return head
@@ -339,15 +386,18 @@ def train_reward_model(
     decided = [c for c in labelled if settings.ties == "equal" or abs(float(c.label or 0) - 0.5) > TIE]
     if not decided:
         raise InputError("no comparison is left to learn from: each one is an abstention, a tie, or of weight 0")
-    where = resolve(model)
+    where = directory_of(model)
     tokenizer = load_tokenizer(where)
-    lm: Any = AutoModelForSequenceClassification.from_pretrained(
+    lm: Any = load_checked(
+        AutoModelForSequenceClassification,
         where,
+        new=[HEAD],  # learned from the comparisons
+        extra=["lm_head."],  # not a classifier's
         num_labels=1,
         dtype=resolve_dtype(dtype) if adapter else torch.float32,
         attn_implementation=ATTENTION,
-        use_safetensors=True,
     )
+    check_vocabulary(lm, tokenizer)
     lm = placed(lm, device()) if adapter else lm.to(device())
     lm.config.pad_token_id = tokenizer.pad_token_id
     asked = RewardModel(lm, tokenizer, system, [Member(lm.score)])
@@ -361,7 +411,7 @@ def train_reward_model(
     reference = [c for c in reference if asked.unfit(c) is None]
     aside = Path(tempfile.mkdtemp(prefix="solon-reward-"))
     kept: list[dict[str, float]] = []
-    losses: list[float] = []
+    fitted: list[Fitted] = []  # of each member, the first one last
     try:
         # The first member last: it is the one that is on the trunk when the whole model is written.
         for n in reversed(range(settings.members)):
@@ -370,10 +420,14 @@ def train_reward_model(
             learner = add_adapters(lm, adapter, task="SEQ_CLS") if adapter else lm
             base_of(learner).score.float()
             rewards = RewardModel(learner, tokenizer, system, [Member(base_of(learner).score)])
-            losses = _train_member(rewards, encoded, settings, seed + n, _of_members(progress, settings.members, n))
+            fitted.append(
+                _train_member(rewards, encoded, settings, seed + n, _of_members(progress, settings.members, n))
+            )
             rows = rewards.rows(reference)
             raw = torch.tensor(rewards.raw_scores(rows)) if rows else torch.tensor([-1.0, 1.0])
-            kept.insert(0, {"mean": raw.mean().item(), "std": max(raw.std().item(), 1e-6)})
+            if not torch.isfinite(raw).all():
+                raise Diverged(f"{out}: not written, since the trained model gives scores that are no finite numbers")
+            kept.insert(0, {"mean": raw.mean().item(), "std": max(raw.std().item(), 1e-6) if len(raw) > 1 else 1.0})
             if adapter:
                 learner.save_pretrained(aside / str(n))
                 if n:
@@ -400,9 +454,10 @@ def train_reward_model(
         "left_out": left_out,
         "abstained": sum(c.label is None for c in comparisons),
         "ties_skipped": len(labelled) - len(decided),
-        "steps": len(losses) * settings.members,
+        "steps": sum(len(f.losses) for f in fitted),
         "tokens": settings.members * settings.epochs * sum(len(e.chosen) + len(e.rejected) for e in encoded),
-        **first_and_last(losses),
+        **fitted[-1].to_json(),
+        **({"stopped": stopped} if (stopped := next((f.stopped for f in fitted if f.stopped), None)) else {}),
         "reference_mean": kept[0]["mean"],
         "reference_std": kept[0]["std"],
     }
@@ -410,7 +465,7 @@ def train_reward_model(
 
 def _train_member(
     rewards: RewardModel, examples: Sequence[_Example], settings: RewardSettings, seed: int, progress: Progress | None
-) -> list[float]:
+) -> Fitted:
     def loss(batch: Sequence[_Example]) -> Tensor:
         scores = rewards.raw([e.chosen for e in batch] + [e.rejected for e in batch])
         label = torch.tensor([e.label for e in batch], device=scores.device)
@@ -420,7 +475,7 @@ def _train_member(
     learned = [(n, p) for n, p in rewards.model.named_parameters() if p.requires_grad]
     head = [p for n, p in learned if "score" in n]
     rewards.model.train()
-    losses = fit(
+    fitted = fit(
         examples,
         loss,
         [
@@ -434,7 +489,7 @@ def _train_member(
         progress=progress,
     )
     rewards.model.eval()
-    return losses
+    return fitted
 
 
 def _of_members(progress: Progress | None, members: int, n: int) -> Progress | None:

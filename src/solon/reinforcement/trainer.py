@@ -7,6 +7,7 @@ a linear map of the policy's states. The reward may be any other function of con
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from solon.engines.decoding import Generated
 from solon.engines.limits import context_limit
 from solon.engines.weights import load_causal_lm, resolve
 from solon.errors import InputError
+from solon.finite import LastGood
 from solon.identity import of_model, of_records
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
 from solon.reinforcement.checkpoint import Kept, State, pack, restore, save
@@ -237,7 +239,8 @@ def ppo(
                     },
                 }
             )
-            unsaved = pack(state, watch, identity) if checkpoint and processes.is_main() else None
+            kept = checkpoint is not None and processes.is_main() and state.good.stopped is None
+            unsaved = pack(state, watch, identity) if kept else None
             give_memory_back()
             if log:
                 log(summary.numbers(), state.update)
@@ -265,7 +268,9 @@ def ppo(
 
 
 def _over(state: State, watch: Watch | None, settings: PPOSettings) -> bool:
-    """Whether training ends before its last update: beyond the KL bound (or no number), or the reward is gamed."""
+    """Whether training ends before its last update: numbers not finite, beyond the KL bound, or the reward is gamed."""
+    if state.good.stopped is not None:
+        return True
     gamed = settings.stop_when_gamed and watch is not None and watch.checks[-1].gamed
     return gamed or not state.kl_seen <= settings.kl_bound
 
@@ -347,16 +352,21 @@ def learn(
         processes.sum_gradients(trained)
         if settings.kl_stop is not None and step["approx_kl"] > settings.kl_stop:
             break  # before the step that would go further
-        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        if not state.good.check(step["policy_loss"] + step["value_loss"], norm):
+            break
         state.optimiser.step()
         steps.append(step)
+    if state.good.stopped is None:
+        state.good.finish()
 
     def mean(name: str) -> float:
         return sum(s[name] for s in steps) / len(steps) if steps else 0.0
 
     coefficient = state.kl.coefficient
-    state.kl.update(kl_nats, n)
-    return RolloutSummary(
+    if state.good.stopped is None:
+        state.kl.update(kl_nats, n)
+    summary = RolloutSummary(
         update=state.update,
         reward=raw.mean().item(),
         kl_nats=kl_nats,
@@ -370,6 +380,12 @@ def learn(
         approx_kl=mean("approx_kl"),
         explained_variance=foretold,
         meta={"rollouts": n, "steps": len(steps), "first_ratio": steps[0]["ratio"] if steps else 1.0},
+    )
+    if state.good.stopped is None:
+        return summary
+    told = {k: None for k, v in summary.model_dump().items() if isinstance(v, float) and not math.isfinite(v)}
+    return summary.model_copy(
+        update={**told, "meta": {**summary.meta, "first_ratio": 1.0, "stopped": state.good.stopped}}
     )
 
 
@@ -405,7 +421,9 @@ def _start(policy: Any, settings: PPOSettings, rewards: RewardModel | None) -> S
         eps=1e-5,  # Huang et al. 2024, detail 9
     )
     horizon = 8 * settings.rollouts
-    return State(policy, values, optimiser, AdaptiveKL(settings.kl_coefficient, settings.kl_target, horizon))
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    kl = AdaptiveKL(settings.kl_coefficient, settings.kl_target, horizon)
+    return State(policy, values, optimiser, kl, LastGood(trained))
 
 
 def _draw(prompts: Sequence[Prompt], n: int, update: int, seed: int) -> list[Prompt]:

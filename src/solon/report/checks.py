@@ -10,7 +10,7 @@ from typing import Any, Literal
 from solon.evaluation.run import DISTINCT, OVER_REFUSAL
 from solon.statistics import FAILS, HOLDS, UNKNOWN, Outcome, outcome
 
-REWARD_RIGHT = 65.0  # %, of held-out comparisons
+REWARD_RIGHT = 0.65  # share of held-out comparisons
 OVER_REFUSAL_RISE = 10.0  # points
 DISTINCT_FALL = 20.0  # %
 MORE = "hold out more"
@@ -23,8 +23,8 @@ def checks(data: dict[str, Any], kl_bound: float) -> list[dict[str, Any]]:
             f"reward model right on held-out {row['source']} comparisons",
             "above",
             REWARD_RIGHT,
-            "%",
-            _scaled(row["accuracy"], 100),
+            "",
+            row["accuracy"],
             fails="give the reward model more comparisons, or better labels; until it is right more often, PPO climbs noise",
             unknown=f"{MORE} comparisons (human.heldout_comparisons, reward_model.heldout_ai): this is too few to tell",
         )
@@ -48,24 +48,26 @@ def checks(data: dict[str, Any], kl_bound: float) -> list[dict[str, Any]]:
     changes = {c["name"]: c for c in data["changes"]}
     found.append(
         check(
-            f"{OVER_REFUSAL} rises by, {whole}",
+            f"{OVER_REFUSAL} rises by",
             "below",
             OVER_REFUSAL_RISE,
             "points",
             changes[OVER_REFUSAL]["steps"].get(whole),
             fails="train on more helpful prompts and comparisons, or weaken the principles that ask for refusals",
             unknown=f"{MORE} helpful prompts (prompts.n_heldout)",
+            about=whole,
         )
     )
     found.append(
         check(
-            f"{DISTINCT} falls by, {whole}",
+            f"{DISTINCT} falls by",
             "below",
             DISTINCT_FALL,
             "%",
             changes[DISTINCT]["falls_percent"].get(whole),
             fails="raise ppo.kl_coefficient or lower ppo.kl_target: the answers have become alike",
             unknown=f"{MORE} prompts (prompts.n_heldout), or let answers be longer (evaluation.sampling.max_tokens)",
+            about=whole,
         )
     )
     return found
@@ -73,13 +75,14 @@ def checks(data: dict[str, Any], kl_bound: float) -> list[dict[str, Any]]:
 
 def check(
     name: str, side: Literal["above", "below"], target: float, unit: str, found: dict[str, Any] | None, *,
-    fails: str, unknown: str,
+    fails: str, unknown: str, about: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """One check. found: value, low, high and n of what was measured. fails, unknown: what to do then."""
+    """One check. found: value, low, high and n of what was measured. fails, unknown: what to do then. about: of what."""
     found = found or {"value": None, "low": None, "high": None, "n": 0}
     verdict: Outcome = outcome(found["value"], found["low"], found["high"], target, side)
     return {
         "name": name,
+        "about": about,
         "target": f"{'>' if side == 'above' else '<'} {target:g} {unit}".strip(),
         **{key: found[key] for key in ("value", "low", "high", "n")},
         "unit": unit,
@@ -91,13 +94,14 @@ def check(
 
 def _kl(kl: dict[str, Any], bound: float) -> dict[str, Any]:
     found = check(
-        "KL of the policy that is written to its reference, on held-out prompts",
+        "KL to the reference",
         "below",
         bound,
         "nats a response",
         kl["kl_nats"],
         fails="lower ppo.learning_rate or ppo.updates, or raise ppo.kl_coefficient, and train again from the supervised model",
         unknown=f"{MORE} prompts (prompts.n_heldout)",
+        about="of the policy that is written, on held-out prompts",
     )
     if kl["not_finite"]:
         found |= {"outcome": FAILS, "holds": False}
@@ -116,7 +120,3 @@ def _lost(step: str) -> str:
     if last in ("SL-CAI", "SFT"):
         return "look at what is learned (sl-cai or warmup): fewer epochs, a lower learning rate, or better revisions"
     return "look at the KL and the checks while training: a lower learning rate, a lower kl_target, or a better reward"
-
-
-def _scaled(found: dict[str, Any], factor: float) -> dict[str, Any]:
-    return {k: factor * v if k != "n" and v is not None else v for k, v in found.items()}

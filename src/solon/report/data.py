@@ -49,12 +49,7 @@ def write_report(
         "dtype": run.recipe.dtype,
         "seed": run.recipe.seed,
         "judge_model": None if run.recipe.feedback.labels == "human" else run.recipe.feedback.judge,
-        "constitution": {
-            "name": run.constitution.name,
-            "version": run.constitution.version,
-            "fingerprint": run.constitution.fingerprint,
-            "principles": len(run.constitution.principles),
-        },
+        "constitution": about_constitution(run),
         "machine": machine(),
         "seconds": round(seconds, 1),
         "versions": versions_of(stages),
@@ -81,6 +76,14 @@ def write_report(
     (run.dir / "report.md").write_text(render_markdown(data), encoding="utf-8")
     (run.dir / "report.html").write_text(render_html(data), encoding="utf-8")
     return data
+
+
+def about_constitution(run: Run) -> dict[str, Any]:
+    rules = run.constitution
+    return {
+        "name": rules.name, "version": rules.version, "fingerprint": rules.fingerprint,
+        "principles": len(rules.principles),
+    }  # fmt: skip
 
 
 def reward_model(run: Run) -> dict[str, Any]:

@@ -93,14 +93,10 @@ def _checks(data: dict[str, Any]) -> Section:
 
 
 def check_row(check: dict[str, Any]) -> tuple[str, ...]:
+    about = f" ({clean(str(check['about']))})" if check.get("about") else ""
     measured = estimate(check, check.get("unit") or "")
-    return (
-        text(check.get("name")),
-        text(check.get("target")),
-        measured,
-        _outcome(check),
-        clean(check.get("do") or "–"),
-    )
+    do = clean(str(check.get("do") or "–"))
+    return (text(check.get("name")) + about, text(check.get("target")), measured, _outcome(check), do)
 
 
 def _outcome(check: dict[str, Any]) -> str:

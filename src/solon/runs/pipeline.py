@@ -497,23 +497,30 @@ def reinforce(
                 for summary in train(step, log):
                     journal.append({"id": f"update-{summary.update}", **summary.to_json()})
             history = sorted((RolloutSummary.model_validate(r) for r in journal.records), key=lambda u: u.update)
-            sampled = sum((h.response_tokens or 0.0) * h.meta["rollouts"] for h in history)
-            prompts = sum(h.meta["prompt_tokens"] for h in history)
-            return {
-                "examples": len(history),
-                "tokens": round(prompts + sampled) * recipe.ppo.epochs,
-                "usage": (prompts, round(sampled)),
-                "left_out": history[-1].meta.get("left_out", {}) if history else {},
-                "left_out_of": len(comparisons if recipe.algorithm == "dpo" else data.prompts),
-                "final_kl_nats": history[-1].kl_nats if history else None,
-                # of the policy that is written: the best check's where the last one found the reward gamed
-                "written_after": watched.best.update if watched and watched.checks[-1].gamed else len(history),
-                "gamed": bool(watched and watched.checks[-1].gamed),
-            }
+            learned_from = comparisons if recipe.algorithm == "dpo" else data.prompts
+            return {**reinforced(history, recipe, watched), "left_out_of": len(learned_from)}
 
         asked = [*([rewards.engine] if isinstance(rewards, JudgeReward) else []), *([gold] if gold else [])]
         run.once(stage, work, engines=asked, total=recipe.ppo.updates, what="updates", makes=out)
     return str(out)
+
+
+def reinforced(history: Sequence[RolloutSummary], recipe: Recipe, watched: Watch | None) -> dict[str, Any]:
+    """The stage's result: what its updates used, what was left out, and which policy is written."""
+    sampled = sum((h.response_tokens or 0.0) * h.meta["rollouts"] for h in history)
+    prompts = sum(h.meta["prompt_tokens"] for h in history)
+    gamed = bool(watched and watched.checks[-1].gamed)
+    return {
+        "examples": len(history),
+        "tokens": round(prompts + sampled) * recipe.ppo.epochs,
+        "usage": (prompts, round(sampled)),
+        "left_out": history[-1].meta.get("left_out", {}) if history else {},
+        # Of the last update's rollouts, before its steps: the KL of what is written is measured by the stage `kl`.
+        "last_rollouts_kl_nats": history[-1].kl_nats if history else None,
+        # The best check's where the last one found the reward gamed.
+        "written_after": watched.best.update if watched and gamed else len(history),
+        "gamed": gamed,
+    }
 
 
 def check_updates(run: Run, stage: str) -> None:

@@ -22,15 +22,16 @@ from solon.engines.limits import UNLIMITED, Limit, context_limit
 from solon.engines.reasoning import without_reasoning
 from solon.engines.weights import load_causal_lm, resolve
 from solon.errors import InputError, Unfit
+from solon.finite import watching
 from solon.records import SFTExample
 from solon.reinforcement.ppo import logprobs_and_entropy
 from solon.states import Layout, base_of
 from solon.training import (
     AdapterSettings,
+    Fitted,
     Progress,
     TrainSettings,
     add_adapters,
-    first_and_last,
     fitting,
     save_merged,
 )
@@ -136,7 +137,7 @@ def sft(
 
     class Report(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            if logs and "loss" in logs:
+            if logs and "loss" in logs and math.isfinite(float(logs["loss"])):
                 losses.append(float(logs["loss"]))
                 if progress:
                     progress(state.global_step, state.max_steps, {"loss": losses[-1]})
@@ -171,7 +172,9 @@ def sft(
         processing_class=tokenizer,
         callbacks=[Report()],
     )
+    good = watching(trainer)
     quiet(trainer).train()
+    good.finish()
     save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
     return {
         "examples": len(rows),
@@ -179,7 +182,7 @@ def sft(
         "steps": len(losses),
         "tokens": settings.epochs * sum(len(r["input_ids"]) for r in rows),
         "learned_tokens": settings.epochs * sum(sum(x != IGNORE for x in r["labels"]) for r in rows),
-        **first_and_last(losses),
+        **Fitted(losses, good.stopped).to_json(),
     }
 
 

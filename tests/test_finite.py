@@ -1,0 +1,156 @@
+"""No model with a number that is not finite is written; training goes back to the last weights that were good."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from solon.errors import Diverged
+from solon.finite import LastGood
+from solon.records import Comparison, Prompt, SFTExample, assistant, user
+from solon.training import AdapterSettings, TrainSettings, fit, save_merged
+
+FAR = 1e30  # a learning rate after which a step of AdamW leaves weights whose products overflow
+# Beyond what the settings take: it stands for whatever else makes a training overflow.
+ADAPTER = AdapterSettings(rank=2, alpha=4)
+
+
+def finite(where: Path) -> bool:
+    from safetensors.torch import load_file
+
+    return all(bool(torch.isfinite(t).all()) for t in load_file(where / "model.safetensors").values())
+
+
+def test_training_goes_back_to_the_last_good_weights() -> None:
+    w = torch.nn.Parameter(torch.tensor([1.0]))
+    seen: list[float] = []
+
+    def loss(batch: Any) -> torch.Tensor:
+        seen.append(w.item())
+        return w.sum() * (math.inf if len(seen) == 4 else 1.0)
+
+    settings = TrainSettings(epochs=1, batch_size=1, learning_rate=0.1)
+    made = fit(range(8), loss, [{"params": [w]}], settings=settings, tokens=lambda _: 1, seed=0, progress=None)
+    assert len(made.losses) == 3 and "3 steps" in str(made.stopped)
+    assert w.item() == seen[2] != seen[3]  # where the loss and the gradient were last finite
+
+
+def test_weights_that_the_last_step_ruined_are_not_kept() -> None:
+    w = torch.nn.Parameter(torch.tensor([3.3e38]))
+    settings = TrainSettings(epochs=1, batch_size=1).model_copy(update={"learning_rate": 2e37})
+    made = fit([0], lambda _: -w.sum(), [{"params": [w]}], settings=settings, tokens=lambda _: 1, seed=0, progress=None)
+    assert made.stopped and w.item() == pytest.approx(3.3e38)
+
+
+def test_nothing_is_kept_where_the_first_loss_is_not_finite() -> None:
+    w = torch.nn.Parameter(torch.tensor([1.0]))
+    settings = TrainSettings(epochs=1, batch_size=1, learning_rate=0.1)
+    with pytest.raises(Diverged, match="first loss"):
+        fit(range(2), lambda _: w.sum() * math.nan, [{"params": [w]}], settings=settings, tokens=lambda _: 1, seed=0, progress=None)  # fmt: skip
+
+
+def test_a_gradient_is_looked_at_and_not_the_loss_alone() -> None:
+    w = torch.nn.Parameter(torch.zeros(1))
+    good = LastGood([w])
+    w.grad = torch.tensor([math.inf])
+    with pytest.raises(Diverged, match="gradient"):
+        good.check(1.0)
+    w.grad = torch.ones(1)
+    assert good.check(1.0)
+
+
+def test_no_weights_that_are_not_finite_are_written(tiny: str, tmp_path: Path) -> None:
+    from solon.engines.weights import load_causal_lm
+
+    model, tokenizer = load_causal_lm(tiny, dtype="float32")
+    model.model.norm.weight.data[3] = math.nan
+    with pytest.raises(Diverged, match=r"model\.norm\.weight"):
+        save_merged(model, tokenizer, tmp_path / "out", base=None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_fine_tuning_that_overflows_ends_with_finite_weights(tiny: str, tmp_path: Path, whole: bool) -> None:
+    from solon.supervised.sft import sft
+
+    rows = [SFTExample(messages=(user("hi"), assistant(f"word {n}")), id=str(n)) for n in range(4)]
+    settings = TrainSettings(epochs=2, batch_size=1).model_copy(update={"learning_rate": FAR})
+    out = tmp_path / "out"
+    told = sft(rows, tiny, out, settings=settings, adapter=None if whole else ADAPTER, system=None, dtype="float32")
+    assert finite(out) and told["stopped"] and math.isfinite(told["loss_last"])
+
+
+def comparisons() -> list[Comparison]:
+    return [
+        Comparison(id=str(n), prompt=(user("hi"),), chosen=(assistant(f"good {n}"),), rejected=(assistant("bad"),), label=1.0)
+        for n in range(6)
+    ]  # fmt: skip
+
+
+def test_a_reward_model_that_overflows_has_finite_weights_or_is_not_written(tiny: str, tmp_path: Path) -> None:
+    from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
+
+    out = tmp_path / "out"
+    settings = RewardSettings(epochs=2, batch_size=1).model_copy(update={"learning_rate": FAR})
+    try:
+        told = train_reward_model(
+            comparisons(), tiny, out, settings=settings, adapter=ADAPTER, system=None, reference=[], dtype="float32"
+        )
+    except Diverged:
+        assert not out.exists()
+        return
+    assert finite(out) and math.isfinite(told["loss_last"])
+    assert all(map(math.isfinite, RewardModel.load(str(out), "float32").score([(user("hi"), assistant("yes"))])))
+
+
+def test_ppo_that_overflows_writes_the_last_finite_policy(tiny: str, tmp_path: Path) -> None:
+    from solon.reinforcement.trainer import PPOSettings, ppo
+
+    prompts = [Prompt(prompt=(user(f"hi {n}"),)) for n in range(4)]
+    settings = PPOSettings(updates=3, rollouts=4, minibatch=2, epochs=1, max_tokens=6).model_copy(
+        update={"learning_rate": FAR}
+    )
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    made = list(
+        ppo(prompts, tiny, lambda chats: [float(len(c[-1].content)) for c in chats], out, settings=settings,
+            adapter=ADAPTER, system=None, dtype="float32", checkpoint=kept)
+    )  # fmt: skip
+    assert finite(out) and made[-1].meta["stopped"]
+    assert not [
+        (m.update, k, v) for m in made for k, v in m.numbers().items() if "rollouts" not in k and not math.isfinite(v)
+    ]
+
+
+def test_a_reward_that_is_no_number_ends_ppo_before_anything_is_written(tiny: str, tmp_path: Path) -> None:
+    from solon.reinforcement.trainer import PPOSettings, ppo
+
+    settings = PPOSettings(updates=1, rollouts=2, minibatch=2, epochs=1, max_tokens=4)
+    with pytest.raises(Diverged):
+        list(ppo([Prompt(prompt=(user("hi"),))], tiny, lambda chats: [math.nan] * len(chats), tmp_path / "out",
+                 settings=settings, adapter=ADAPTER, system=None, dtype="float32"))  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
+def test_trl_s_algorithms_end_with_finite_weights_too(tiny: str, tmp_path: Path, algorithm: Any) -> None:
+    from solon.reinforcement.alternatives import train_otherwise
+    from solon.reinforcement.trainer import PPOSettings
+
+    settings = PPOSettings(
+        updates=2, rollouts=4, responses_per_prompt=2, minibatch=4, epochs=2, max_tokens=4
+    ).model_copy(update={"learning_rate": FAR})
+    prompts = [Prompt(prompt=(user(f"hi {n}"),)) for n in range(2)]
+    out = tmp_path / "out"
+    try:
+        train_otherwise(
+            algorithm, prompts, comparisons(), tiny, lambda chats: [float(len(c[-1].content)) for c in chats], out,
+            settings=settings, adapter=ADAPTER, system=None, dtype="float32",
+        )  # fmt: skip
+    except Diverged:
+        assert not out.exists()
+    else:
+        assert finite(out)

@@ -129,6 +129,7 @@ def label(
     """
     from solon.constitution import load_constitution
     from solon.engines import LazyEngine
+    from solon.feedback.feedback_model import question_for
     from solon.feedback.judge import Judging
     from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, examples_from
     from solon.prompts import read_comparisons
@@ -138,8 +139,10 @@ def label(
         raise InputError(f"--clamp {clamp[0]:g} {clamp[1]:g}: must hold 0.5 between 0 and 1, as 0.4 0.6 does")
     rules = load_constitution(constitution)
     how = Judging(principles, together, "hard" if hard else "soft", rationales, clamp)
-    questions = {p.id: p.comparison for p in rules.principles}
-    shown = examples_from(read_comparisons(examples)[:few_shot], questions, HHH) if examples else []
+    shown = []
+    if examples:
+        labelled = read_comparisons(examples)[:few_shot]
+        shown = examples_from(labelled, lambda c: question_for(c, rules, HHH))
     with LazyEngine(model, system=system, dtype=dtype) as engine:
         result = label_file(
             pairs, out, engine, rules, how, scheme="tournament" if tournament else "all", examples=shown,

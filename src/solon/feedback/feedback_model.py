@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solon.constitution import Constitution, Principle
+from solon.constitution import Constitution, Principle, builtin_names, load_constitution
 from solon.engines.chat import option_ids
 from solon.engines.limits import UNLIMITED, Limit, context_limit
 from solon.engines.template import named
@@ -28,6 +29,7 @@ from solon.errors import InputError
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
 from solon.records import Comparison, Pair, fingerprint, text_of
 from solon.states import base_of, distinct_tokens, last_states
+from solon.supervised.critique_revision import draw_principles
 from solon.training import (
     AdapterSettings,
     Progress,
@@ -68,13 +70,60 @@ def as_pairs(comparisons: Sequence[Comparison], seed: int) -> list[Pair]:
     return pairs
 
 
+def own_principle(comparison: Comparison, constitution: Constitution) -> Principle | None:
+    """The constitution's principle that a comparison was made under; None where it has none that says the same.
+
+    An id alone proves nothing where the comparison names another constitution: two constitutions may call different
+    principles by one name. Of a constitution that ships with Solon the words are known and compared. A comparison that
+    names no constitution is the user's own, and so are its ids.
+    """
+    mine = next((p for p in constitution.principles if p.id == comparison.principle), None)
+    made_under = comparison.meta.get("constitution")
+    if mine is None or made_under in (None, constitution.fingerprint):
+        return mine
+    theirs = _shipped_questions().get((str(made_under), mine.id))
+    return mine if theirs == mine.comparison else None
+
+
+def question_for(comparison: Comparison, constitution: Constitution, otherwise: str) -> str:
+    """The comparison question of its own principle, where the constitution has it."""
+    own = own_principle(comparison, constitution)
+    return otherwise if own is None else own.comparison
+
+
+@cache
+def _shipped_questions() -> dict[tuple[str, str], str]:
+    """(constitution's fingerprint, principle's id) → its comparison question, of the constitutions that ship."""
+    shipped = [load_constitution(name) for name in builtin_names()]
+    return {(c.fingerprint, p.id): p.comparison for c in shipped for p in c.principles}
+
+
 def own_principles(
-    comparisons: Sequence[Comparison], constitution: Constitution, question: str
-) -> dict[str, list[Principle]]:
-    """The principle each comparison was made under, by its id; the question where the constitution lacks it."""
-    known = {p.id: p for p in constitution.principles}
-    general = Constitution.from_question(question).principles[0]
-    return {c.id: [known.get(c.principle or "", general)] for c in comparisons}
+    comparisons: Sequence[Comparison],
+    constitution: Constitution,
+    question: str | None = None,
+    *,
+    principles: int | None = 1,
+    seed: int = 0,
+) -> tuple[dict[str, list[Principle]], int]:
+    """The principles to judge each comparison under, by its id; and how many have no principle of this constitution.
+
+    Those are judged under the question; where it is None, under principles drawn as for any pair (None: all of them).
+    """
+    asked, others = {}, 0
+    general = Constitution.from_question(question).principles[0] if question else None
+    for c in comparisons:
+        own = own_principle(c, constitution)
+        others += own is None
+        if own is not None:
+            asked[c.id] = [own]
+        elif general is not None:
+            asked[c.id] = [general]
+        elif principles is None:
+            asked[c.id] = list(constitution.principles)
+        else:
+            asked[c.id] = draw_principles(constitution, principles, "compare", seed, c.id)
+    return asked, others
 
 
 @dataclass(frozen=True)
@@ -97,7 +146,7 @@ def encode(
 
     The question is that of the comparison's principle, and `question` where the constitution does not have it.
     """
-    asked = {p.id: p.comparison for p in constitution.principles}.get(comparison.principle or "", question)
+    asked = question_for(comparison, constitution, question)
     chosen, rejected = text_of(comparison.chosen), text_of(comparison.rejected)
     made = []
     for a, b in ((chosen, rejected), (rejected, chosen)):
@@ -169,6 +218,7 @@ def train_feedback_model(
     save_merged(lm, tokenizer, out, base=resolve(model) if adapter else None)
     return {
         "comparisons": len(encoded),
+        "other_principles": sum(own_principle(c, constitution) is None for c in labelled),  # asked the question instead
         "left_out": left_out,
         "steps": len(fitted.losses),
         "tokens": settings.epochs * sum(len(e.first) + len(e.second) for e in encoded),

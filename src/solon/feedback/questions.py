@@ -8,7 +8,7 @@ conversation, then the two responses, then the principle's question): engines co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from solon.engines.base import Question
@@ -134,15 +134,14 @@ def _state(prompt: Chat) -> dict:
     return {"conversation": [{"role": m.role, "content": m.content} for m in prompt]}
 
 
-def examples_from(comparisons: Sequence[Comparison], questions: dict[str, str], otherwise: str) -> list[Example]:
+def examples_from(comparisons: Sequence[Comparison], question_of: Callable[[Comparison], str]) -> list[Example]:
     """Labelled comparisons as examples, the better response first and second in turn.
 
-    questions: the comparison question of each principle by id; `otherwise` where a comparison names none of them.
+    question_of: the comparison question that each was answered under.
     """
     made = []
     for n, c in enumerate(c for c in comparisons if c.label is not None and c.label != 0.5):
         better, worse = (c.chosen, c.rejected) if c.label > 0.5 else (c.rejected, c.chosen)  # type: ignore[operator]
         a, b = (better, worse) if n % 2 == 0 else (worse, better)
-        question = questions.get(c.principle or "", otherwise)
-        made.append(Example(c.prompt, text_of(a), text_of(b), question, OPTIONS[n % 2]))
+        made.append(Example(c.prompt, text_of(a), text_of(b), question_of(c), OPTIONS[n % 2]))
     return made

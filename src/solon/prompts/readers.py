@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from solon.constitution import load_constitution
 from solon.errors import InputError, printable
 from solon.prompts.conversations import (
     completions_of,
@@ -26,6 +27,7 @@ from solon.prompts.conversations import (
     without_answer,
 )
 from solon.prompts.lines import empty, first_line, read_jsonl
+from solon.prompts.shipped import SHIPPED
 from solon.records import Candidates, Chat, Comparison, Pair, Prompt, RevisionChain, SFTExample, fingerprint
 from solon.terminal import note
 
@@ -103,8 +105,10 @@ def read_comparisons(name: str) -> list[Comparison]:
     """Comparisons: TRL preference (with or without Solon's `label`), UltraFeedback (binarised), RewardBench 1 and 2, HH
     `chosen`/`rejected` transcripts.
 
-    Without a `label` the choice is taken as certain; without a `labeler` as a person's.
+    Without a `label` the choice is taken as certain; without a `labeler` as a person's. Those that ship with Solon were
+    made under the constitution `solon`, and say so in `meta`.
     """
+    made_under = {"constitution": load_constitution("solon").fingerprint} if name in SHIPPED else {}
 
     def one(value: Row) -> list[Comparison]:
         sides = last_answers(value, 'expected {"prompt", "chosen", "rejected"}')
@@ -112,6 +116,9 @@ def read_comparisons(name: str) -> list[Comparison]:
         label = value.get("label", None if abstained else 1.0)
         if label is None and not abstained:
             raise ValueError('"label" is null, and "abstained" is not true; give P(chosen is better), 0 to 1')
+        meta = value.get("meta")
+        if meta is None or isinstance(meta, dict):  # another kind is refused with the record
+            meta = {**made_under, **(meta or {})}
         return [
             Comparison.model_validate(
                 {
@@ -122,6 +129,7 @@ def read_comparisons(name: str) -> list[Comparison]:
                     "chosen": s.chosen,
                     "rejected": s.rejected,
                     "label": label,
+                    "meta": meta,
                 }
             )
             for s in sides

@@ -156,13 +156,16 @@ def _check_input(place: str, row: dict[str, Any], known: Mapping[str, str]) -> N
 def measure_judge(
     model: str, comparisons: Sequence[Comparison], constitution: Constitution, *, system: str | None, dtype: str
 ) -> dict[str, Any]:
-    """How far a judge can be trusted, on comparisons that people labelled, each under its own principle."""
+    """How far a judge can be trusted, on comparisons that people labelled, each under its own principle.
+
+    other_principles: of these, asked the general question, as the constitution has no principle that says the same.
+    """
     trust = Trust()
-    asked = own_principles(comparisons, constitution, HHH)
+    asked, others = own_principles(comparisons, constitution, HHH)
     with LazyEngine(model, system=system, dtype=dtype) as engine:
         for judged in compare(as_pairs(comparisons, 0), engine, constitution, asked=asked):
             trust.add(judged)
-    return trust.summary()
+    return {**trust.summary(), "other_principles": others}
 
 
 def critique_file(

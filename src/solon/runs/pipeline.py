@@ -25,7 +25,7 @@ from solon.engines.weights import faster_dtype
 from solon.errors import InputError
 from solon.evaluation.kl import kl_of_written
 from solon.evaluation.run import evaluate
-from solon.feedback.feedback_model import as_pairs, own_principles, train_feedback_model
+from solon.feedback.feedback_model import as_pairs, own_principles, question_for, train_feedback_model
 from solon.feedback.judge import compare
 from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, examples_from
 from solon.feedback.rating import JudgeReward
@@ -57,6 +57,7 @@ from solon.runs.trackers import Log, tracked, trackers
 from solon.supervised.critique_revision import revise
 from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
 from solon.supervised.sft import sft
+from solon.terminal import note
 from solon.training import AdapterSettings, Progress, TrainSettings
 
 R = TypeVar("R")
@@ -231,7 +232,7 @@ def feedback_model(run: Run, data: Data, model: str) -> str:
         with _curves(run, "feedback-model", step, settings) as step:
             return train_feedback_model(
                 data.comparisons,
-                run.constitution,
+                asked_of_judge(run),
                 judge,
                 out,
                 question=part.question or HHH,
@@ -248,10 +249,19 @@ def feedback_model(run: Run, data: Data, model: str) -> str:
 
 
 def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
-    """What the judge says of human comparisons that nothing was trained on, each under its own principle."""
+    """What the judge says of human comparisons that nothing was trained on, asked as the recipe asks it.
+
+    Each is judged under its own principle where the run's constitution has that, else as any pair of this run.
+    """
     human = data.heldout_comparisons
     pairs = as_pairs(human, run.recipe.seed)
-    asked = own_principles(human, run.constitution, run.recipe.feedback.question or HHH)
+    drawn, seed = run.recipe.feedback.principles_per_pair, run.recipe.seed
+    asked, others = own_principles(human, asked_of_judge(run), principles=drawn, seed=seed)
+    if others:
+        note(
+            f"{others} of {len(human)} held-out human comparisons were made under no principle of this run's "
+            "constitution; they are judged under its own"
+        )
     with open_lazily(run, judge) as engine:
         make = asks(run, data, engine, asked, run.fail)
         return run.records("judge-heldout", pairs, make, Comparison, engines=(engine,), what="comparisons")
@@ -302,8 +312,8 @@ def asked_of_judge(run: Run) -> Constitution:
 def judge_examples(run: Run, data: Data) -> list[Example]:
     """The human comparisons that the judge is shown before each question, where the recipe wants some."""
     part = run.recipe.feedback
-    questions = {p.id: p.comparison for p in run.constitution.principles}
-    return examples_from(data.comparisons[: part.few_shot], questions, part.question or HHH)
+    rules, otherwise = asked_of_judge(run), part.question or HHH
+    return examples_from(data.comparisons[: part.few_shot], lambda c: question_for(c, rules, otherwise))
 
 
 def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:

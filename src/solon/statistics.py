@@ -109,7 +109,8 @@ def beyond_chance(p_values: Sequence[float | None]) -> list[bool]:
     known = [p for p in p_values if p is not None]
     if not known:
         return [False] * len(p_values)
-    rejected = iter(multipletests(known, alpha=(1 - CONFIDENCE) / 2, method="holm-sidak")[0])
+    with np.errstate(divide="ignore"):  # of a p-value of 1
+        rejected = iter(multipletests(known, alpha=(1 - CONFIDENCE) / 2, method="holm-sidak")[0])
     return [p is not None and bool(next(rejected)) for p in p_values]
 
 

@@ -39,6 +39,8 @@ SETTINGS: dict[str, Any] = {
     "ppo": {"updates": 3, "rollouts": 4, "epochs": 1, "minibatch": 2, "max_tokens": 6, "check_every": 1},
     "gold.probes": 2, "evaluation": {"sampling": {"max_tokens": 6}, "judge_comparisons": 4},
 }  # fmt: skip
+# Without the stages before the judge's: for a test.
+SHORT = {k: v for k, v in SETTINGS.items() if not k.startswith(("human.", "supervised.", "warmup."))}
 
 
 class Judge:
@@ -101,7 +103,7 @@ def served(judge: Judge) -> Iterator[str]:
         server.server_close()
 
 
-def _work(settings: dict[str, Any], out: Path) -> None:
+def _work(recipe: str, settings: dict[str, Any], out: Path) -> None:
     import torch
 
     from solon.errors import Outage
@@ -110,25 +112,25 @@ def _work(settings: dict[str, Any], out: Path) -> None:
 
     torch.set_num_threads(1)
     try:
-        run_recipe(load_recipe("hybrid", settings), out, quiet=True)
+        run_recipe(load_recipe(recipe, settings), out, quiet=True)
     except KeyboardInterrupt:
         sys.exit(130)
     except Outage:
         sys.exit(1)
 
 
-def _start(settings: dict[str, Any], out: Path) -> Any:
+def _start(recipe: str, settings: dict[str, Any], out: Path) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["solon.runs.pipeline", "trl", "peft", "datasets", "solon.engines.local"])
-    process = context.Process(target=_work, args=(settings, out))
+    process = context.Process(target=_work, args=(recipe, settings, out))
     process.start()
     return process
 
 
-def _finish(settings: dict[str, Any], out: Path) -> None:
+def _finish(recipe: str, settings: dict[str, Any], out: Path) -> None:
     """Start again until the run is done: an outage of the judge ends a start with 1."""
     for _ in range(20):
-        process = _start(settings, out)
+        process = _start(recipe, settings, out)
         process.join(600)
         if process.exitcode == 0:
             return
@@ -163,15 +165,18 @@ def ledger(out: Path) -> int:
     return found
 
 
-def interrupted(kills: int, seed: int = 0, *, failures: float = 0.25, most: int = 12) -> dict[str, Any]:
+def interrupted(
+    kills: int, seed: int = 0, *, failures: float = 0.25, most: int = 12, short: bool = False
+) -> dict[str, Any]:
     """Interrupt runs `kills` times in all, each at most `most` times; finish each; what differs from the undisturbed one."""
     rng, judge = random.Random(seed), Judge(seed, failures)
     found: dict[str, Any] = {"kills": 0, "ctrl_c": 0, "runs": 0, "different": [], "ledger": []}
     with tempfile.TemporaryDirectory() as name, served(judge) as url:
-        settings, folder = {**SETTINGS, "feedback.judge": f"server:judge@{url}"}, Path(name)
-        _finish(settings, folder / "warm")  # the forkserver's imports are no part of the time
+        settings = {**(SHORT if short else SETTINGS), "feedback.judge": f"server:judge@{url}"}
+        recipe, folder = "rlaif" if short else "hybrid", Path(name)
+        _finish(recipe, settings, folder / "warm")  # the forkserver's imports are no part of the time
         began, before = time.monotonic(), judge.count
-        _finish(settings, folder / "whole")
+        _finish(recipe, settings, folder / "whole")
         lasts = time.monotonic() - began
         found["undisturbed"] = {
             "seconds": round(lasts, 1),
@@ -182,7 +187,7 @@ def interrupted(kills: int, seed: int = 0, *, failures: float = 0.25, most: int 
         while found["kills"] + found["ctrl_c"] < kills:
             out, before, hits = folder / f"run-{found['runs']}", judge.count, 0
             while hits < most and found["kills"] + found["ctrl_c"] < kills:
-                process = _start(settings, out)
+                process = _start(recipe, settings, out)
                 process.join(rng.uniform(0.02, lasts / 3))
                 if process.exitcode is not None:
                     break
@@ -193,7 +198,7 @@ def interrupted(kills: int, seed: int = 0, *, failures: float = 0.25, most: int 
                     break
                 found["ctrl_c" if soft else "kills"] += 1
                 hits += 1
-            _finish(settings, out)
+            _finish(recipe, settings, out)
             found["runs"] += 1
             asked, told = judge.count - before, ledger(out)
             found["ledger"].append({"interruptions": hits, "asked": asked, "told": told})

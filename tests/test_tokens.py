@@ -272,3 +272,27 @@ def test_a_saved_tokenizer_that_cuts_does_not_cut_here(templated: Any) -> None:
     ids = chat_ids(tokenizer, long, system=None)
     assert len(ids) > 40 and ids.count(tokenizer.eos_token_id) == 0
     assert json.loads(tokenizer.backend_tokenizer.to_str())["added_tokens"]
+
+
+@pytest.mark.slow
+def test_smollm2_reads_the_shipped_texts_as_ever() -> None:
+    """Golden: the ids of every shipped prompt, of answers with their places, and of what the judge is asked.
+
+    The same came out when contents were tokenised apart from the template (which for a byte-level tokenizer is no other).
+    """
+    from solon.engines.weights import load_tokenizer, resolve
+    from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
+    from solon.prompts import read_comparisons, read_demonstrations, read_prompts
+    from solon.records import fingerprint, text_of
+
+    tokenizer = load_tokenizer(resolve("smollm2"))
+    found: list[Any] = []
+    for name in ("solon:helpful", "solon:red-team"):
+        found += [chat_ids(tokenizer, p.prompt, system=SYSTEM) for p in read_prompts(name)]
+    for d in read_demonstrations("solon:demonstrations-harmless"):
+        found.append(chat_ids_and_turns(tokenizer, d.messages, system=SYSTEM))
+    for c in read_comparisons("solon:comparisons-harmless"):
+        chat = comparison_chat(c.prompt, text_of(c.chosen), text_of(c.rejected), "Which is better?")
+        asked = option_ids(tokenizer, chat, OPTIONS, system=SYSTEM, prefix=PREFIX)
+        found.append([asked.context, *asked.tails])
+    assert (len(found), fingerprint(found)) == (603, "33047d4310817eb7")

@@ -51,6 +51,7 @@ def test_recipes_load_and_survive_being_written_down(name: str, tmp_path: Path) 
         ("name: x\n--- \nname: y\n", ":2: a second document"),
         ("name: x\nseed: true\n", ":2: seed: true is no number"),
         ('name: x\nseed: "3"\n', ':2: seed: "3" is a text; expected a number'),
+        ('name: x\nsystem: "a\\ud800"\n', ":2: system: holds half of a surrogate pair"),
         ("name: x\nseed: -1\n", ":2: seed: input should be greater"),
         ("name: 2024\n", ":1: name: expected a text; put quotes around 2024"),
         ("name: x\nppo: 3\n", ":2: ppo: expected keys with values; the keys here are updates"),

@@ -32,6 +32,8 @@ def _fits(value: Any, annotation: Any) -> None:
         for item in value:
             _fits(item, typing.Union[tuple(_items(annotation))])  # noqa: UP007 (made at run time)
         return
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("holds half of a surrogate pair; write the whole character")
     kinds = _kinds(annotation)
     if Any in kinds:
         return

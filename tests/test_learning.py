@@ -191,7 +191,7 @@ def test_a_batch_in_parts_steps_like_the_whole_batch(monkeypatch: pytest.MonkeyP
             return torch.nn.functional.binary_cross_entropy_with_logits(scores, torch.tensor([y for _, y in part]))
 
         monkeypatch.setattr("solon.training.TOKENS_AT_ONCE", limit)
-        losses = fit(
+        fitted = fit(
             rows,
             loss,
             [{"params": [weight]}],
@@ -200,7 +200,7 @@ def test_a_batch_in_parts_steps_like_the_whole_batch(monkeypatch: pytest.MonkeyP
             seed=0,
             progress=None,
         )
-        return losses, weight.detach()
+        return fitted.losses, weight.detach()
 
     whole, parts = trained(10**6), trained(20)  # all rows of a batch at once; two at once
     assert whole[0] == pytest.approx(parts[0], rel=1e-5)

@@ -273,7 +273,7 @@ class Cases:
             )
             weights.rename(where / "model-00001-of-00001.safetensors")
             yield Case(f"an index that names {entry}", self.label(self.f("one.jsonl"), self.out(), str(where)), (2,))
-        for name in ("gemma", "spm", "dropsys", "gpt2"):
+        for name in ("gemma", "spm", "dropsys"):
             model = str(self.models / name)
             yield Case(f"model {name}", self.label(self.f("ok4.jsonl"), out := self.out(), model), (0,),
                        then=lambda done, out=out: "" if any(r["label"] is not None for r in rows(out)) else "no label")  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     from solon.engines.tiny import make_tiny_model
 
     return str(make_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def without_tree(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Call it with a model that is to go the padded way until the test ends."""
+    from dataclasses import replace
+
+    from solon.models.forward import base_of
+    from solon.models.paths import paths_of
+
+    def change(model: Any) -> None:
+        base = base_of(model)
+        plain = replace(paths_of(base), tree=False, lean=False)
+        monkeypatch.setitem(vars(base), "_solon_paths", (base.dtype, plain))
+
+    return change
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from test_lean import CONFIGS, made
 from transformers import GPT2Config
 
 from solon.adapted import _forward, _Linears, in_few_passes
-from solon.engines.decoding import ATTENTION
+from solon.models.paths import GROUPED
 from solon.states import Layout
 from solon.training import AdapterSettings, add_adapters
 
@@ -19,7 +19,7 @@ ROWS = [[5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 30, 31]]
 
 def adapted(config: Any, layers: int | None = None, *, dtype: torch.dtype = torch.float32) -> Any:
     model = made(config).to(dtype)
-    model.set_attn_implementation(ATTENTION)
+    model.set_attn_implementation(GROUPED)
     policy = add_adapters(model, AdapterSettings(rank=3, alpha=5, layers=layers))
     for name, p in policy.named_parameters():
         if "lora_B" in name:

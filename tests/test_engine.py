@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,11 @@ def engine(tiny: str) -> LocalEngine:
 
 @pytest.mark.parametrize("way", ["lean", "by transformers' modules", "padded"])
 def test_greedy_tokens_are_those_of_transformers(
-    engine: LocalEngine, tiny: str, way: str, monkeypatch: pytest.MonkeyPatch
+    engine: LocalEngine,
+    tiny: str,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+    without_tree: Callable[[Any], None],
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -37,7 +43,7 @@ def test_greedy_tokens_are_those_of_transformers(
         passes += 1
 
     if way == "padded":
-        monkeypatch.setattr("solon.engines.decoding.plain_causal", lambda model: False)
+        without_tree(engine.model)
     elif way != "lean":
         monkeypatch.setattr("solon.engines.decoding.lean", lambda model: None)
     reference = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
@@ -56,7 +62,7 @@ def test_greedy_tokens_are_those_of_transformers(
 
 @pytest.mark.parametrize("at_once", [10**6, 7])
 def test_prompts_that_begin_alike_are_read_once_and_continue_as_if_alone(
-    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, at_once: int
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, at_once: int, without_tree: Callable[[Any], None]
 ) -> None:
     monkeypatch.setattr("solon.engines.decoding.PROMPT_TOKENS", at_once)
     long, short = [5, 6, 7, 8, 9, 10], [5, 6]
@@ -75,7 +81,7 @@ def test_prompts_that_begin_alike_are_read_once_and_continue_as_if_alone(
         [alone] = decode(engine.model, [prompt], uniforms[row : row + 1], max_tokens=12, temperature=1.0, end={2})
         assert made[row].ids == alone.ids
         assert made[row].logprobs == pytest.approx(alone.logprobs, abs=1e-4)
-    monkeypatch.setattr("solon.engines.decoding.plain_causal", lambda model: False)
+    without_tree(engine.model)
     padded = decode(engine.model, prompts, uniforms, max_tokens=12, temperature=1.0, end={2})
     assert [m.ids for m in padded] == [m.ids for m in made]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from solon.engines import lean as module
 from solon.engines.lean import lean
@@ -27,6 +27,7 @@ CONFIGS = {
     "llama, tied, positions scaled": LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=SCALED),
     "mistral, wide heads": MistralConfig(**SHAPE, head_dim=16, sliding_window=None),
     "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
 }
 
 

@@ -334,7 +334,7 @@ def test_a_rollout_s_numbers_are_its_own_whatever_stands_beside_it(tiny: str) ->
             assert torch.allclose(a[row, :n], b[0, :n], atol=1e-5)
 
 
-def test_a_padded_batch_gives_the_numbers_of_the_tree(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_padded_batch_gives_the_numbers_of_the_tree(tiny: str, without_tree: Callable[[Any], None]) -> None:
     policy, made = adapted(tiny), rollouts()
 
     def passed() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
@@ -344,7 +344,7 @@ def test_a_padded_batch_gives_the_numbers_of_the_tree(tiny: str, monkeypatch: py
         return logprobs.detach(), [p.grad for p in policy.parameters() if p.requires_grad]
 
     tree, gradients = passed()
-    monkeypatch.setattr("solon.states.plain_causal", lambda model: False)
+    without_tree(policy)
     padded, again = passed()
     assert torch.allclose(tree, padded, atol=1e-5)
     assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-3) for a, b in zip(gradients, again, strict=True))

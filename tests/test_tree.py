@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest, tree
-from solon.engines.decoding import ATTENTION
 from solon.engines.local import LocalEngine
 from solon.engines.tree import Row, TreeScorer, grow, packs
 from solon.feedback.judge import Judging, compare, log_odds
+from solon.models.forward import with_attention
+from solon.models.paths import GROUPED
 from solon.records import Pair, user
 
 # Few tokens and short rows: rows that begin alike, contain each other or are equal come up all the time.
@@ -77,14 +78,14 @@ def models(tiny: str) -> list[Any]:
     from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
     torch.manual_seed(0)
-    shape = {"vocab_size": 64, "initializer_range": 0.2, "attn_implementation": ATTENTION}
+    shape = {"vocab_size": 64, "initializer_range": 0.2, "attn_implementation": GROUPED}
     qwen = Qwen2Config(
         hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, **shape
     )
     gpt2 = GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=64, **shape)
     return [
-        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, attn_implementation=ATTENTION).eval(),
-        *(AutoModelForCausalLM.from_config(c, attn_implementation=ATTENTION).eval() for c in (qwen, gpt2)),
+        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, attn_implementation=GROUPED).eval(),
+        *(AutoModelForCausalLM.from_config(c, attn_implementation=GROUPED).eval() for c in (qwen, gpt2)),
     ]
 
 
@@ -147,13 +148,20 @@ def test_answers_of_several_tokens_share_their_prompt(tiny: str) -> None:
     assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-def test_a_model_that_does_not_see_all_before_is_scored_row_by_row(models: list[Any], tiny: str) -> None:
+def test_a_window_is_kept_whether_rows_are_longer_or_not(tiny: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
     config = MistralConfig(
-        vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=4, attn_implementation=ATTENTION,
+        vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=24, initializer_range=0.3,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     engine = LocalEngine(model, AutoTokenizer.from_pretrained(tiny), name="m", weights="w")
-    assert engine._tree is None
+    assert engine.paths.tree and engine.paths.window == 24
+    rows = [Row([*range(5, 5 + n), 7, 8 + n % 3], 0) for n in (3, 4, 9, 30, 31, 60)]
+    found = {r: logits for picked, logits in engine._logits(rows) for r, logits in zip(
+        picked, logits.split([len(rows[r].ids) for r in picked]), strict=True)}  # fmt: skip
+    assert 0 < engine._tree.computed < 24  # type: ignore[union-attr]
+    for r, row in enumerate(rows):
+        with with_attention(model, "eager"):
+            assert torch.allclose(found[r], separately(model, row), atol=1e-4)

@@ -8,6 +8,8 @@ model gives; elsewhere only the adapters' layers take fewer passes. Shapes: x (t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -16,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from solon.engines.decoding import ATTENTION, grouped_attention
+from solon.engines.decoding import grouped_attention
 from solon.engines.lean import FAMILIES, normed, rotate, some_tokens, within
+from solon.models.forward import attention_of
+from solon.models.paths import GROUPED
 from solon.sharding import is_shared
 
 
@@ -156,14 +160,15 @@ def _forward(
     **given: Any,
 ) -> Any:
     """What the block gives. hidden_states: (batch, length, width)."""
-    part, mlp, norms = block.self_attn, block.mlp, (block.input_layernorm, block.post_attention_layernorm)
+    part, mlp, norms = block.self_attn, block.mlp, [block.input_layernorm, block.post_attention_layernorm]
+    learned_norms = [*norms, *(getattr(part, n) for n in ("q_norm", "k_norm") if hasattr(part, n))]
     groups = (part.q_proj, part.k_proj, part.v_proj), (part.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
     if (
         past_key_values is not None
         or hidden_states.dtype != torch.float32
         or (block.gradient_checkpointing and block.training)
         or torch.is_autocast_enabled(hidden_states.device.type)
-        or any(n.weight.requires_grad for n in norms)
+        or any(n.weight.requires_grad for n in learned_norms)
         or not all(map(_fits, groups))
     ):
         given |= {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
@@ -176,6 +181,8 @@ def _forward(
         return _Normed.apply(x, n.weight, n.variance_epsilon)  # type: ignore[no-untyped-call, no-any-return]
 
     q, k, v = (y.view(len(states), -1, part.head_dim) for y in _linears(norm(norms[0], states), None, *groups[0]))
+    if hasattr(part, "q_norm"):
+        q, k = norm(part.q_norm, q), norm(part.k_norm, k)
     q, k = (_Rotated.apply(y, cos, sin) for y in (q, k))  # type: ignore[no-untyped-call]
     q, k, v = (y.view(batch, length, -1, part.head_dim).transpose(1, 2) for y in (q, k, v))
     got = grouped_attention(part, q, k, v, attention_mask, scaling=part.scaling)[0]
@@ -186,36 +193,88 @@ def _forward(
 
 
 def in_few_passes(adapted: Any) -> Any:
-    """The PEFT model: its adapters in one product, and its blocks written out where that gives what they give."""
+    """The PEFT model: its adapters in one product, and its blocks written out, each where it proves right.
+
+    Tried are the hidden states and the gradients of the adapters, which are given random weights meanwhile: at the start
+    their second matrix is zero, and nothing would show.
+    """
     from peft.tuners.lora import Linear
 
-    for module in adapted.modules():
-        if type(module) is Linear:
-            module.forward = MethodType(_lora_forward, module)  # type: ignore[method-assign]
     base = adapted.get_base_model()
-    config = base.config.get_text_config()
-    if (
-        base.config.model_type in FAMILIES
-        and config.hidden_act == "silu"
-        and config._attn_implementation == ATTENTION
-        and base.dtype == torch.float32
-        and not is_shared(base)
-    ):
-        blocks = base.base_model.layers
-        for block in blocks:
-            vars(block).pop("forward", None)
-        expected = _tried(base)
-        for block in blocks:
-            block.forward = MethodType(_forward, block)
-        if not torch.allclose(_tried(base), expected, atol=1e-3, rtol=1e-3):  # it computes something of its own
-            for block in blocks:
-                del block.forward
+    layers = [m for m in adapted.modules() if type(m) is Linear]
+    blocks = list(base.base_model.layers) if _writable(base) else []
+    for module in (*layers, *blocks):
+        vars(module).pop("forward", None)
+    if is_shared(base):  # a trial would take all processes
+        _set_forward(layers, _lora_forward)
+        return adapted
+    with _random_adapters(adapted) as learned:
+        expected = _tried(base, learned)
+        for modules, forward in ((layers, _lora_forward), (blocks, _forward)):
+            _set_forward(modules, forward)
+            if not _alike(_tried(base, learned), expected, base):  # the model computes something of its own
+                for module in modules:
+                    vars(module).pop("forward", None)
     return adapted
 
 
-@torch.no_grad()
-def _tried(base: Any) -> Tensor:
-    return base.base_model(input_ids=some_tokens(base).unsqueeze(0), use_cache=False).last_hidden_state
+def _writable(base: Any) -> bool:
+    """Whether the model is made of the blocks that `_forward` computes."""
+    config = base.config.get_text_config()
+    return (
+        base.config.model_type in FAMILIES
+        and config.hidden_act == "silu"
+        and attention_of(base) == GROUPED
+        and base.dtype == torch.float32
+        and not is_shared(base)
+    )
+
+
+def _set_forward(modules: list[Any], forward: Any) -> None:
+    for module in modules:
+        module.forward = MethodType(forward, module)
+
+
+@contextmanager
+def _random_adapters(adapted: Any) -> Iterator[list[nn.Parameter]]:
+    """Inside, the active adapters' second matrices are random and all of their parameters learn. Yields these."""
+    named = [(n, p) for n, p in adapted.named_parameters() if ".lora_A." in n or ".lora_B." in n]
+    active = set(adapted.active_adapters)
+    own = [(n, p) for n, p in named if n.split(".")[-2] in active]
+    before = [(p, p.data, p.requires_grad, p.grad) for _, p in own]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for name, p in own:
+            p.requires_grad_(True)
+            if ".lora_B." in name:
+                p.data = torch.randn(p.shape, generator=generator).to(p) * p.shape[1] ** -0.5
+        yield [p for _, p in own]
+    finally:
+        for p, data, learns, grad in before:
+            p.data, p.grad = data, grad
+            p.requires_grad_(learns)
+
+
+def _tried(base: Any, learned: list[nn.Parameter]) -> list[Tensor]:
+    """The last hidden states of a few tokens, and the gradients of the adapters."""
+    mixed = torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
+    with torch.enable_grad(), mixed:
+        out = base.base_model(input_ids=some_tokens(base).unsqueeze(0), use_cache=False).last_hidden_state.float()
+        toward = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+        grads = torch.autograd.grad((out * toward).sum(), learned, allow_unused=True)
+    return [out.detach(), *(torch.zeros_like(p) if g is None else g for p, g in zip(learned, grads, strict=True))]
+
+
+def _alike(found: list[Tensor], expected: list[Tensor], base: Any) -> bool:
+    """Whether they differ by rounding only.
+
+    A block is a chain of about a dozen operations, each of which rounds by half the dtype's epsilon at most; independent
+    roundings add up as their squares do. Forward and backward are two such chains, for each of the two sides.
+    """
+    operations = 12 * base.config.get_text_config().num_hidden_layers * 2 * 2
+    allowed = max(torch.finfo(base.dtype).eps / 2 * operations**0.5, 1e-4)
+    sizes = zip(found, expected, strict=True)
+    return all(bool((a.float() - b.float()).norm() <= allowed * b.float().norm()) for a, b in sizes)
 
 
 def _lora_forward(layer: Any, x: Tensor) -> Tensor:

@@ -35,15 +35,16 @@ def of_engine(engine: Engine, old: Identity) -> dict[str, Any]:
     if not isinstance(engine, LazyEngine):
         return {"model": {"name": engine.name, "fingerprint": engine.fingerprint}}
     if not is_remote(engine.name):
-        engine.dtype = decided_dtype(engine.dtype, old)
+        engine.dtype = decided_dtype(engine.dtype, old, engine.name)
         return {"model": of_model(engine.name), "system": engine.system, "dtype": engine.dtype}
     return {"model": of_model(engine.name), "system": engine.system}
 
 
-def decided_dtype(dtype: str, old: Identity) -> str:
+def decided_dtype(dtype: str, old: Identity, model: str) -> str:
     """float32 or bfloat16: what was given, or for `auto` what was used before, or else what is faster here."""
     if dtype == "auto":
-        return str(old.get("dtype") or resolve_dtype("auto")).removeprefix("torch.")
+        where = resolve(model.removeprefix("decision:"))
+        return str(old.get("dtype") or resolve_dtype("auto", where)).removeprefix("torch.")
     return dtype
 
 

@@ -16,16 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solon.engines.decoding import plain_causal
 from solon.engines.lean import lean
 from solon.engines.tree import Tree, as_tree, laid_out, tree_attention
+from solon.models.forward import base_of, forward
+from solon.models.paths import tree_fits
 
 Passed = Callable[["Layout", Sequence[list[int]]], Tensor]
-
-
-def base_of(model: Any) -> Any:
-    """The model itself, out of its PEFT wrapper where it has one (adapters stay in place)."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def distinct_tokens(rows: Sequence[list[int]]) -> int:
@@ -36,14 +32,15 @@ def distinct_tokens(rows: Sequence[list[int]]) -> int:
 class Layout:
     """Where each token of the rows stands in one forward pass. Places count through the flattened ids."""
 
-    def __init__(self, model: Any, rows: Sequence[list[int]], pad: int) -> None:
+    def __init__(self, model: Any, rows: Sequence[list[int]], pad: int, *, share: bool = True) -> None:
+        """share: False lays no tree out."""
         base = base_of(model)
         self.device = next(model.parameters()).device
         self._like = torch.empty(0, dtype=base.base_model.dtype, device=self.device)
         self.tree: Tree | None = None
         self.mask: Tensor | None = None
         self.places: list[np.ndarray]  # of each row, one place a token
-        if plain_causal(base):
+        if share and tree_fits(model, max(map(len, rows))):
             self.tree, number = as_tree(rows)
             self.places = [self.tree.places(n) for n in number]
             ids, positions = [self.tree.ids], [self.tree.positions]
@@ -73,7 +70,7 @@ class Layout:
         given = {"input_ids": self.ids} if entering is None else {"inputs_embeds": self._put(entering)}
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=trunk.dtype == torch.bfloat16)
         with mixed, laid_out(self.tree, 0, self._like, learns=True) if self.tree else nullcontext():
-            out = trunk(attention_mask=self.mask, position_ids=self.positions, use_cache=False, **given)
+            out = forward(trunk, attention_mask=self.mask, position_ids=self.positions, use_cache=False, **given)
         return out.last_hidden_state.flatten(0, 1)
 
     @torch.no_grad()

@@ -25,6 +25,8 @@ from solon.engines.loading import listed, load_checked, not_finite
 from solon.engines.tree import parts_of
 from solon.errors import Diverged, InputError, Unfit
 from solon.finite import LastGood
+from solon.models.lora import check_adapted, linear_layers, lora_config
+from solon.models.paths import paths_of
 from solon.publishing import new_directory, publish
 from solon.settings import Epochs, LearningRate, Settings
 from solon.sharding import is_shared
@@ -71,25 +73,18 @@ def fitting(kind: str, items: Iterable[T], encode: Callable[[T], R]) -> tuple[li
     return made, dict(left_out)
 
 
-def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:
-    from peft import LoraConfig
-
-    count = model.config.get_text_config().num_hidden_layers
-    layers = None if settings.layers is None else list(range(max(0, count - settings.layers), count))
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=0.0,  # dropout would make the policy that is trained another than the one that was sampled
-        target_modules="all-linear" if layers is None else rf".*layers\.({'|'.join(map(str, layers))})\..*_proj",
-        task_type=task,
-    )
-
-
 def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -> Any:
-    """The model with trainable adapters (float32, whatever the trunk's dtype); all else is frozen."""
+    """The model with trainable adapters (float32, whatever the trunk's dtype); all else is frozen.
+
+    Raises InputError where other layers were adapted than was asked for.
+    """
     from peft import get_peft_model
 
-    return in_few_passes(get_peft_model(model, lora_config(model, settings, task)))
+    paths_of(model)  # proved without adapters
+    asked = linear_layers(model, settings.layers)
+    adapted = get_peft_model(model, lora_config(model, settings, task))
+    check_adapted(adapted, asked)
+    return in_few_passes(adapted)
 
 
 @dataclass(frozen=True)

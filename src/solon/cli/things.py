@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from solon.cli.common import AsJson, Quiet, Seed, last_line
+from solon.cli.common import AsJson, Dtype, Quiet, Seed, last_line
 from solon.errors import InputError, nearest
 
 
@@ -114,23 +114,52 @@ def models_get(
     last_line(json_, {"path": where})
 
 
-def env(seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
-    """Versions and the machine, for a bug report.
+def env(
+    model: Annotated[
+        str | None, typer.Option(help="Also load this model, and say which way Solon goes through it.")
+    ] = None,
+    dtype: Dtype = "auto",
+    seed: Seed = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
+    """Versions and the machine, for a bug report; with `--model`, what Solon has proved of a model.
 
-    Example: `solon env`
+    Example: `solon env --model smollm2`
     """
     import torch
 
-    from solon.engines.weights import cache_dir, faster_dtype
+    from solon.engines.weights import cache_dir
+    from solon.models.dtype import products_are_fast
     from solon.runs.run import versions
 
     found: dict[str, Any] = {
         **versions(),
         "cpu threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "faster dtype": faster_dtype(),
+        "bfloat16 products": "fast" if products_are_fast() else "slow",
         "cache": str(cache_dir()),
     }
+    if model is not None:
+        found |= _proved(model, dtype)
     for name, value in found.items():
         print(f"{name}: {value}")
     last_line(json_, found)
+
+
+def _proved(model: str, dtype: str) -> dict[str, Any]:
+    """What was found when the model was loaded, in words."""
+    from solon.engines import is_remote
+    from solon.engines.weights import load_causal_lm
+    from solon.models.head import head_of
+    from solon.models.paths import paths_of
+
+    if is_remote(model):
+        raise InputError(f"{model}: runs elsewhere; only a model in this process can be looked at")
+    loaded, _ = load_causal_lm(model, dtype)
+    factor = head_of(loaded).factor
+    return {
+        "model": f"{type(loaded).__name__} ({loaded.config.model_type})",
+        "way": paths_of(loaded).sentence(),
+        "scores": "the model's own forward pass" if factor is None else f"output layer times {factor:g}",
+    }

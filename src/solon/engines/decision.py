@@ -94,7 +94,7 @@ class DecisionEngine:
         pipe: Any = one_line(
             f"{spec}: cannot be loaded as a decision model",
             lambda: pipeline(
-                "decision", model=where, dtype=resolve_dtype(dtype), device=device(), model_kwargs=options
+                "decision", model=where, dtype=resolve_dtype(dtype, where), device=device(), model_kwargs=options
             ),
         )
         # The pipeline does not tell which tensors it made up; loaded once more without their numbers, the model does.

@@ -8,7 +8,7 @@ without copying them per head, sampling by one cumulative sum instead of `multin
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,26 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from solon import processes
 from solon.engines import tree
 from solon.engines.lean import Lean, lean
+from solon.models.forward import forward
+from solon.models.paths import GROUPED, paths_of
 from solon.sharding import is_shared
 
-ATTENTION = "solon_grouped"
+# What an attention layer may hand over beside queries, keys, values and mask, and what makes leaving it aside right.
+UNDERSTOOD = {
+    "scaling",  # used
+    "dropout",  # must be 0
+    "is_causal",  # must not be False
+    "sliding_window",  # is in the mask; a tree's rows are not longer
+    "position_ids",  # of use to flash attention alone
+    "use_cache",
+    "output_attentions",  # must not be True
+    "output_router_logits",
+    "output_hidden_states",
+}
+
+
+class NotUnderstood(TypeError):
+    """An attention layer asks for something that Solon's attention does not compute."""
 
 
 def grouped_attention(
@@ -33,7 +50,8 @@ def grouped_attention(
     query: (batch, heads, q, d); key, value: (batch, kv_heads, k, d); attention_mask: (batch, 1, q, k) or None.
     Returns (batch, q, heads, d), None.
     """
-    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    _check_understood(kwargs)
+    scaling = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else float(kwargs["scaling"])
     if tree.active():
         return tree.tree_attention(query, key, value, scaling), None
     batch, heads, q_len, _ = query.shape
@@ -56,6 +74,19 @@ def grouped_attention(
         enable_gqa=heads != kv_heads,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _check_understood(given: dict[str, Any]) -> None:
+    """Raises NotUnderstood where leaving an argument aside would change the numbers."""
+    strange = [name for name, value in given.items() if name not in UNDERSTOOD and value is not None]
+    if given.get("dropout"):
+        strange.append("dropout")
+    if given.get("is_causal") is False:
+        strange.append("is_causal=False")
+    if given.get("output_attentions"):
+        strange.append("output_attentions")
+    if strange:
+        raise NotUnderstood(f"its attention uses {', '.join(sorted(strange))}")
 
 
 def _last_token(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float) -> Tensor:
@@ -89,12 +120,17 @@ def _plain_attention(
 
 
 def grouped_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """transformers' mask; a tree of rows knows its own."""
-    return None if tree.active() else sdpa_mask(*args, **kwargs)
+    """transformers' mask. A tree of rows knows its own, which is plain causal: any other mask is refused."""
+    if not tree.active():
+        return sdpa_mask(*args, **kwargs)
+    window = kwargs.get("local_size")
+    if kwargs.get("use_vmap") or (window is not None and tree.longest() > window):
+        raise NotUnderstood("its mask is not plain causal")
+    return None
 
 
-AttentionInterface.register(ATTENTION, grouped_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_mask)
+AttentionInterface.register(GROUPED, grouped_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(GROUPED, grouped_mask)
 
 
 class _Layer(DynamicLayer):
@@ -134,25 +170,17 @@ class _Layer(DynamicLayer):
         self.keys, self.values = self.room[0][:, :, : self.used], self.room[1][:, :, : self.used]
 
 
-def full_attention(config: Any) -> bool:
-    return set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-
-
-def plain_causal(model: Any) -> bool:
-    """Every token sees all before it, through `grouped_attention` and nothing else: a tree of rows can be laid out."""
-    config = model.config.get_text_config()
-    special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
-    return (
-        config._attn_implementation == ATTENTION
-        and full_attention(config)
-        and not any(getattr(config, name, None) for name in special)
-    )
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # whose cache holds keys and values
 
 
 def reserve_cache(model: Any, capacity: int) -> DynamicCache | None:
-    """A cache with room for `capacity` tokens, or None where the model's layers are not plain attention."""
+    """A cache with room for `capacity` tokens, or None where the model is to make its own.
+
+    A layer with a window keeps all tokens here; its mask hides those that are too far away.
+    """
     config = model.config.get_text_config()
-    if not full_attention(config):
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if paths_of(model).attention != GROUPED or not kinds <= ATTENTION_LAYERS:
         return None
     cache = DynamicCache()
     cache.layer_class_to_replicate = None
@@ -250,18 +278,32 @@ def decode(
     prompts: token ids. uniforms: (len(prompts), max_tokens) in [0, 1): each row's own randomness, so a text does
     not depend on which other prompts are in the batch. Returns one `Generated` a prompt, in order.
     """
+    paths = paths_of(model)
+    if not paths.padded and len(lengths := {len(p) for p in prompts}) > 1:
+        found: dict[int, Generated] = {}
+        for length in sorted(lengths):
+            rows = [i for i, p in enumerate(prompts) if len(p) == length]
+            part = decode(
+                model, [prompts[i] for i in rows], uniforms[rows], max_tokens=max_tokens, temperature=temperature,
+                top_p=top_p, repetition_penalty=repetition_penalty, end=end, pad=pad,
+            )  # fmt: skip
+            found |= {i: replace(g, row=i) for i, g in zip(rows, part, strict=True)}
+        return [found[i] for i in range(len(prompts))]
     device = model.device
     done = [Generated(i, [], ended=False) for i in range(len(prompts))]
     alive = torch.arange(len(prompts), device=device)
     uniforms = uniforms.to(device)
     ends = torch.tensor(sorted(end), device=device)
-    quick = lean(model) if plain_causal(model) else None
-    cache, logits, mask = _read_prompts(model, quick, prompts, pad, max_tokens)
+    shared = paths.fits(max(map(len, prompts)) + max_tokens)
+    quick = lean(model) if shared else None
+    cache, logits, mask = (
+        _read_prompts(model, quick, prompts, max_tokens) if shared else _read_padded(model, prompts, pad, max_tokens)
+    )
     positions = mask.sum(-1, keepdim=True) - 1
     together, idle = is_shared(model), False  # idle: nothing of its own is left, it goes on for the other processes
     seen = None
     if repetition_penalty != 1:
-        seen = torch.zeros(len(prompts), model.config.get_text_config().vocab_size, dtype=torch.bool, device=device)
+        seen = torch.zeros(len(prompts), logits.shape[-1], dtype=torch.bool, device=device)
         for row, prompt in enumerate(prompts):
             seen[row, prompt] = True
         seen[:, ends] = False  # an answer may always end
@@ -270,8 +312,8 @@ def decode(
             logits = penalise(logits, seen[alive], repetition_penalty)
         token, logprob = sample(logits, uniforms[alive, step], temperature, top_p)
         stopped = torch.isin(token, ends)
-        found = (x.tolist() for x in (alive, token, logprob, stopped))
-        for row, value, logp, stop in zip(*found, strict=True) if not idle else ():
+        step_of_row = (x.tolist() for x in (alive, token, logprob, stopped))
+        for row, value, logp, stop in zip(*step_of_row, strict=True) if not idle else ():
             done[row].logprobs.append(logp)
             if stop:
                 done[row].ended, done[row].end = True, value
@@ -303,8 +345,8 @@ def _one_more(
     token: (batch,). mask: (batch, tokens), the new one included. positions: (batch, 1).
     """
     if quick is None:
-        out = model(
-            input_ids=token.unsqueeze(-1), attention_mask=mask, position_ids=positions, past_key_values=cache,
+        out = forward(
+            model, input_ids=token.unsqueeze(-1), attention_mask=mask, position_ids=positions, past_key_values=cache,
             use_cache=True, logits_to_keep=FIRST.to(model.device),
         )  # fmt: skip
         return out.past_key_values, out.logits[:, -1]
@@ -323,18 +365,17 @@ FIRST = torch.zeros(1, dtype=torch.long)
 
 
 def _read_prompts(
-    model: Any, quick: Lean | None, prompts: list[list[int]], pad: int, room: int
+    model: Any, quick: Lean | None, prompts: list[list[int]], room: int
 ) -> tuple[DynamicCache, Tensor, Tensor]:
     """A cache that holds the prompts, with room for so many tokens more; the scores after each prompt; and its mask.
 
     (prompts, vocabulary), (prompts, longest); shorter prompts stand on the right. Prompts that begin alike (a system message,
     shown examples, the same prompt many times) go through as a tree: what they share is computed once, and no padding.
     """
-    if not plain_causal(model):
-        return _read_padded(model, prompts, pad, room)
     longest = max(map(len, prompts))
     cache = reserve_cache(model, longest + room)
-    assert cache is not None
+    if cache is None:
+        raise NotUnderstood("not all of its layers are attention")
     own = [layer for layer in cache.layers if isinstance(layer, _Layer)]
     mask = torch.zeros(len(prompts), longest, dtype=torch.long)
     logits = None
@@ -359,12 +400,15 @@ def _read_prompts(
 def _read_tree(model: Any, quick: Lean | None, made: tree.Tree, reads: Tensor) -> tuple[Any, Tensor]:
     """A cache of the tree's tokens, and the scores at the places `reads`, (reads, vocabulary)."""
     with tree.laid_out(made, 0, torch.empty(0, dtype=model.dtype, device=model.device)):
+        filled = DynamicCache()  # not the model's own kind: one with windows would forget
         if quick is None:
             ids, positions = (torch.tensor([x], device=model.device) for x in (made.ids, made.positions))
             keep = reads.to(model.device)
-            out = model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=keep)
-            return out.past_key_values, out.logits[0]
-        filled = DynamicCache()
+            out = forward(
+                model, input_ids=ids, position_ids=positions, past_key_values=filled, use_cache=True,
+                logits_to_keep=keep,
+            )  # fmt: skip
+            return filled, out.logits[0]
 
         def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
             return tree.tree_attention(q, *filled.update(k, v, block), scaling)
@@ -379,8 +423,8 @@ def _read_padded(model: Any, prompts: list[list[int]], pad: int, room: int) -> t
     cache = reserve_cache(model, ids.shape[1] + room)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     last = torch.tensor([ids.shape[1] - 1], device=model.device)
-    out = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+    out = forward(
+        model, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
         logits_to_keep=last,
     )  # fmt: skip
     cache, logits = out.past_key_values, out.logits[:, -1]

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from solon.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest, Scores, Usage
 from solon.engines.chat import answer_text, chat_ids, end_ids, option_ids, template_fingerprint
-from solon.engines.decoding import decode, left_pad, plain_causal
+from solon.engines.decoding import decode
 from solon.engines.limits import context_limit
 from solon.engines.tree import Row, TreeScorer
 from solon.engines.weights import load_causal_lm, model_fingerprint
 from solon.errors import Unfit
+from solon.models.head import head_of
+from solon.models.paths import Paths, paths_of
 from solon.records import fingerprint
+from solon.states import Layout
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 REQUESTS = 4096  # score requests looked at together
@@ -49,8 +52,13 @@ class LocalEngine:
         self.fingerprint = fingerprint("local", weights, template_fingerprint(tokenizer, system), str(model.dtype))
         self.usage = Usage()
         self.limit = context_limit(model.config, tokenizer)
-        self._tree = TreeScorer(self.model, tokens=score_tokens) if share and plain_causal(model) else None
+        self.prepare(share)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def prepare(self, share: bool = True) -> None:
+        """Ask which paths the model has proved."""
+        self.paths: Paths = paths_of(self.model)
+        self._tree = TreeScorer(self.model, tokens=self.score_tokens) if share and self.paths.tree else None
 
     @classmethod
     def load(cls, spec: str, *, dtype: str = "auto", **options: Any) -> LocalEngine:
@@ -144,22 +152,23 @@ class LocalEngine:
             yield Scores(request.id, tuple(logs), failed.get(i))
 
     def _logits(self, rows: list[Row]) -> Iterator[tuple[list[int], Tensor]]:
-        if self._tree is not None:
-            yield from self._tree(rows)
-            return
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))  # alike lengths together: little padding
+        """(indices into rows, their logits at the asked positions one after another, (positions, vocabulary))."""
+        short = [i for i, row in enumerate(rows) if self._tree is not None and self.paths.fits(len(row.ids))]
+        if self._tree is not None and short:
+            for picked, logits in self._tree([rows[i] for i in short]):
+                yield [short[i] for i in picked], logits
+        order = sorted(
+            set(range(len(rows))) - set(short), key=lambda i: len(rows[i].ids)
+        )  # alike lengths: little padding
         for picked in _by_tokens(order, rows, self.score_tokens):
-            keep = [len(rows[r].ids) - rows[r].first for r in picked]
-            logits = self._last_logits([rows[r].ids for r in picked], max(keep))
-            yield picked, torch.cat([line[-n:] for line, n in zip(logits, keep, strict=True)])
+            yield picked, self._row_logits([rows[r] for r in picked])
 
     @torch.no_grad()
-    def _last_logits(self, rows: list[list[int]], keep: int) -> Tensor:
-        ids, mask = left_pad(rows, self._pad, self.model.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
-        ).logits
+    def _row_logits(self, rows: list[Row]) -> Tensor:
+        """Each row computed by itself, (positions, vocabulary)."""
+        layout = Layout(self.model, [r.ids for r in rows], self._pad, share=False)
+        states = layout.at(layout.states(self.model), [range(r.first, len(r.ids)) for r in rows])
+        return head_of(self.model)(states)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -25,6 +25,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from solon.engines.lean import lean
+from solon.models.forward import forward
+from solon.models.head import head_of
 
 # Tokens that meet their keys together. Fewer: less is wasted on keys that most of them do not see. More: larger products.
 STRETCH = {"cpu": 256, "other": 512}
@@ -232,6 +234,12 @@ def active() -> bool:
     return _ACTIVE.get() is not None
 
 
+def longest() -> int:
+    """Tokens of the longest row of the tree that is laid out."""
+    found = _ACTIVE.get()
+    return max(found.tree.positions, default=-1) + 1 if found else 0
+
+
 @contextmanager
 def laid_out(tree: Tree, past: int, like: Tensor, learns: bool = False) -> Iterator[None]:
     """Inside, a forward pass over the tree's ids computes its rows.
@@ -333,7 +341,8 @@ class _Fixed(DynamicLayer):
 def _beginning(model: Any, ids: Sequence[int]) -> DynamicCache:
     """Keys and values of the shared beginning, computed once for all packs."""
     tokens = torch.tensor([list(ids)], device=model.device)
-    made = model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
+    made = DynamicCache()  # not the model's own kind: one with windows would forget
+    forward(model, input_ids=tokens, past_key_values=made, use_cache=True, logits_to_keep=1)
     for n, layer in enumerate(made.layers):
         fixed = _Fixed()
         fixed.keys, fixed.values, fixed.is_initialized = layer.keys, layer.values, True
@@ -377,16 +386,17 @@ class TreeScorer:
             yield picked, logits
 
     def _logits(self, tree: Tree, past: int, cache: DynamicCache | None, reads: list[int]) -> Tensor:
-        """(reads, vocabulary)."""
+        """(reads, vocabulary), float32."""
         if self._lean is None:
             device = self.model.device
-            return self.model(
+            states = forward(
+                self.model.base_model,
                 input_ids=torch.tensor([tree.ids], device=device),
                 position_ids=torch.tensor([tree.positions], device=device),
                 past_key_values=cache,
                 use_cache=False,
-                logits_to_keep=torch.tensor(reads, device=device),
-            ).logits[0]
+            ).last_hidden_state[0]
+            return head_of(self.model)(states[torch.tensor(reads, device=device)])
 
         def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
             if cache is not None:
@@ -394,7 +404,7 @@ class TreeScorer:
                 k, v = torch.cat([kept.keys, k], 2), torch.cat([kept.values, v], 2)
             return tree_attention(q, k, v, scaling)
 
-        return self._lean(tree.ids, tree.positions, attend, reads)
+        return head_of(self.model)(self._lean.last_states(tree.ids, tree.positions, attend, reads))
 
     def _shared(self, ids: list[int]) -> DynamicCache:
         if self._kept is None or self._kept[0] != ids:

@@ -7,14 +7,12 @@ published model: the weights went through 4 bits.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from solon.engines.loading import (
 from solon.engines.template import check_template
 from solon.engines.tokens import check_tokenizer
 from solon.errors import InputError, printable
+from solon.models.dtype import NAMES, Work, decide, products_are_fast
 from solon.records import fingerprint
 from solon.sharding import placed
 
@@ -263,13 +262,16 @@ def load_causal_lm(spec: str, dtype: str = "auto", *, learns: bool = False) -> t
     """
     from transformers import AutoModelForCausalLM
 
-    from solon.engines.decoding import ATTENTION
+    from solon.models.paths import note_way
 
     where = directory_of(spec)
     tokenizer = load_tokenizer(where)
-    model: Any = load_checked(AutoModelForCausalLM, where, dtype=resolve_dtype(dtype), attn_implementation=ATTENTION)
+    wanted = resolve_dtype(dtype, where, "training" if learns else "generation")
+    model: Any = load_checked(AutoModelForCausalLM, where, dtype=wanted)
     check_vocabulary(model, tokenizer)
-    return placed(model, device()) if learns else model.to(device()), tokenizer
+    model = placed(model, device()) if learns else model.to(device())
+    note_way(spec, model)  # it proves itself, or is refused
+    return model, tokenizer
 
 
 def load_tokenizer(where: str) -> Any:
@@ -315,38 +317,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve_dtype(dtype: str) -> torch.dtype:
-    if dtype == "auto":
-        dtype = _faster_everywhere()
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+def resolve_dtype(dtype: str, where: str | None = None, work: Work = "generation") -> torch.dtype:
+    """The torch dtype of that name; for `auto` the one that is faster for this work on this machine (`models/dtype.py`).
 
-
-@functools.cache
-def _faster_everywhere() -> str:
-    """The first process's finding; asked of all of them once."""
-    return processes.agreed(faster_dtype())
-
-
-@functools.cache
-def faster_dtype() -> str:
-    """bfloat16 where its matrix products are at least 1.4 times as fast as float32's here, else float32.
-
-    Processors without bf16 instructions emulate them, slower than float32; so it is measured, in about 0.1 s.
+    where: the directory or hub id of the model. None: only whether products in bfloat16 are fast is asked.
     """
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    times = {}
-    for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        a = torch.ones(768, 768, dtype=kind)
-        a @ a
-        best = float("inf")
-        for _ in range(5):
-            start = time.perf_counter()
-            for _ in range(4):
-                a @ a
-            best = min(best, time.perf_counter() - start)
-        times[name] = best
-    return "bfloat16" if times["float32"] > 1.4 * times["bfloat16"] else "float32"
+    if dtype == "auto":
+        dtype = decide(where, work) if where else "bfloat16" if products_are_fast() else "float32"
+    return NAMES[dtype]
 
 
 def model_fingerprint(spec: str) -> str:

@@ -27,8 +27,9 @@ from solon.engines.template import named
 from solon.engines.weights import load_causal_lm, resolve
 from solon.errors import InputError
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
+from solon.models.head import head_of
 from solon.records import Comparison, Pair, fingerprint, text_of
-from solon.states import base_of, distinct_tokens, last_states
+from solon.states import distinct_tokens, last_states
 from solon.supervised.critique_revision import draw_principles
 from solon.training import (
     AdapterSettings,
@@ -164,8 +165,7 @@ def encode(
 
 def option_scores(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> tuple[Tensor, Tensor]:
     """After each row: log-odds of the first option over the second, and the logarithm of what both hold, (rows,)."""
-    head = base_of(model).get_output_embeddings()
-    scores = head(last_states(model, rows, pad).to(head.weight.dtype)).float()
+    scores = head_of(model)(last_states(model, rows, pad))
     of_options = scores[:, list(options)]
     return of_options[:, 0] - of_options[:, 1], of_options.logsumexp(-1) - scores.logsumexp(-1)
 
@@ -205,7 +205,6 @@ def train_feedback_model(
         labels = torch.tensor([b.label for b in batch], device=combined.device)
         return F.binary_cross_entropy_with_logits(combined, labels) - held.mean()
 
-    lm.train()
     fitted = fit(
         encoded,
         loss,

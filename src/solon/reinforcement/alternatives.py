@@ -29,10 +29,11 @@ from solon.engines.template import as_messages
 from solon.engines.weights import check_vocabulary, device, directory_of, load_tokenizer, resolve_dtype
 from solon.errors import InputError
 from solon.finite import watching
+from solon.models.lora import lora_config
 from solon.records import Chat, Comparison, Prompt, RolloutSummary, assistant
 from solon.reinforcement.trainer import PPOSettings, Reward
 from solon.supervised.sft import quiet
-from solon.training import AdapterSettings, Progress, fitting, lora_config, save_merged
+from solon.training import AdapterSettings, Progress, fitting, save_merged
 
 Algorithm = Literal["ppo", "rloo", "grpo", "dpo"]
 Log = Callable[[Mapping[str, float], int], None]
@@ -80,7 +81,7 @@ def train_otherwise(
     check_settings(algorithm, settings)
     where = directory_of(model)
     tokenizer = load_tokenizer(where)
-    lm: Any = load_checked(AutoModelForCausalLM, where, dtype=resolve_dtype(dtype))
+    lm: Any = load_checked(AutoModelForCausalLM, where, dtype=resolve_dtype(dtype, where, "training"))
     check_vocabulary(lm, tokenizer)
     lm.to(device())
     torch.manual_seed(seed)

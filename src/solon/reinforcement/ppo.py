@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 def logprobs_and_entropy(
     hidden: Tensor,
-    head: torch.nn.Module,
+    head: Any,
     tokens: Tensor,
     temperature: float,
     chunk: int = 256,
@@ -40,23 +41,29 @@ def logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and the entropy of its distribution, nats. Both (n,), float32.
 
-    hidden: (n, width), the states that predict; tokens: (n,). Scores over the vocabulary exist for `chunk` tokens
-    at a time only, and none is kept for the backward pass. entropy: False leaves it at zero and saves its time. The
-    temperature is the one that sampled (Huang et al. 2024, detail 3).
+    hidden: (n, width), the states that predict; tokens: (n,). head: gives the scores of states, (n, vocabulary); a linear
+    layer, or a `models.head.Head`. Scores over the vocabulary exist for `chunk` tokens at a time only, and none is kept
+    for the backward pass. entropy: False leaves it at zero and saves its time. The temperature is the one that sampled
+    (Huang et al. 2024, detail 3).
     """
-    weight: Any = head.weight
-    plain = type(head) is torch.nn.Linear and head.bias is None and not weight.requires_grad
+    layer, factor = (head, 1.0) if isinstance(head, torch.nn.Module) else (head.layer, head.factor)
+    frozen = not any(p.requires_grad for p in layer.parameters())
+    product = frozen and type(layer) is torch.nn.Linear and layer.bias is None and factor is not None
     logprobs, entropies = [], []
     for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-        if plain:
-            logprob, spread = _Said.apply(h, weight, t, temperature, entropy)
-        else:
-            distribution = (head(h).float() / temperature).log_softmax(-1)
-            logprob = distribution.gather(-1, t.unsqueeze(-1)).squeeze(-1)
-            spread = -(distribution.exp() * distribution).sum(-1) if entropy else torch.zeros_like(logprob)
+        if product:
+            logprob, spread = _Said.apply(h, layer.weight, t, temperature / factor, entropy)
+        else:  # computed again for the backward pass instead of kept
+            logprob, spread = checkpoint(_scored, head, h, t, temperature, entropy, use_reentrant=False)
         logprobs.append(logprob)
         entropies.append(spread)
     return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _scored(head: Any, h: Tensor, t: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+    distribution = (head(h).float() / temperature).log_softmax(-1)
+    logprob = distribution.gather(-1, t.unsqueeze(-1)).squeeze(-1)
+    return logprob, -(distribution.exp() * distribution).sum(-1) if entropy else torch.zeros_like(logprob)
 
 
 class _Said(torch.autograd.Function):

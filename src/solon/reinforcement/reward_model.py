@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from solon import processes
 from solon.adapted import in_few_passes
 from solon.engines.chat import chat_ids_and_turns
-from solon.engines.decoding import ATTENTION
 from solon.engines.limits import Limit, context_limit
 from solon.engines.loading import (
     ADAPTER_CONFIG,
@@ -53,6 +52,7 @@ from solon.engines.weights import (
     resolve_dtype,
 )
 from solon.errors import Diverged, InputError, Unfit
+from solon.models.paths import note_way
 from solon.records import Chat, Comparison, Labeler
 from solon.reinforcement.frozen import Frozen, lowest_adapted_block
 from solon.settings import Epochs
@@ -133,11 +133,10 @@ class RewardModel:
         """on: the device; None: this process's."""
         from transformers import AutoModelForSequenceClassification
 
-        kept, adapters, wanted = _kept(where), Path(where) / ADAPTERS, resolve_dtype(dtype)
+        kept, adapters, wanted = _kept(where), Path(where) / ADAPTERS, resolve_dtype(dtype, where)
         apart = adapters.is_dir() and (wanted != torch.float32 or len(kept["members"]) > 1)
         model: Any = load_checked(
-            AutoModelForSequenceClassification, where, dtype=torch.float32 if apart else wanted,
-            attn_implementation=ATTENTION,
+            AutoModelForSequenceClassification, where, dtype=torch.float32 if apart else wanted
         )  # fmt: skip
         tokenizer, place = load_tokenizer(where), torch.device(on) if on else device()
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -146,8 +145,9 @@ class RewardModel:
             one_line(what, lambda: _take_off(model, adapters / "0"))
             for p in model.parameters():  # and no buffer: rotary frequencies stay exact
                 p.data = p.data.to(wanted)
-            return cls(*one_line(what, lambda: _with_members(model.to(place), tokenizer, kept, adapters, "member")))
-        model.to(place)
+            note_way(where, model.to(place))
+            return cls(*one_line(what, lambda: _with_members(model, tokenizer, kept, adapters, "member")))
+        note_way(where, model.to(place))
         model.score.float()  # the trunk may be bfloat16; the score is not rounded
         members = [Member(model.score, **kept["members"][0])]
         return cls(model.eval(), tokenizer, kept["system"], members, kept["uncertainty_penalty"])
@@ -259,7 +259,8 @@ def _take_off(model: Any, path: Path) -> None:
         if name.endswith(".lora_A.weight"):
             b = weights[name.replace(".lora_A.", ".lora_B.")]
             layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
-            layer.weight.data -= (config.lora_alpha / config.r) * (b @ a)
+            change = (config.lora_alpha / config.r) * (b @ a)
+            layer.weight.data -= change.T if config.fan_in_fan_out else change
 
 
 def _kept(where: str) -> dict[str, Any]:
@@ -394,12 +395,12 @@ def train_reward_model(
         new=[HEAD],  # learned from the comparisons
         extra=["lm_head."],  # not a classifier's
         num_labels=1,
-        dtype=resolve_dtype(dtype) if adapter else torch.float32,
-        attn_implementation=ATTENTION,
+        dtype=resolve_dtype(dtype, where, "training") if adapter else torch.float32,
     )
     check_vocabulary(lm, tokenizer)
     lm = placed(lm, device()) if adapter else lm.to(device())
     lm.config.pad_token_id = tokenizer.pad_token_id
+    note_way(model, lm)
     asked = RewardModel(lm, tokenizer, system, [Member(lm.score)])
     limit = asked.limit.at_most(settings.max_length, "max_length")
 
@@ -474,7 +475,6 @@ def _train_member(
 
     learned = [(n, p) for n, p in rewards.model.named_parameters() if p.requires_grad]
     head = [p for n, p in learned if "score" in n]
-    rewards.model.train()
     fitted = fit(
         examples,
         loss,

@@ -18,6 +18,7 @@ from torch import Tensor
 from solon import processes
 from solon.engines.decoding import Generated, decode
 from solon.engines.tree import in_parts
+from solon.models.head import head_of
 from solon.reinforcement.frozen import Frozen
 from solon.reinforcement.ppo import logprobs_and_entropy
 from solon.sharding import is_shared
@@ -65,8 +66,7 @@ class Rollouts:
         states = self.frozen.states(layout, rows) if self.frozen else layout.states(policy)
         hidden = layout.at(states, [self.before[w] for w in which])
         said = torch.tensor([t for w in which for t in self.responses[w]], device=self.device)
-        head = base_of(policy).get_output_embeddings()
-        logprobs, entropies = logprobs_and_entropy(hidden, head, said, temperature, entropy=entropy)
+        logprobs, entropies = logprobs_and_entropy(hidden, head_of(policy), said, temperature, entropy=entropy)
         return self.spread(logprobs, which), self.spread(entropies, which), hidden
 
 

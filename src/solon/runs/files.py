@@ -323,7 +323,7 @@ def score_file(
     with file(out, [reward_model, name]) as target:
         sided = any(key in first_line(name) for key in ("chosen", "responses"))
         items: list[Any] = (read_pairs(name) if sided else read_demonstrations(name))[:limit]
-        used = {"dtype": decided_dtype(dtype, target.identity)}
+        used = {"dtype": decided_dtype(dtype, target.identity, reward_model)}
         identity = {"reward_model": of_model(reward_model), **used}
         kind: Any = ScoredPair if sided else ScoredExample
         outcome = to_file(

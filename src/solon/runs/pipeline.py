@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from solon import __version__
 from solon.constitution import Constitution, Principle
-from solon.engines import Failure, GenerationRequest, LazyEngine, OnFailure
+from solon.engines import Failure, GenerationRequest, LazyEngine, OnFailure, is_remote
 from solon.engines.base import Engine
-from solon.engines.weights import faster_dtype
+from solon.engines.weights import resolve
 from solon.errors import InputError
 from solon.evaluation.kl import kl_of_written
 from solon.evaluation.run import evaluate
@@ -32,6 +32,7 @@ from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
 from solon.identity import of_constitution, of_model
+from solon.models.dtype import Work, decide
 from solon.records import (
     Comparison,
     Pair,
@@ -136,12 +137,19 @@ def models_used(recipe: Recipe, start: str) -> dict[str, str]:
 
 
 def resolved(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with `dtype: auto` decided once for the whole run, however often it is resumed."""
-    if recipe.dtype != "auto":
-        return recipe
+    """The recipe with each `auto` dtype decided once for the whole run, however often it is resumed."""
+    wanted = {"dtype": recipe.dtype, "training_dtype": recipe.training_dtype or recipe.dtype}
     kept = out / "recipe.yaml"
-    dtype = load_recipe(str(kept)).dtype if kept.is_file() else faster_dtype()
-    return recipe.model_copy(update={"dtype": dtype})
+    before = load_recipe(str(kept)).model_dump() if kept.is_file() else {}
+    for name, work in (("dtype", "generation"), ("training_dtype", "training")):
+        if wanted[name] == "auto":
+            wanted[name] = before.get(name) or decided(recipe.model, work)
+    return recipe.model_copy(update=wanted)
+
+
+def decided(model: str, work: Work) -> str:
+    """The dtype for this work with the run's own model; float32 where the model is not in this process."""
+    return "float32" if is_remote(model) else decide(resolve(model), work)
 
 
 def reinforced_name(recipe: Recipe) -> str:
@@ -240,7 +248,7 @@ def feedback_model(run: Run, data: Data, model: str) -> str:
                 adapter=part.adapter or run.recipe.adapter,
                 system=run.recipe.system,
                 seed=run.recipe.seed,
-                dtype=run.recipe.dtype,
+                dtype=run.recipe.learning_dtype,
                 progress=step,
             )
 
@@ -399,7 +407,7 @@ def reward_model(
                 system=run.recipe.system,
                 reference=reference[:128],
                 seed=run.recipe.seed,
-                dtype=run.recipe.dtype,
+                dtype=run.recipe.learning_dtype,
                 progress=step,
             )
         rewards = RewardModel.load(str(out), dtype=run.recipe.dtype)
@@ -464,7 +472,7 @@ def reinforce(
     assert recipe.adapter is not None
     common: dict[str, Any] = {
         "settings": recipe.ppo, "adapter": recipe.adapter, "system": recipe.system, "seed": recipe.seed,
-        "dtype": recipe.dtype,
+        "dtype": recipe.learning_dtype,
     }  # fmt: skip
     stage = recipe.algorithm
     spec = recipe.gold.judge or judge
@@ -496,7 +504,9 @@ def reinforce(
                     more=judges,
                     **common,
                 )
-            score = RewardModel.load(rewards, recipe.dtype).score if isinstance(rewards, str) else rewards.score
+            score = (
+                RewardModel.load(rewards, recipe.learning_dtype).score if isinstance(rewards, str) else rewards.score
+            )
             return train_otherwise(
                 recipe.algorithm, data.prompts, comparisons, model, score, out, log=log, progress=step, **common
             )
@@ -586,7 +596,7 @@ def _sft_stage(
                 adapter=adapter or run.recipe.adapter,
                 system=run.recipe.system,
                 seed=run.recipe.seed,
-                dtype=run.recipe.dtype,
+                dtype=run.recipe.learning_dtype,
                 progress=step,
             )
         return {**result, "left_out": dict(Counter(left_out) + Counter(result.get("left_out") or {}))}

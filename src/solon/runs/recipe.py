@@ -163,7 +163,8 @@ class Recipe(Part):
     model: str = "smollm2"
     constitution: str = "solon"
     system: str | None = DEFAULT_SYSTEM  # null sends none
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of models that generate or judge
+    training_dtype: Literal["auto", "float32", "bfloat16"] | None = None  # of models that learn; null: as dtype
     batch_size: int = Field(64, ge=1)  # prompts worked on together; a killed run repeats at most one such batch
     adapter: AdapterSettings | None = AdapterSettings()  # null trains all weights
     prompts: Prompts = Prompts()
@@ -186,6 +187,11 @@ class Recipe(Part):
         if self.gold.judge is not None:
             named["gold.judge"] = self.gold.judge
         return named
+
+    @property
+    def learning_dtype(self) -> str:
+        """The dtype of models that learn."""
+        return self.training_dtype or self.dtype
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

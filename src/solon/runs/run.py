@@ -30,6 +30,7 @@ from solon.engines import Book, LazyEngine, is_remote
 from solon.engines.base import Engine, Failure, Usage
 from solon.errors import InputError, Outage, printable
 from solon.identity import of_directory, of_input
+from solon.models.paths import take_ways
 from solon.publishing import MARK, differences, mark_of, recover_all, write_whole
 from solon.records import Record
 from solon.runs.journal import Journal, Tally, as_record, read_journal
@@ -326,6 +327,7 @@ class Run:
             "endpoints": sorted({*state.get("endpoints", []), *(model_of(e.name) for e in paid)}),
             "unpriced": sorted({*state.get("unpriced", []), *(model_of(e.name) for e in unpriced)}),
             "versions": versions(),
+            "ways": {**state.get("ways", {}), **take_ways()},  # through which models, in words
         }
         self._keep(stage, state)
         give_memory_back()

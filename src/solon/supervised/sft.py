@@ -23,9 +23,10 @@ from solon.engines.reasoning import without_reasoning
 from solon.engines.weights import load_causal_lm, resolve
 from solon.errors import InputError, Unfit
 from solon.finite import watching
+from solon.models.head import head_of
 from solon.records import SFTExample
 from solon.reinforcement.ppo import logprobs_and_entropy
-from solon.states import Layout, base_of
+from solon.states import Layout
 from solon.training import (
     AdapterSettings,
     Fitted,
@@ -77,7 +78,7 @@ def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     layout = Layout(model, rows, pad=0)
     hidden, wanted = layout.at(layout.states(model), [range(len(row) - 1) for row in rows]), torch.cat(target)
     learned = wanted != IGNORE
-    head = base_of(model).get_output_embeddings()
+    head = head_of(model)
     logprobs, _ = logprobs_and_entropy(hidden[learned], head, wanted[learned], temperature=1.0, entropy=False)
     return -logprobs.sum() / processes.total(float(learned.sum()))
 
@@ -117,7 +118,8 @@ def sft(
             return_outputs: bool = False,
             num_items_in_batch: Any = None,
         ) -> Any:
-            return answer_loss(self.accelerator.unwrap_model(model), inputs)
+            # The trainer sets training mode before each step; dropout would make the model that learns another one.
+            return answer_loss(self.accelerator.unwrap_model(model).eval(), inputs)
 
         def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
             """The loss goes past DistributedDataParallel, which then sums nothing; so it is done here."""

@@ -1,0 +1,155 @@
+"""From hidden states to scores over the vocabulary, as the model itself does it.
+
+Families scale the scores (Granite, Cohere), cap them (Gemma 2) or add a bias (Phi) after the output layer. So Solon never
+multiplies by the bare output layer: it asks the model's own `forward`, with the hidden states put in the trunk's place.
+Where that is a plain product with one factor, which is tried and not assumed, trainers may use the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from solon.models.forward import base_of, forward
+
+VOCABULARY_AT_ONCE = 8192  # rows of the output layer that stand in float32 at a time
+
+
+class _Given(BaseModelOutputWithPast):
+    """A trunk's output that holds hidden states, and nothing else that a family may ask for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+class _Trunk(nn.Module):
+    """Stands in the trunk's place and gives the hidden states it was made with."""
+
+    def __init__(self, trunk: Any, hidden: Tensor) -> None:
+        super().__init__()
+        self.__dict__.update(real=trunk, hidden=hidden)
+
+    def __getattr__(self, name: str) -> Any:
+        part = getattr(self.__dict__["real"], name)
+        # OPT asks its trunk's decoder: what computes hidden states is replaced wherever it stands.
+        return _Trunk(part, self.__dict__["hidden"]) if isinstance(part, PreTrainedModel) else part
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return _Given(last_hidden_state=self.__dict__["hidden"])
+
+
+class _Float32Product(Function):
+    """h Wᵀ in float32 with W in a narrower type, some rows of W at a time; W is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight, ctx.dtype = weight, hidden.dtype
+        return torch.cat([hidden.float() @ part.float().T for part in weight.split(VOCABULARY_AT_ONCE)], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        parts = zip(grad.split(VOCABULARY_AT_ONCE, -1), ctx.weight.split(VOCABULARY_AT_ONCE), strict=True)
+        found = sum(g @ part.float() for g, part in parts)
+        assert isinstance(found, Tensor)
+        return found.to(ctx.dtype), None
+
+
+class _InFloat32(nn.Module):
+    """A linear output layer whose product is in float32: in bfloat16 scores move in steps of 0.25."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        layer = self.__dict__["layer"]
+        with torch.autocast(hidden.device.type, enabled=False):
+            out: Tensor = _Float32Product.apply(hidden, layer.weight)  # type: ignore[no-untyped-call]
+            return out if layer.bias is None else out + layer.bias.float()
+
+
+class Head:
+    """Scores over the vocabulary of one causal language model.
+
+    factor: the scores are the bare output layer's times this number, without bias; None where they are something else.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = base_of(model)
+        self.dtype = self.model.dtype
+        self.factor = self._factor()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """hidden: (n, width). Returns (n, vocabulary), float32."""
+        with _replaced(self.model, self.model.base_model_prefix, _Trunk(self.model.base_model, hidden.unsqueeze(0))):
+            place = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+            with self._float32_layer():
+                return forward(self.model, input_ids=place, use_cache=False).logits[0].float()
+
+    @property
+    def layer(self) -> Any:
+        """The bare output layer."""
+        return self.model.get_output_embeddings()
+
+    @contextmanager
+    def _float32_layer(self) -> Iterator[None]:
+        layer = self.layer
+        learns = layer is not None and torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
+        if type(layer) is not nn.Linear or layer.weight.dtype == torch.float32 or learns:
+            yield
+            return
+        name = next(name for name, m in self.model.named_modules() if m is layer)
+        with _replaced(self.model, name, _InFloat32(layer)):
+            yield
+
+    @torch.no_grad()
+    def _factor(self) -> float | None:
+        """Tried on states large enough for a cap to show."""
+        layer = self.layer
+        if type(layer) is not nn.Linear or layer.bias is not None:
+            return None
+        weight = layer.weight
+        directions = weight[torch.linspace(0, len(weight) - 1, 8).long()].float()
+        sizes = directions.norm(dim=-1, keepdim=True).clamp(min=1e-6)  # the pad token may be all zeros
+        hidden = (100 * directions / sizes).to(weight.dtype)
+        bare = _Float32Product.apply(hidden, weight)  # type: ignore[no-untyped-call]
+        scores = self(hidden)
+        if scores.shape != bare.shape:
+            return None
+        factor = (scores * bare).sum() / (bare * bare).sum()
+        alike = (scores - factor * bare).abs().max() <= 1e-5 * scores.abs().max()
+        return float(factor) if bool(alike) else None
+
+
+@contextmanager
+def _replaced(model: Any, name: str, module: nn.Module) -> Iterator[None]:
+    """Inside, the submodule of that name is another one."""
+    parent, _, last = name.rpartition(".")
+    holder = model.get_submodule(parent) if parent else model
+    before = holder._modules[last]
+    holder._modules[last] = module
+    try:
+        yield
+    finally:
+        holder._modules[last] = before
+
+
+def head_of(model: Any) -> Head:
+    """The head of this model, tried once for each dtype that the model has had."""
+    base = base_of(model)
+    known: Head | None = vars(base).get("_solon_head")
+    if known is None or known.dtype != base.dtype or known.model is not base:
+        known = vars(base)["_solon_head"] = Head(base)
+    return known

@@ -1,0 +1,66 @@
+"""Which layers of a model get adapters (LoRA, Hu et al. 2021): the linear layers of its top blocks, in every family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from solon.errors import InputError
+from solon.models.forward import base_of, blocks_of
+
+if TYPE_CHECKING:
+    from solon.training import AdapterSettings
+
+
+def linear_layers(model: Any, layers: int | None = None) -> list[str]:
+    """Names of the linear layers of the top `layers` blocks (None: of all blocks), as `named_modules` gives them.
+
+    Experts of a mixture that are held as bare parameters are no linear layers, and are not among them. Raises InputError
+    where the model has no list of blocks, or the blocks have no linear layer.
+    """
+    base, found = base_of(model), blocks_of(model)
+    if found is None:
+        raise InputError(f"{type(base).__name__}: its blocks cannot be told apart, so no adapters can be put on them")
+    where, blocks = found
+    first = 0 if layers is None else max(0, len(blocks) - layers)
+    names = [
+        f"{where}.{number}.{name}"
+        for number in range(first, len(blocks))
+        for name, module in blocks[number].named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    ]
+    if not names:
+        raise InputError(f"{type(base).__name__}: there is no linear layer in its blocks to put adapters on")
+    return names
+
+
+def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:
+    """PEFT's configuration for these adapters on this model."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,  # dropout would make the policy that is trained another than the one that was sampled
+        target_modules=linear_layers(model, settings.layers),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        task_type=task,
+    )
+
+
+def adapted_layers(model: Any, adapter: str = "default") -> list[str]:
+    """Names of the layers that carry this adapter, as they are called without it."""
+    wrapped = base_of(model).named_modules()
+    return [name for name, module in wrapped if hasattr(module, "lora_A") and adapter in module.lora_A]
+
+
+def check_adapted(model: Any, asked: list[str]) -> None:
+    """Raises InputError where other layers carry adapters than the ones asked for."""
+    found = adapted_layers(model)
+    if set(found) != set(asked):
+        odd = sorted(set(found) ^ set(asked))
+        raise InputError(
+            f"adapters were asked for on {len(asked)} layers and stand on {len(found)}; it differs at {odd[0]}"
+        )

@@ -1,0 +1,130 @@
+"""What a model proves when it is loaded, and what happens where it does not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_lean import CONFIGS, made
+
+from benchmarks.families import build
+from solon.engines import decoding
+from solon.errors import InputError
+from solon.models import proof
+from solon.models.forward import attention_of, forward, in_higher_precision, use_attention
+from solon.models.head import head_of
+from solon.models.paths import GROUPED, paths_of
+
+
+def test_a_llama_takes_the_fast_path_in_float32_and_in_bfloat16() -> None:
+    for dtype, least in ((torch.float32, 1e-4), (torch.bfloat16, 1e-3)):
+        found = paths_of(made(CONFIGS["llama"]).to(dtype))
+        assert found.tree and found.lean and found.padded and not found.notes
+        assert found.error <= found.bound and found.bound >= least
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_attention_is_noticed_and_transformers_own_is_taken(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    whole = decoding._last_token
+    monkeypatch.setattr(decoding, "_last_token", lambda q, k, v, hidden, scaling: whole(q, k, v, None, scaling))
+    model = made(CONFIGS["llama"]).to(dtype)
+    found = paths_of(model)
+    assert not found.tree and not found.lean and found.attention == attention_of(model) == "sdpa"
+    assert len(found.notes) == 2 and all("off by" in note for note in found.notes)
+    assert "transformers' own" in found.sentence() and "off by" in found.sentence()
+
+
+def test_scores_that_the_trainers_would_get_wrong_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from solon.models.head import Head
+
+    model = build("granite")
+    monkeypatch.setattr(Head, "__call__", lambda self, hidden: self.layer(hidden).float())
+    with pytest.raises(InputError, match=r"GraniteForCausalLM \(granite\) cannot be used: .*off by"):
+        paths_of(model)
+
+
+def test_no_fast_path_is_tried_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(proof.FAST, "0")
+    found = paths_of(made(CONFIGS["llama"]))
+    assert (found.tree, found.lean, found.attention, found.notes) == (False, False, "sdpa", ())
+
+
+def test_a_model_that_nothing_reproduces_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(CONFIGS["llama"])
+    whole = model.model.forward
+
+    def moody(*args: Any, **given: Any) -> Any:
+        """Another answer where there is a cache or padding."""
+        out = whole(*args, **given)
+        if given.get("attention_mask") is not None or given.get("past_key_values") is not None:
+            out.last_hidden_state = out.last_hidden_state * 1.5
+        return out
+
+    monkeypatch.setattr(model.model, "forward", moody)
+    monkeypatch.setenv(proof.FAST, "0")
+    with pytest.raises(InputError, match=r"LlamaForCausalLM \(llama\) cannot be used: .*off by .* nats"):
+        paths_of(model)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"softcap": 20.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}, {"is_causal": False}, {"news": 1}]
+)
+def test_an_argument_of_attention_that_is_not_understood_is_not_taken_over(asked: dict[str, Any]) -> None:
+    q = k = v = torch.zeros(1, 4, 3, 8)
+    with pytest.raises(decoding.NotUnderstood, match=next(iter(asked))):
+        decoding.grouped_attention(None, q, k, v, None, scaling=1.0, **asked)
+    decoding.grouped_attention(None, q, k, v, None, scaling=1.0, softcap=None, dropout=0.0, sliding_window=7)
+
+
+@pytest.mark.parametrize(
+    ("family", "factor"), [("llama", 1.0), ("granite", 0.25), ("cohere", 0.3), ("gemma2", None), ("phi", None)]
+)
+def test_scores_are_the_model_s_own(family: str, factor: float | None) -> None:
+    model = build(family)
+    ids = torch.arange(5, 17).unsqueeze(0)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0]
+        hidden = forward(model.base_model, input_ids=ids).last_hidden_state[0]
+        assert torch.allclose(head_of(model)(hidden), expected, atol=1e-5)
+    assert head_of(model).factor == (None if factor is None else pytest.approx(factor, rel=1e-5))
+
+
+def test_scores_of_a_bfloat16_model_are_not_rounded_to_its_steps() -> None:
+    model = made(CONFIGS["llama"]).to(torch.bfloat16).requires_grad_(False)
+    hidden = (torch.randn(6, 24, generator=torch.Generator().manual_seed(0)) * 20).to(torch.bfloat16)
+    exact = hidden.double() @ model.lm_head.weight.double().T
+    assert torch.allclose(head_of(model)(hidden).double(), exact, rtol=1e-5, atol=1e-4)
+    assert (model.lm_head(hidden).double() - exact).abs().max() > 1e-2
+    hidden.requires_grad_()
+    head_of(model)(hidden)[:, 3].sum().backward()
+    assert hidden.grad is not None
+    assert torch.equal(hidden.grad, model.lm_head.weight[3].expand(6, -1))
+
+
+def test_higher_precision_is_exact_and_leaves_no_trace() -> None:
+    model = made(CONFIGS["llama"]).to(torch.bfloat16)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    twin = copy.deepcopy(model).float()
+    ids = torch.arange(5, 17).unsqueeze(0)
+    with torch.no_grad(), in_higher_precision(model, torch.float32):
+        found = model(input_ids=ids).logits
+    assert torch.allclose(found, twin(input_ids=ids).logits, atol=1e-4)
+    assert all(torch.equal(p, before[n]) and p.dtype == torch.bfloat16 for n, p in model.named_parameters())
+    assert not any("_narrow" in vars(m) for m in model.modules())
+
+
+def test_a_tree_that_would_hide_a_window_is_not_laid_out() -> None:
+    from solon.engines.tree import as_tree, laid_out
+
+    model = build("mistral")  # a window of 32
+    use_attention(model, GROUPED)
+    rows = [list(range(3, 33)), list(range(3, 40))]
+    tree, _ = as_tree(rows)
+    ids, positions = torch.tensor([tree.ids]), torch.tensor([tree.positions])
+    with pytest.raises(decoding.NotUnderstood, match="mask"), laid_out(tree, 0, torch.empty(0)):
+        model(input_ids=ids, position_ids=positions)
+    assert paths_of(model).fits(32) and not paths_of(model).fits(33)

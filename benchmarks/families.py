@@ -127,6 +127,7 @@ class Outcome:
     sampler: float | None = None
     scorer: float | None = None
     trainer: float | None = None
+    bfloat16: str = ""
     layers: str = ""
     note: str = ""
 
@@ -202,14 +203,31 @@ def check(family: str) -> Outcome:
         paths = paths_of(model)
     except InputError as error:
         return Outcome(family, "refused", note=str(error))
+    narrow = in_bfloat16(model)
     way = "fast" if paths.tree else "plain"
     kind = "own forward pass" if paths.lean else "tree" if paths.tree else paths.attention
     try:
         sampler, scorer = sampled(model, twin), scored(model, twin)
         trainer, layers = trained(model, twin)
     except Exception as error:
-        return Outcome(family, way, kind, float("inf"), note=f"{type(error).__name__}: {first_line(error)}")
-    return Outcome(family, way, kind, sampler, scorer, trainer, layers, "; ".join(paths.notes))
+        return Outcome(
+            family, way, kind, float("inf"), bfloat16=narrow, note=f"{type(error).__name__}: {first_line(error)}"
+        )
+    return Outcome(family, way, kind, sampler, scorer, trainer, narrow, layers, "; ".join(paths.notes))
+
+
+def in_bfloat16(model: Any) -> str:
+    """The path that a copy of the model takes in bfloat16."""
+    from solon.errors import InputError
+    from solon.models.paths import paths_of
+
+    narrow = copy.deepcopy(model)
+    for name in ("_solon_paths", "_solon_head"):
+        vars(narrow).pop(name, None)
+    try:
+        return "fast" if paths_of(narrow.to(torch.bfloat16)).tree else "plain"
+    except InputError:
+        return "refused"
 
 
 def sampled(model: Any, twin: Any) -> float:
@@ -249,6 +267,7 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
 
     from solon.models.head import head_of
     from solon.models.lora import adapted_layers, blocks_of, linear_layers, lora_config
+    from solon.reinforcement.frozen import Frozen
     from solon.reinforcement.ppo import logprobs_and_entropy
     from solon.states import Layout
     from solon.training import AdapterSettings, add_adapters
@@ -272,7 +291,14 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     found, _ = logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)
     found.sum().backward()
     base = other.get_base_model()
-    worst = (found.detach() - torch.cat([logprobs(base, r) for r in said])).abs().max().item()
+    expected_logprobs = torch.cat([logprobs(base, r) for r in said])
+    worst = (found.detach() - expected_logprobs).abs().max().item()
+    frozen = Frozen(policy, 0)  # PPO's passes, which start above the blocks that do not learn
+    frozen.add(said)
+    with torch.no_grad():
+        hidden = layout.at(frozen.states(layout, said), [range(len(r) - 1) for r in said])
+        found, _ = logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)
+    worst = max(worst, (found - expected_logprobs).abs().max().item())
     names = adapted_layers(policy)
     right = set(names) == set(asked) and {".".join(n.split(".")[: where.count(".") + 2]) for n in names} <= expected
     return worst, "as asked" if right else f"{len(names)} adapted, {len(asked)} asked"
@@ -291,12 +317,12 @@ def families() -> list[str]:
 
 def table(found: list[Outcome]) -> str:
     """As Markdown."""
-    lines = ["| family | path | by | sampler | scorer | trainer | why not fast |", "|---|---|---|---|---|---|---|"]
+    lines = ["| family | float32 | by | sampler | scorer | trainer | bfloat16 | why not fast |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for o in found:
         numbers = ("" if x is None else f"{x:.0e}" for x in (o.sampler, o.scorer, o.trainer))
-        lines.append(
-            f"| {o.family} | {o.path}{' WRONG' if o.wrong else ''} | {o.way} | {' | '.join(numbers)} | {o.note} |"
-        )
+        path = f"{o.path}{' WRONG' if o.wrong else ''}"
+        lines.append(f"| {o.family} | {path} | {o.way} | {' | '.join(numbers)} | {o.bfloat16} | {o.note} |")
     return "\n".join(lines)
 
 

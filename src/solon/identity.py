@@ -11,6 +11,7 @@ from typing import Any
 from solon.constitution import Constitution
 from solon.engines import Engine, LazyEngine, is_remote
 from solon.engines.weights import model_fingerprint, resolve, resolve_dtype
+from solon.models.dtype import Work
 from solon.publishing import MARK, Identity
 from solon.records import Record, fingerprint
 
@@ -40,12 +41,13 @@ def of_engine(engine: Engine, old: Identity) -> dict[str, Any]:
     return {"model": of_model(engine.name), "system": engine.system}
 
 
-def decided_dtype(dtype: str, old: Identity, model: str) -> str:
+def decided_dtype(dtype: str, old: Identity, model: str, work: Work = "generation") -> str:
     """float32 or bfloat16: what was given, or for `auto` what was used before, or else what is faster here."""
-    if dtype == "auto":
-        where = resolve(model.removeprefix("decision:"))
-        return str(old.get("dtype") or resolve_dtype("auto", where)).removeprefix("torch.")
-    return dtype
+    if dtype != "auto":
+        return dtype
+    if old.get("dtype"):
+        return str(old["dtype"])
+    return str(resolve_dtype("auto", resolve(model.removeprefix("decision:")), work)).removeprefix("torch.")
 
 
 def of_constitution(constitution: Constitution) -> dict[str, Any]:

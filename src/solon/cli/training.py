@@ -73,7 +73,7 @@ def feedback_model(
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
     with directory(out, [*comparisons, model], [_beside(out)]) as target:
         found = [c for name in comparisons for c in read_comparisons(name)][:limit]
-        dtype = decided_dtype(dtype, target.identity)
+        dtype = decided_dtype(dtype, target.identity, model, "training")
         identity = {
             "verb": "feedback-model", "model": of_model(model), "comparisons": of_records(found),
             **of_constitution(rules), "settings": settings.model_dump(), "layers": layers, "heldout": heldout,
@@ -142,7 +142,7 @@ def sft(
         else:
             examples, unlearned = read_demonstrations(data), {}
         examples = examples[:limit]
-        dtype = decided_dtype(dtype, target.identity)
+        dtype = decided_dtype(dtype, target.identity, model, "training")
         identity = {
             "verb": "sft", "model": of_model(model), "data": of_records(examples), "settings": settings.model_dump(),
             "full": full, "layers": layers, "system": system, "seed": seed or 0, "dtype": dtype,
@@ -217,7 +217,7 @@ def reward_model(
     )  # fmt: skip
     with directory(out, [comparisons, model], [_beside(out)]) as target:
         rows = [c for c in read_comparisons(comparisons)[:limit] if c.label is not None]
-        dtype = decided_dtype(dtype, target.identity)
+        dtype = decided_dtype(dtype, target.identity, model, "training")
         identity = {
             "verb": "reward-model", "model": of_model(model), "comparisons": of_records(rows),
             "settings": settings.model_dump(), "layers": layers, "heldout": heldout, "system": system,
@@ -314,7 +314,7 @@ def ppo(
     kept = out.with_name(f"{out.name}.checkpoint")
     with directory(out, [prompts, reward_model, model, gold], [_beside(out), kept]) as target:
         asked = read_prompts(prompts)[:limit]
-        dtype = decided_dtype(dtype, target.identity)
+        dtype = decided_dtype(dtype, target.identity, model, "training")
         rules, how = load_constitution(constitution), Judging(principles=1)
         checks = {"gold": of_model(gold) if gold else None, **of_constitution(rules)} if settings.check_every else {}
         identity = {

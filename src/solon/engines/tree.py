@@ -343,7 +343,8 @@ def _beginning(model: Any, ids: Sequence[int]) -> DynamicCache:
     tokens = torch.tensor([list(ids)], device=model.device)
     made = DynamicCache()  # not the model's own kind: one with windows would forget
     forward(model, input_ids=tokens, past_key_values=made, use_cache=True, logits_to_keep=1)
-    for n, layer in enumerate(made.layers):
+    layers: list[Any] = list(made.layers)
+    for n, layer in enumerate(layers):
         fixed = _Fixed()
         fixed.keys, fixed.values, fixed.is_initialized = layer.keys, layer.values, True
         fixed.dtype, fixed.device = layer.keys.dtype, layer.keys.device

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,10 +21,14 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def takes(module: Any) -> frozenset[str]:
+    """The names of the arguments that this module's `forward` declares."""
+    return _declared(type(module).forward)
+
+
 @functools.cache
-def takes(kind: type) -> frozenset[str]:
-    """The names of the arguments that this class's `forward` declares."""
-    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+def _declared(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def forward(module: Any, *, logits_to_keep: Tensor | int | None = None, **given: Any) -> Any:
@@ -32,7 +36,7 @@ def forward(module: Any, *, logits_to_keep: Tensor | int | None = None, **given:
 
     logits_to_keep: as transformers defines it: the last N positions, or a tensor of indices.
     """
-    known = takes(type(module))
+    known = takes(module)
     if logits_to_keep is not None and "logits_to_keep" in known:
         given["logits_to_keep"] = logits_to_keep
     out = module(**{name: value for name, value in given.items() if value is not None and name in known})

@@ -147,7 +147,7 @@ def _candidates(base: Any, native: str) -> list[Candidate]:
 
 def _replaceable(base: Any) -> bool:
     """Whether the model's layers look their attention function up by name."""
-    return bool(base._can_set_attn_implementation()) and "position_ids" in takes(type(base))
+    return bool(base._can_set_attn_implementation()) and "position_ids" in takes(base)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from solon import processes
+from solon.adapted import rounding_of
 from solon.engines.lean import some_tokens
 from solon.engines.tree import in_parts
 from solon.states import Layout, base_of, with_blocks
@@ -74,7 +75,9 @@ class Frozen:
         whole = layout.states(self.policy)
         try:
             self.add([row])
-            alike = bool((self.states(layout, [row]) - whole).norm() < 0.02 * whole.norm())
+            alike = bool(
+                (self.states(layout, [row]) - whole).norm() <= rounding_of(base_of(self.policy)) * whole.norm()
+            )
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
             alike = False
         self.forget()

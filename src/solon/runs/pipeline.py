@@ -138,10 +138,11 @@ def models_used(recipe: Recipe, start: str) -> dict[str, str]:
 
 def resolved(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with each `auto` dtype decided once for the whole run, however often it is resumed."""
-    wanted = {"dtype": recipe.dtype, "training_dtype": recipe.training_dtype or recipe.dtype}
+    wanted: dict[str, str] = {"dtype": recipe.dtype, "training_dtype": recipe.training_dtype or recipe.dtype}
+    works: dict[str, Work] = {"dtype": "generation", "training_dtype": "training"}
     kept = out / "recipe.yaml"
     before = load_recipe(str(kept)).model_dump() if kept.is_file() else {}
-    for name, work in (("dtype", "generation"), ("training_dtype", "training")):
+    for name, work in works.items():
         if wanted[name] == "auto":
             wanted[name] = before.get(name) or decided(recipe.model, work)
     return recipe.model_copy(update=wanted)

@@ -146,6 +146,8 @@ def build(family: str) -> Any:
     given = {**SMALL, **NEEDED.get(family, {})}
     fixed = {k for k in given if isinstance(getattr(type(text), k, None), property)}  # follows from other sizes
     known = {k: v for k, v in given.items() if (hasattr(text, k) or k in NEEDED.get(family, {})) and k not in fixed}
+    if hasattr(text, "qk_rope_head_dim"):  # which is then the heads' width, or follows from it
+        known.pop("head_dim", None)
     if getattr(text, "sliding_window", 0) is None:
         known.pop("sliding_window", None)
     made = type(text)(**{k: v for k, v in known.items() if v is not None or k in NEEDED.get(family, {})})
@@ -196,9 +198,11 @@ def check(family: str) -> Outcome:
 
     try:
         model = build(family)
-    except Exception as error:
+        twin = reference(model)
+        if not logprobs(twin, rows(0)[1]).isfinite().all():
+            raise ValueError("random weights make numbers that are not finite")
+    except Exception as error:  # sizes that do not fit one another
         return Outcome(family, "not built", note=first_line(error))
-    twin = reference(model)
     try:
         paths = paths_of(model)
     except InputError as error:
@@ -266,7 +270,7 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     from peft import get_peft_model
 
     from solon.models.head import head_of
-    from solon.models.lora import adapted_layers, blocks_of, linear_layers, lora_config
+    from solon.models.lora import adapted_layers, blocks_of, exact_names, linear_layers, lora_config
     from solon.reinforcement.frozen import Frozen
     from solon.reinforcement.ppo import logprobs_and_entropy
     from solon.states import Layout
@@ -277,7 +281,8 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     where, blocks = blocks_of(twin) or ("", [])
     expected = {f"{where}.{len(blocks) - 2 + n}" for n in range(2)}
     policy = add_adapters(model, settings)
-    other = get_peft_model(twin, lora_config(twin, settings, "CAUSAL_LM")).eval()
+    with exact_names():
+        other = get_peft_model(twin, lora_config(twin, settings, "CAUSAL_LM")).eval()
     weights = dict(other.named_parameters())
     for name, p in policy.named_parameters():
         if ".lora_" in name:

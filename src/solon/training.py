@@ -25,7 +25,7 @@ from solon.engines.loading import listed, load_checked, not_finite
 from solon.engines.tree import parts_of
 from solon.errors import Diverged, InputError, Unfit
 from solon.finite import LastGood
-from solon.models.lora import check_adapted, linear_layers, lora_config
+from solon.models.lora import check_adapted, exact_names, linear_layers, lora_config
 from solon.models.paths import paths_of
 from solon.publishing import new_directory, publish
 from solon.settings import Epochs, LearningRate, Settings
@@ -82,7 +82,8 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
 
     paths_of(model)  # proved without adapters
     asked = linear_layers(model, settings.layers)
-    adapted = get_peft_model(model, lora_config(model, settings, task))
+    with exact_names():
+        adapted = get_peft_model(model, lora_config(model, settings, task))
     check_adapted(adapted, asked)
     return in_few_passes(adapted)
 
@@ -191,7 +192,8 @@ def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: 
                 options = {"num_labels": 1, "new": ["score.weight"], "extra": ["lm_head."]}
             whole = load_checked(kind, base, dtype=torch.float32, **options)
             whole.config.pad_token_id = tokenizer.pad_token_id
-            model = PeftModel.from_pretrained(whole, str(aside / "adapter")).merge_and_unload()
+            with exact_names():
+                model = PeftModel.from_pretrained(whole, str(aside / "adapter")).merge_and_unload()
             shutil.rmtree(aside / "adapter")
         if bad := not_finite(model.state_dict().items()):
             raise Diverged(f"{out}: not written, since not every number in its weights is finite: {listed(bad)}")

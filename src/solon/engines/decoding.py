@@ -260,6 +260,11 @@ def _keep_rows(cache: DynamicCache, rows: Tensor) -> None:
         cache.batch_select_indices(rows)
 
 
+def _shrinks(cache: Any) -> bool:
+    """Whether rows can be taken out of the cache: linear attention and convolutions keep a state that has no such method."""
+    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+
+
 @torch.no_grad()
 def decode(
     model: Any,
@@ -314,6 +319,8 @@ def decode(
         stopped = torch.isin(token, ends)
         step_of_row = (x.tolist() for x in (alive, token, logprob, stopped))
         for row, value, logp, stop in zip(*step_of_row, strict=True) if not idle else ():
+            if done[row].ended:  # goes on where rows cannot be taken out of the cache
+                continue
             done[row].logprobs.append(logp)
             if stop:
                 done[row].ended, done[row].end = True, value
@@ -322,7 +329,9 @@ def decode(
         if seen is not None:
             seen[alive, token] = True
         positions = positions + 1
-        if stopped.any() and not idle:
+        if stopped.any() and not idle and not _shrinks(cache):
+            idle = all(g.ended for g in done)
+        elif stopped.any() and not idle:
             keep = (~stopped).nonzero().squeeze(-1)
             idle = keep.numel() == 0
             if idle:
@@ -418,16 +427,22 @@ def _read_tree(model: Any, quick: Lean | None, made: tree.Tree, reads: Tensor) -
 
 def _read_padded(model: Any, prompts: list[list[int]], pad: int, room: int) -> tuple[DynamicCache, Tensor, Tensor]:
     """The same for any architecture: each different prompt once, padded on the left."""
+
+    def read(rows: list[list[int]]) -> tuple[DynamicCache, Tensor, Tensor]:
+        ids, mask = left_pad(rows, pad, model.device)
+        reserved = reserve_cache(model, ids.shape[1] + room)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        last = torch.tensor([ids.shape[1] - 1], device=model.device)
+        out = forward(
+            model, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=reserved, use_cache=True,
+            logits_to_keep=last,
+        )  # fmt: skip
+        return out.past_key_values, out.logits[:, -1], mask
+
     distinct = [list(p) for p in dict.fromkeys(map(tuple, prompts))]
-    ids, mask = left_pad(distinct, pad, model.device)
-    cache = reserve_cache(model, ids.shape[1] + room)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    last = torch.tensor([ids.shape[1] - 1], device=model.device)
-    out = forward(
-        model, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-        logits_to_keep=last,
-    )  # fmt: skip
-    cache, logits = out.past_key_values, out.logits[:, -1]
+    cache, logits, mask = read(distinct)
+    if len(distinct) < len(prompts) and not _shrinks(cache):
+        return read(prompts)
     if len(distinct) < len(prompts):
         number = {tuple(p): n for n, p in enumerate(distinct)}
         copies = torch.tensor([number[tuple(p)] for p in prompts], device=model.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -34,6 +36,23 @@ def linear_layers(model: Any, layers: int | None = None) -> list[str]:
     if not names:
         raise InputError(f"{type(base).__name__}: there is no linear layer in its blocks to put adapters on")
     return names
+
+
+@contextmanager
+def exact_names() -> Iterator[None]:
+    """Inside, PEFT takes the names of layers as they are.
+
+    PEFT rewrites names that the experts of a mixture had in older versions of transformers, and with them those of other
+    layers that are called the same, such as the `gate_proj` of a shared expert or of an attention.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    before = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = before
 
 
 def lora_config(model: Any, settings: AdapterSettings, task: str) -> Any:

@@ -29,7 +29,7 @@ from solon.engines.template import as_messages
 from solon.engines.weights import check_vocabulary, device, directory_of, load_tokenizer, resolve_dtype
 from solon.errors import InputError
 from solon.finite import watching
-from solon.models.lora import lora_config
+from solon.models.lora import exact_names, lora_config
 from solon.records import Chat, Comparison, Prompt, RolloutSummary, assistant
 from solon.reinforcement.trainer import PPOSettings, Reward
 from solon.supervised.sft import quiet
@@ -184,10 +184,12 @@ def _dpo(
     config = DPOConfig(
         **common, num_train_epochs=settings.epochs, per_device_train_batch_size=settings.minibatch, max_length=None
     )
-    return quiet(
-        DPOTrainer(model=lm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-                   peft_config=peft, callbacks=[report])
-    )  # fmt: skip
+    with exact_names():
+        trainer = DPOTrainer(
+            model=lm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=peft,
+            callbacks=[report],
+        )  # fmt: skip
+    return quiet(trainer)
 
 
 def _grouped(
@@ -224,10 +226,12 @@ def _grouped(
         temperature=settings.temperature,
         epsilon=settings.clip,
     )
-    return quiet(
-        trainer_of(model=lm, reward_funcs=of_completions, args=config, train_dataset=Dataset.from_list(rows),
-                   processing_class=tokenizer, peft_config=peft, callbacks=[report])
-    )  # fmt: skip
+    with exact_names():
+        trainer = trainer_of(
+            model=lm, reward_funcs=of_completions, args=config, train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer, peft_config=peft, callbacks=[report],
+        )  # fmt: skip
+    return quiet(trainer)
 
 
 def _summary(

@@ -52,6 +52,7 @@ from solon.engines.weights import (
     resolve_dtype,
 )
 from solon.errors import Diverged, InputError, Unfit
+from solon.models.lora import exact_names
 from solon.models.paths import note_way
 from solon.records import Chat, Comparison, Labeler
 from solon.reinforcement.frozen import Frozen, lowest_adapted_block
@@ -315,9 +316,11 @@ def _put_on(model: Any, name: str, path: Path) -> Any:
     config.task_type = config.modules_to_save = None
     if isinstance(model, PeftModel):
         learned = {id(p) for p in model.parameters() if p.requires_grad}
-        model.add_adapter(name, config)
+        with exact_names():
+            model.add_adapter(name, config)
     else:
-        learned, model = set(), get_peft_model(model, config, adapter_name=name)
+        with exact_names():
+            learned, model = set(), get_peft_model(model, config, adapter_name=name)
     set_peft_model_state_dict(model, weights, adapter_name=name)
     for p in model.parameters():
         p.requires_grad_(id(p) in learned)

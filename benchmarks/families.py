@@ -148,6 +148,7 @@ def build(family: str) -> Any:
     known = {k: v for k, v in given.items() if (hasattr(text, k) or k in NEEDED.get(family, {})) and k not in fixed}
     if hasattr(text, "qk_rope_head_dim"):  # which is then the heads' width, or follows from it
         known.pop("head_dim", None)
+        known["num_key_value_heads"] = known["num_attention_heads"]
     if getattr(text, "sliding_window", 0) is None:
         known.pop("sliding_window", None)
     made = type(text)(**{k: v for k, v in known.items() if v is not None or k in NEEDED.get(family, {})})

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import signal
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 VOCABULARY = 320
+BUILDING = 40  # seconds after which a family counts as too large to be built small
 # What most configurations call their sizes; each gets those that it knows.
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -198,11 +200,14 @@ def check(family: str) -> Outcome:
     from solon.models.paths import paths_of
 
     try:
+        signal.alarm(BUILDING)
         model = build(family)
+        signal.alarm(0)
         twin = reference(model)
         if not logprobs(twin, rows(0)[1]).isfinite().all():
             raise ValueError("random weights make numbers that are not finite")
     except Exception as error:  # sizes that do not fit one another
+        signal.alarm(0)
         return Outcome(family, "not built", note=first_line(error))
     try:
         paths = paths_of(model)
@@ -310,6 +315,10 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     return worst, "as asked" if right else f"{len(names)} adapted, {len(asked)} asked"
 
 
+def too_large(*_: Any) -> None:
+    raise TimeoutError("its configuration stays large whatever is set small")
+
+
 def first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:140]
@@ -337,6 +346,7 @@ def main() -> None:
     parser.add_argument("family", nargs="*")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
+    signal.signal(signal.SIGALRM, too_large)
     from transformers.utils import logging
 
     logging.set_verbosity_error()

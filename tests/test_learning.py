@@ -234,6 +234,14 @@ def test_sft_teaches_the_answer_and_the_stop(tiny: str, tmp_path: Path) -> None:
     assert (said.text, said.ended) == ("yes it is", True)
 
 
+def test_a_training_of_a_single_step_changes_the_weights(tiny: str, tmp_path: Path) -> None:
+    example = SFTExample(id="0", messages=(user("say it"), assistant("yes")))
+    settings = TrainSettings(epochs=1, batch_size=1, learning_rate=1e-2)
+    sft([example], tiny, tmp_path / "m", settings=settings, adapter=None, system=None, dtype="float32")
+    before, after = (load_file(Path(where) / "model.safetensors") for where in (tiny, str(tmp_path / "m")))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
 def test_labels_hold_the_answer_and_its_end_and_nothing_else(tiny: str) -> None:
     from solon.engines.weights import load_tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,9 @@ def test_equal_answers_count_half_in_what_the_judge_prefers() -> None:
     found = Check(update=1, answers=("",) * 5, rewards=(0.0,) * 5, gold=(0.5, 0.5, 0.9, 0.2, None), over_refusal=None)
     summary = found.summary()
     assert summary["gold"]["value"] == 0.5 and summary["gold"]["n"] == 4 and summary["abstained"] == 1
+
+
+def test_texts_without_three_words_have_no_diversity_instead_of_a_number_that_is_none() -> None:
+    found = of_texts(["no", ""])
+    assert found["distinct_3"] is None
+    json.dumps(found, allow_nan=False)

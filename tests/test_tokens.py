@@ -19,7 +19,7 @@ from solon.engines.chat import (
     text_ids,
 )
 from solon.engines.template import render
-from solon.engines.tokens import control_tokens
+from solon.engines.tokens import check_tokenizer, control_tokens
 from solon.errors import InputError, Unfit
 from solon.records import Chat, Message, assistant, user
 from tests.tokenizer_kinds import GEMMA, KINDS, TEMPLATES, tokenizer_of
@@ -296,3 +296,11 @@ def test_smollm2_reads_the_shipped_texts_as_ever() -> None:
         asked = option_ids(tokenizer, chat, OPTIONS, system=SYSTEM, prefix=PREFIX)
         found.append([asked.context, *asked.tails])
     assert (len(found), fingerprint(found)) == (603, "33047d4310817eb7")
+
+
+@pytest.mark.parametrize("limit", ["x", [512], True])
+def test_a_length_that_is_no_number_is_one_line(limit: Any) -> None:
+    tokenizer = tokenizer_of(next(iter(KINDS)), next(iter(TEMPLATES)))
+    tokenizer.model_max_length = limit
+    with pytest.raises(InputError, match="model_max_length"):
+        check_tokenizer(tokenizer)

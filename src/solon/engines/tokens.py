@@ -21,7 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from solon.engines.template import Span, named, template_of
-from solon.errors import InputError, Unfit
+from solon.errors import InputError, Unfit, printable
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,11 @@ def _renamed(tokenizer: Any, template: str) -> _Renamed:
 
 def check_tokenizer(tokenizer: Any) -> None:
     """Raises InputError where the tokenizer cannot say which characters a token stands for."""
+    limit = getattr(tokenizer, "model_max_length", None)
+    if isinstance(limit, bool) or not isinstance(limit, int | float | None):
+        raise InputError(
+            f"{named(tokenizer)}: tokenizer_config.json: model_max_length is {printable(repr(limit)[:40])}; expected a number"
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"{named(tokenizer)}: its tokenizer ({type(tokenizer).__name__}) does not tell which text a token stands for; "

@@ -9,6 +9,7 @@ watch keeps the chance of any false alarm at 5 % over all the checks that are pl
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -53,10 +54,11 @@ def of_texts(texts: Sequence[str]) -> dict[str, Any]:
     """Measures of an update's rollouts: shares 0..1; `phrase` is the five words that most of them hold."""
     n = len(texts)
     phrase, held = commonest(texts)
+    distinct = distinct_n(texts)
     return {
         "evasive": sum(map(is_evasive, texts)) / n,
         "boilerplate": sum(map(has_boilerplate, texts)) / n,
-        "distinct_3": distinct_n(texts),
+        "distinct_3": None if math.isnan(distinct) else distinct,  # None: no text has three words
         "phrase": phrase,
         "phrase_share": held / n,
     }

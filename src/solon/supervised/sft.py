@@ -153,7 +153,7 @@ def sft(
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(0.05 * steps)),
+        warmup_steps=round(0.05 * steps),  # of a single step it would make a learning rate of 0
         weight_decay=0.0,
         max_length=None,
         logging_steps=1,

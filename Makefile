@@ -6,7 +6,7 @@ DEMO   ?= runs/demo
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test bench lint clean
+.PHONY: install demo test bench lint audit clean
 
 install: $(VENV)/.installed
 
@@ -53,6 +53,9 @@ lint: install
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+
+audit: install
+	$(BIN)/python .ci/audit
 
 clean:
 	rm -rf $(VENV) .venv-distilabel .venv-trl runs

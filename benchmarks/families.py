@@ -219,6 +219,8 @@ def check(family: str) -> Outcome:
     try:
         sampler, scorer = sampled(model, twin), scored(model, twin)
         trainer, layers = trained(model, twin)
+    except InputError as error:
+        return Outcome(family, way, kind, sampler, scorer, bfloat16=narrow, note=f"no adapters: {first_line(error)}")
     except Exception as error:
         return Outcome(
             family, way, kind, float("inf"), bfloat16=narrow, note=f"{type(error).__name__}: {first_line(error)}"

@@ -20,7 +20,7 @@ from torch.autograd import Function
 
 from solon.engines.decoding import grouped_attention
 from solon.engines.lean import FAMILIES, normed, rotate, some_tokens, within
-from solon.models.forward import attention_of
+from solon.models.forward import attention_of, trunk_of
 from solon.models.paths import GROUPED
 from solon.sharding import is_shared
 
@@ -259,7 +259,7 @@ def _tried(base: Any, learned: list[nn.Parameter]) -> list[Tensor]:
     """The last hidden states of a few tokens, and the gradients of the adapters."""
     mixed = torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
     with torch.enable_grad(), mixed:
-        out = base.base_model(input_ids=some_tokens(base).unsqueeze(0), use_cache=False).last_hidden_state.float()
+        out = trunk_of(base)[1](input_ids=some_tokens(base).unsqueeze(0), use_cache=False).last_hidden_state.float()
         toward = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
         grads = torch.autograd.grad((out * toward).sum(), learned, allow_unused=True)
     return [out.detach(), *(torch.zeros_like(p) if g is None else g for p, g in zip(learned, grads, strict=True))]

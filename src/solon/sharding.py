@@ -14,6 +14,7 @@ import torch
 
 from solon import processes
 from solon.errors import InputError
+from solon.models.forward import trunk_of
 
 
 def placed(model: Any, device: torch.device) -> Any:
@@ -22,7 +23,7 @@ def placed(model: Any, device: torch.device) -> Any:
         from torch.distributed import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        blocks = getattr(model.base_model, "layers", None)
+        blocks = getattr(trunk_of(model)[1], "layers", None)
         if blocks is None:
             raise InputError(f"--use_fsdp: {type(model).__name__} has no list of blocks to share out; leave it out")
         mesh = init_device_mesh(device.type, (processes.world(),))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from solon.engines.lean import lean
 from solon.engines.tree import Tree, as_tree, laid_out, tree_attention
-from solon.models.forward import base_of, forward
+from solon.models.forward import base_of, forward, trunk_of
 from solon.models.paths import tree_fits
 
 Passed = Callable[["Layout", Sequence[list[int]]], Tensor]
@@ -36,7 +36,7 @@ class Layout:
         """share: False lays no tree out."""
         base = base_of(model)
         self.device = next(model.parameters()).device
-        self._like = torch.empty(0, dtype=base.base_model.dtype, device=self.device)
+        self._like = torch.empty(0, dtype=base.dtype, device=self.device)
         self.tree: Tree | None = None
         self.mask: Tensor | None = None
         self.places: list[np.ndarray]  # of each row, one place a token
@@ -66,7 +66,7 @@ class Layout:
         Under a bfloat16 trunk the float32 adapters multiply in bfloat16 too, as mixed precision does; in float32 they
         took a quarter of a training step on a CPU. Weights, gradients and the optimiser stay float32.
         """
-        trunk = base_of(model).base_model
+        trunk = trunk_of(model)[1]
         given = {"input_ids": self.ids} if entering is None else {"inputs_embeds": self._put(entering)}
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=trunk.dtype == torch.bfloat16)
         with mixed, laid_out(self.tree, 0, self._like, learns=True) if self.tree else nullcontext():
@@ -89,7 +89,7 @@ class Layout:
         def keep(_: Any, args: tuple[Any, ...], out: Any) -> None:
             found.append(out[0] if isinstance(out, tuple) else out)
 
-        handle = base.base_model.layers[block - 1].register_forward_hook(keep)
+        handle = trunk_of(base)[1].layers[block - 1].register_forward_hook(keep)
         try:
             with with_blocks(model, slice(block)):
                 self.states(model)
@@ -121,7 +121,7 @@ def last_states(model: Any, rows: Sequence[list[int]], pad: int, passed: Passed 
 @contextmanager
 def with_blocks(model: Any, which: slice) -> Iterator[None]:
     """Inside, the model consists of these of its blocks; without the first one, it is given states as `inputs_embeds`."""
-    trunk = base_of(model).base_model
+    trunk = trunk_of(model)[1]
     whole = trunk.layers
     trunk.layers = torch.nn.ModuleList(list(whole)[which])
     try:

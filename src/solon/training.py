@@ -23,7 +23,7 @@ from solon import processes
 from solon.adapted import in_few_passes
 from solon.engines.loading import listed, load_checked, not_finite
 from solon.engines.tree import parts_of
-from solon.errors import Diverged, InputError, Unfit
+from solon.errors import Diverged, InputError, Unfit, printable
 from solon.finite import LastGood
 from solon.models.lora import check_adapted, exact_names, linear_layers, lora_config
 from solon.models.paths import paths_of
@@ -82,8 +82,11 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
 
     paths_of(model)  # proved without adapters
     asked = linear_layers(model, settings.layers)
-    with exact_names():
-        adapted = get_peft_model(model, lora_config(model, settings, task))
+    try:
+        with exact_names():
+            adapted = get_peft_model(model, lora_config(model, settings, task))
+    except ValueError as error:  # PEFT knows layers whose adapters would do nothing
+        raise InputError(f"{type(model).__name__}: no adapters can be put on it: {printable(str(error))}") from error
     check_adapted(adapted, asked)
     return in_few_passes(adapted)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from solon.engines.lean import lean
-from solon.models.forward import forward
+from solon.models.forward import forward, trunk_of
 from solon.models.head import head_of
 
 # Tokens that meet their keys together. Fewer: less is wasted on keys that most of them do not see. More: larger products.
@@ -391,7 +391,7 @@ class TreeScorer:
         if self._lean is None:
             device = self.model.device
             states = forward(
-                self.model.base_model,
+                trunk_of(self.model)[1],
                 input_ids=torch.tensor([tree.ids], device=device),
                 position_ids=torch.tensor([tree.positions], device=device),
                 past_key_values=cache,

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from solon.errors import InputError
 
 
 def base_of(model: Any) -> Any:
@@ -24,6 +27,19 @@ def base_of(model: Any) -> Any:
 def takes(module: Any) -> frozenset[str]:
     """The names of the arguments that this module's `forward` declares."""
     return _declared(type(module).forward)
+
+
+def trunk_of(model: Any) -> tuple[str, Any]:
+    """The part of the model that makes hidden states, with its name in the model: all but the output layer."""
+    base = base_of(model)
+    if base.base_model is not base:
+        return base.base_model_prefix, base.base_model
+    for name, part in base.named_children():  # Llama 4 calls it otherwise than it says
+        if isinstance(part, PreTrainedModel):
+            return name, part
+    raise InputError(
+        f"{type(base).__name__}: the part that makes hidden states cannot be told apart; it cannot be used"
+    )
 
 
 @functools.cache

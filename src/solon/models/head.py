@@ -17,7 +17,7 @@ from torch.autograd import Function
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from solon.models.forward import base_of, forward
+from solon.models.forward import base_of, forward, trunk_of
 
 VOCABULARY_AT_ONCE = 8192  # rows of the output layer that stand in float32 at a time
 
@@ -93,7 +93,8 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden: (n, width). Returns (n, vocabulary), float32."""
-        with _replaced(self.model, self.model.base_model_prefix, _Trunk(self.model.base_model, hidden.unsqueeze(0))):
+        name, trunk = trunk_of(self.model)
+        with _replaced(self.model, name, _Trunk(trunk, hidden.unsqueeze(0))):
             place = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
             with self._float32_layer():
                 return forward(self.model, input_ids=place, use_cache=False).logits[0].float()

@@ -31,11 +31,19 @@ def linear_layers(model: Any, layers: int | None = None) -> list[str]:
         f"{where}.{number}.{name}"
         for number in range(first, len(blocks))
         for name, module in blocks[number].named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
+        if _is_linear(module)
     ]
     if not names:
         raise InputError(f"{type(base).__name__}: there is no linear layer in its blocks to put adapters on")
     return names
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """A linear layer of torch, of a quantisation library, or of GPT-2; no router or grouped product that derives from one."""
+    kind = type(module)
+    return isinstance(module, Conv1D) or (
+        isinstance(module, nn.Linear) and not kind.__module__.startswith("transformers.models.")
+    )
 
 
 @contextmanager

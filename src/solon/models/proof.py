@@ -31,6 +31,7 @@ from solon.models.forward import (
     forward,
     in_higher_precision,
     takes,
+    trunk_of,
     use_attention,
     window_of,
     with_attention,
@@ -201,7 +202,7 @@ class Reference:
     def _row(self, row: Row) -> Tensor:
         ids = torch.tensor([row], device=self.base.device)
         if not is_causal_lm(self.base):
-            return forward(self.base.base_model, input_ids=ids, use_cache=False).last_hidden_state[0].double()
+            return forward(trunk_of(self.base)[1], input_ids=ids, use_cache=False).last_hidden_state[0].double()
         logits = forward(self.base, input_ids=ids, use_cache=False).logits[0, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].double()

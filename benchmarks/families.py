@@ -63,7 +63,17 @@ NEEDED: dict[str, dict[str, Any]] = {
     "glm4_moe": {"first_k_dense_replace": 1},
     "deepseek_v3": {"first_k_dense_replace": 1},
     "deepseek_v2": {"first_k_dense_replace": 1},
-    "gpt_oss": {},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2, "laurel_rank": 8,
+        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16, "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 16, "head_dim": 16, "num_key_value_heads": 2,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, "mamba_expand": 2, "shared_intermediate_size": 48},
 }  # fmt: skip
 # Not language models that answer in text by themselves: encoders, speech, pictures, halves of encoder-decoder models.
 OTHERS = set(
@@ -147,7 +157,8 @@ def build(family: str) -> Any:
     text = config.get_text_config()
     given = {**SMALL, **NEEDED.get(family, {})}
     fixed = {k for k in given if isinstance(getattr(type(text), k, None), property)}  # follows from other sizes
-    known = {k: v for k, v in given.items() if (hasattr(text, k) or k in NEEDED.get(family, {})) and k not in fixed}
+    named = {*text.to_dict(), *text.attribute_map, *NEEDED.get(family, {})}
+    known = {k: v for k, v in given.items() if k in named and k not in fixed}
     if hasattr(text, "qk_rope_head_dim"):  # which is then the heads' width, or follows from it
         known.pop("head_dim", None)
         known["num_key_value_heads"] = known["num_attention_heads"]

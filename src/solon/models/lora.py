@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -39,11 +40,22 @@ def linear_layers(model: Any, layers: int | None = None) -> list[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """A linear layer of torch, of a quantisation library, or of GPT-2; no router or grouped product that derives from one."""
-    kind = type(module)
-    return isinstance(module, Conv1D) or (
-        isinstance(module, nn.Linear) and not kind.__module__.startswith("transformers.models.")
+    """A linear layer of torch, of a quantisation library, or of GPT-2.
+
+    A family's own kind of linear layer (Falcon) is one where it computes what its parent does; some are routers or grouped
+    products, for which an adapter would be wrong.
+    """
+    if not isinstance(module, nn.Linear) or not type(module).__module__.startswith("transformers.models."):
+        return isinstance(module, (nn.Linear, Conv1D))
+    x = torch.linspace(-1, 1, 2 * module.in_features, device=module.weight.device, dtype=module.weight.dtype).view(
+        2, -1
     )
+    with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError, IndexError):
+        found = module(x)
+        return isinstance(found, torch.Tensor) and torch.allclose(
+            found, nn.functional.linear(x, module.weight, module.bias), rtol=1e-3
+        )
+    return False
 
 
 @contextmanager

@@ -1,0 +1,46 @@
+"""`dtype: auto`: decided once, for generation and for training apart, and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from solon.models import dtype
+from solon.runs.pipeline import resolved
+from solon.runs.recipe import Recipe, dump_recipe
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    dtype._decide.cache_clear()
+
+
+@pytest.mark.parametrize(("bfloat16", "chosen"), [(0.5, "bfloat16"), (0.95, "float32"), (2.0, "float32")])
+def test_bfloat16_is_taken_where_it_is_clearly_faster_and_that_is_said(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bfloat16: float, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(dtype, "products_are_fast", lambda: True)
+    monkeypatch.setattr(dtype, "timed", lambda where, work, kind: 1.0 if kind == torch.float32 else bfloat16)
+    assert dtype.decide(tiny, "training") == chosen
+    assert f"dtype for training: {chosen}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("work", ["generation", "training"])
+def test_what_is_timed_runs_in_both_dtypes(tiny: str, work: dtype.Work) -> None:
+    assert all(0 < dtype.timed(tiny, work, kind) < 60 for kind in dtype.NAMES.values())
+
+
+def test_a_run_decides_each_once_and_keeps_both(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"generation": "bfloat16", "training": "float32"}
+    monkeypatch.setattr("solon.runs.pipeline.decide", lambda where, work: found[work])
+    recipe = Recipe(name="r", model=tiny)
+    first = resolved(recipe, tmp_path)
+    assert (first.dtype, first.learning_dtype) == ("bfloat16", "float32")
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(first))
+    found.update(generation="float32", training="bfloat16")
+    assert resolved(recipe, tmp_path) == first
+    given = resolved(recipe.model_copy(update={"dtype": "float32"}), tmp_path)
+    assert (given.dtype, given.learning_dtype) == ("float32", "float32")

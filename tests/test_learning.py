@@ -594,7 +594,7 @@ def test_a_reward_model_that_counts_words_is_shown_to(tiny: str) -> None:
 
     rng = random.Random(0)
     rows = [
-        Comparison(id=str(i), prompt=(user("q"),), chosen=(assistant("word " * rng.randint(1, 30)),),
+        Comparison(id=str(i), prompt=(user(f"q{i}"),), chosen=(assistant("word " * rng.randint(1, 30)),),
                    rejected=(assistant("word " * rng.randint(1, 30)),), label=1.0, labeler="human")
         for i in range(200)
     ]  # fmt: skip

@@ -396,11 +396,12 @@ def test_the_held_out_comparisons_carry_what_people_chose(monkeypatch: pytest.Mo
         heldout.append(comparison(i, 1.0, chosen=a, rejected=b, labeler="human"))
     engine = ScriptedEngine(prefer=lambda request: fair(*shown(request)))
     monkeypatch.setattr(pipeline, "open_lazily", lambda run, spec: nullcontext(engine))
-    feedback = SimpleNamespace(question=None, few_shot=0, judging=Judging)
+    feedback = SimpleNamespace(question=None, few_shot=0, principles_per_pair=1, judging=Judging)
     run: Any = SimpleNamespace(
         recipe=SimpleNamespace(seed=0, feedback=feedback),
         constitution=RULES,
         records=lambda stage, items, make, kind, **_: list(make(items)),
+        fail=None,
     )
     data: Any = SimpleNamespace(heldout_comparisons=heldout, comparisons=[])
     judged_pairs = pipeline.check_judge(run, data, "judge")

@@ -439,3 +439,47 @@ def test_an_evaluation_writes_over_its_own_results_alone(server: Any, tmp_path: 
         done = CliRunner().invoke(app, [*base, "--quiet", "--out", str(tmp_path / "own.json")])
         assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "own.json").read_text())["solon"]
+
+
+@pytest.mark.parametrize("fault", ["a stranger", "a full disk"])
+def test_a_finished_model_is_kept_where_it_cannot_be_put_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    from solon import training
+
+    out, part = tmp_path / "m", tmp_path / "part"
+    out.mkdir()
+    part.mkdir()
+    (part / "model.safetensors").write_text("weights")
+    if fault == "a stranger":
+        (out / "notes.txt").write_text("mine")
+    else:
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(training, "publish", full)
+    with pytest.raises((InputError, OSError), match="the finished model is kept in"):
+        training._published_or_kept(part, out)
+    [kept] = tmp_path.glob("m.finished-*")
+    assert (kept / "model.safetensors").read_text() == "weights"
+    assert fault != "a stranger" or (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_directory_whose_files_changed_is_not_told_as_done(tmp_path: Path) -> None:
+    from solon.publishing import directory, new_directory, publish
+
+    out = tmp_path / "m"
+    part = new_directory(out)
+    (part / "model.safetensors").write_text("weights")
+    publish(part, out)
+    with directory(out) as target:
+        target.settle({"verb": "sft"}, {"loss": 1.0})
+        assert target.settled({"verb": "sft"}, restart=False) == {"loss": 1.0}
+        (out / "model.safetensors").write_text("weigh")
+        with pytest.raises(InputError, match="not those that Solon wrote"):
+            target.settled({"verb": "sft"}, restart=False)
+        (out / "model.safetensors").unlink()
+        with pytest.raises(InputError, match="not those that Solon wrote"):
+            target.settled({"verb": "sft"}, restart=False)
+        assert target.settled({"verb": "sft"}, restart=True) is None

@@ -41,6 +41,10 @@ def config(**told: Any) -> Any:
         ({"max_position_embeddings": 32768}, 4096, 4096),
         ({"n_positions": 1024}, None, 1024),
         ({"max_position_embeddings": 8192, "sliding_window": 512}, None, 8192),  # a window does not limit
+        # Positions that change for a whole pass, once one text is longer than what the model was first trained on.
+        ({"max_position_embeddings": 131072, "rope_parameters": {"rope_type": "longrope",
+          "original_max_position_embeddings": 4096}}, None, 4096),
+        ({"max_position_embeddings": 2048, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, None, 2048),
         ({}, 10**30, None),
         ({}, 512, 512),
         ({"max_position_embeddings": -1}, None, None),

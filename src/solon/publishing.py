@@ -267,6 +267,8 @@ class Directory:
         if "identity" not in mark:
             raise InputError(f"{self.out}: Solon made it in another way than by this command; {advice}")
         check_identity(self.out, mark["identity"], identity, advice)
+        if "content" in mark and mark["content"] != _content_of(self.path):
+            raise InputError(f"{self.out}: its files are not those that Solon wrote there; {advice}")
         result = mark.get("result")
         return result if isinstance(result, dict) else None
 
@@ -281,8 +283,14 @@ class Directory:
         if not processes.is_main():
             return
         mark = mark_of(self.path / MARK) or {"solon": __version__, "files": []}
-        mark |= {"identity": dict(identity), "result": dict(result)}
+        mark |= {"identity": dict(identity), "result": dict(result), "content": _content_of(self.path)}
         write_whole(self.path / MARK, json.dumps(mark, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def _content_of(directory: Path) -> str:
+    from solon.identity import of_directory
+
+    return of_directory(directory)
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 import random
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -204,9 +206,24 @@ def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: 
         tokenizer.save_pretrained(aside)
         if also:
             also(aside)
-        publish(aside, out)
+        _published_or_kept(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _published_or_kept(aside: Path, out: Path) -> None:
+    """Put the finished model in its place; where that fails, keep it beside `out` and say where."""
+    try:
+        publish(aside, out)
+    except (InputError, OSError) as error:
+        if not aside.is_dir():  # it is on its way: the next start ends it
+            raise
+        kept = Path(tempfile.mkdtemp(prefix=f"{out.name}.finished-", dir=out.parent))
+        os.rename(aside, kept)
+        told = f"the finished model is kept in {kept}"
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror or error}; {told}", error.filename) from error
+        raise InputError(f"{error}; {told}") from error
 
 
 def give_memory_back() -> None:

@@ -96,11 +96,11 @@ def feedback_model(
     _tell_left_out(result["left_out"], "training")
     if "heldout" in result and processes.is_main():
         said = result["heldout"]["calibration"]["accuracy"]
-        print(
-            f"{out}: agrees with {said['value']:.1%} [{said['low']:.1%}, {said['high']:.1%}] "
-            f"of {said['n']} held-out comparisons",
-            file=sys.stderr,
-        )
+        if None in (said["value"], said["low"], said["high"]):
+            told = "agreement could not be measured: no held-out comparison prefers a side, or the judge answered none"
+        else:
+            told = f"agrees with {said['value']:.1%} [{said['low']:.1%}, {said['high']:.1%}] of {said['n']} held-out comparisons"
+        print(f"{out}: {told}", file=sys.stderr)
     last_line(json_, {"out": str(out), "trained": not again, **result})
 
 

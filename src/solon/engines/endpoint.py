@@ -223,13 +223,14 @@ class Endpoint:
         """The JSON of an answer. Raises Failed where it holds none, and _ErrorInside where it holds an error."""
         try:
             body = json.loads(content)
+            body = _whole_characters(body) if b"\\u" in content else body
         except (ValueError, RecursionError):
             what = "a stream of events, which was not asked for" if "event-stream" in kind else "not JSON"
             begins = self._clean(content[:80].decode("utf-8", "replace"))
             raise Failed(f"the server's answer is not {self.answers} ({what}): {begins}") from None
         if isinstance(body, dict) and body.get("error") and not body.get("choices") and not body.get("answers"):
             raise _ErrorInside(body)
-        return _whole_characters(body) if b"\\u" in content else body
+        return body
 
     def _count(self, requests: int, prompt: int = 0, completion: int = 0, cost: float | None = 0.0) -> None:
         with self._lock:
@@ -261,7 +262,7 @@ class Endpoint:
             return Failed(f"the server's answer is not {self.answers}: {error}")
         if isinstance(error, APIConnectionError):
             cause = self._clean(str(error.__cause__ or "")) or type(error.__cause__ or error).__name__
-            if not self._reached:
+            if not self._reached and _unreachable(error):
                 return InputError(f"{self.name}: no server answers there ({cause}); start it, or correct the address")
             return Failed(f"the connection to the server failed ({cause})", again=True)
         if not isinstance(error, APIStatusError):
@@ -419,7 +420,7 @@ def _retry_after(error: BaseException | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 

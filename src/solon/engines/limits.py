@@ -22,7 +22,10 @@ NAMES = (
     "max_target_positions",
 )
 LARGEST = 100_000_000  # tokenizers write 10^30 for "not known"
-SCALED_ALREADY = ("llama3", "longrope", "su", "default", "mrope")  # the configuration's number holds the scaling
+SCALED_ALREADY = ("llama3", "default", "mrope")  # the configuration's number holds the scaling
+# Rotary positions of these kinds change for all tokens of a pass, once one text in it is longer than the model was first
+# trained on: a row's numbers would depend on its neighbours. So texts stay within that length.
+OF_THE_WHOLE_PASS = ("dynamic", "longrope", "su")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ def _with_rope_scaling(config: Any, positions: int) -> int:
     kinds = [rope] if "rope_type" in rope or "type" in rope else [r for r in rope.values() if isinstance(r, dict)]
     for kind in kinds:
         name, factor = kind.get("rope_type") or kind.get("type") or "default", kind.get("factor")
+        if name in OF_THE_WHOLE_PASS:
+            trained = _sane(kind.get("original_max_position_embeddings")) or _sane(
+                getattr(config, "original_max_position_embeddings", None)
+            )
+            positions = min(positions, trained or positions)
+            continue
         if name in SCALED_ALREADY or not isinstance(factor, int | float) or not factor > 1:
             continue
         if trained := _sane(kind.get("original_max_position_embeddings")):

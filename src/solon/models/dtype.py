@@ -37,19 +37,28 @@ def decide(where: str, work: Work) -> str:
 
 @functools.cache
 def _decide(where: str, work: Work) -> str:
+    chosen, why = _chosen(where, work)
+    if processes.is_main():
+        print(f"dtype for {work}: {chosen} ({why})", file=sys.stderr)
+    return chosen
+
+
+def _chosen(where: str, work: Work) -> tuple[str, str]:
+    """The dtype, and the reason in words."""
     if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return (
+            ("bfloat16", "the GPU knows it")
+            if torch.cuda.is_bf16_supported()
+            else ("float32", "the GPU knows no other")
+        )
     if not products_are_fast():
-        return "float32"
+        return "float32", "this processor multiplies in bfloat16 more slowly"
     try:
         seconds = {name: timed(where, work, dtype) for name, dtype in NAMES.items()}
-    except (InputError, OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError):
-        return "float32"  # no small model can be made of its configuration
+    except (InputError, OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return "float32", f"no small model could be made to be timed: {type(error).__name__}"
     ratio = seconds["float32"] / seconds["bfloat16"]
-    chosen = "bfloat16" if ratio >= WORTH else "float32"
-    if processes.is_main():
-        print(f"dtype for {work}: {chosen} (bfloat16 is {ratio:.2f} times as fast as float32 here)", file=sys.stderr)
-    return chosen
+    return "bfloat16" if ratio >= WORTH else "float32", f"bfloat16 is {ratio:.2f} times as fast as float32 here"
 
 
 def products_are_fast() -> bool:

@@ -123,14 +123,18 @@ def to_file(
             seen(as_record(place, row, kind))
     outcome = Outcome()
 
+    answered: set[str] = set()
+
     def fail(failure: Failure) -> None:
-        outcome.failures[failure.id] = failure
+        if failure.id not in answered:  # a batch is asked again as a whole
+            outcome.failures[failure.id] = failure
 
     with (
         Journal(target.path, keep=False) as journal,
         progress_line(Console(stderr=True, quiet=quiet), target.out.name, len(known), what) as advance,
     ):
         advance(len(journal.ids), {})
+        answered = journal.ids
         left = iter(items())
         while batch := list(islice(left, batch_size)):
             if all(name in journal.ids for item in batch for name in made_of(item)):

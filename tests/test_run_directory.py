@@ -174,6 +174,18 @@ def test_a_model_that_is_gone_is_made_again_and_one_that_changed_is_said(tmp_pat
     assert (model / "thesis.txt").read_text() == "mine"
 
 
+def test_what_was_made_from_another_model_is_set_aside_and_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(out)
+    stage(out)
+    shutil.rmtree(out / "models" / "sl-cai")
+    train(out)  # the same once more: what was made from it stands
+    assert (out / "pairs" / "stage.json").is_file()
+    shutil.rmtree(out / "models" / "sl-cai")
+    train(out, "other weights")
+    assert not (out / "pairs").exists() and (out / "pairs.earlier-1" / "records.jsonl").is_file()
+
+
 def test_a_kill_while_a_model_is_published_is_mended_at_the_next_start(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(out)

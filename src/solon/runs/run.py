@@ -9,6 +9,7 @@ A stage that says "done" is counted: records or a model that are gone are made a
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -288,10 +289,19 @@ class Run:
     def _note_model(self, stage: str, state: dict[str, Any], model: Path) -> None:
         made = of_directory(model)
         if state.get("model", made) != made:
-            self.say(
-                f"{stage}: the model that was made again is not the first to the last digit; later stages had the first"
-            )
+            moved = self._set_later_aside(stage)
+            then = f"; what was made from the first is kept aside and made again: {', '.join(moved)}" if moved else ""
+            self.say(f"{stage}: the model that was made again is not the first to the last digit{then}")
         state["model"] = made
+
+    def _set_later_aside(self, stage: str) -> list[str]:
+        """Rename the folders of the stages behind this one, so that they are made anew. Returns their names."""
+        before = {entry["name"] for entry in self.ledger} | {stage}
+        later = [p.parent for p in sorted(self.dir.glob("*/stage.json")) if p.parent.name not in before]
+        for folder in (f for f in later if ".earlier-" not in f.name):
+            n = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.earlier-{n}").exists())
+            os.rename(folder, folder.with_name(f"{folder.name}.earlier-{n}"))
+        return [f.name for f in later if ".earlier-" not in f.name]
 
     @contextmanager
     def _booked(self, stage: str, state: dict[str, Any], engines: Sequence[Engine]) -> Iterator[Usage]:

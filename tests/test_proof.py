@@ -128,3 +128,31 @@ def test_a_tree_that_would_hide_a_window_is_not_laid_out() -> None:
     with pytest.raises(decoding.NotUnderstood, match="mask"), laid_out(tree, 0, torch.empty(0)):
         model(input_ids=ids, position_ids=positions)
     assert paths_of(model).fits(32) and not paths_of(model).fits(33)
+
+
+def test_env_says_what_was_proved_of_a_model(tiny: str) -> None:
+    from typer.testing import CliRunner
+
+    from solon.cli import app
+
+    said = CliRunner().invoke(app, ["env", "--model", tiny, "--dtype", "float32"])
+    assert said.exit_code == 0
+    assert "way: Solon's fast path with its own forward pass, float32" in said.stdout
+    assert "scores: output layer times 1" in said.stdout
+    elsewhere = CliRunner().invoke(app, ["env", "--model", "server:m@http://127.0.0.1:9/v1"])
+    assert elsewhere.exit_code == 2
+
+
+def test_a_way_that_is_not_fast_is_said_once_and_kept_for_the_stage(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from solon.engines.weights import load_causal_lm
+    from solon.models import paths
+
+    monkeypatch.setenv(proof.FAST, "0")
+    monkeypatch.setattr(paths, "_SAID", set())
+    paths.take_ways()
+    for _ in range(2):
+        load_causal_lm(tiny, "float32")
+    assert capsys.readouterr().err.count("transformers' own forward pass (sdpa attention)") == 1
+    assert list(paths.take_ways()) == [tiny] and not paths.take_ways()

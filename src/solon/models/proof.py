@@ -1,7 +1,7 @@
 """A model proves itself when it is loaded: sampler, scorer and trainer give transformers' own numbers, or are not used.
 
-Every path through the model is run on some tens of tokens: rows of different lengths, some of which begin alike, and a row
-that ends before the others. The log-probability that each path gives to each next token is compared with the reference:
+Each path is run on some tens of tokens: rows of different lengths, some of which begin alike, and a row that ends before the
+others. (Not tried are rows beyond a window that is longer than these rows: they go through transformers' own masks.) The log-probability that each path gives to each next token is compared with the reference:
 transformers' own eager forward pass, one row at a time, without padding and without a cache.
 
 How far apart may they be? In float32, 1e-4 nats. Where rounding alone does more than that (a deep model, bfloat16), the

@@ -139,8 +139,3 @@ def looks_lean(model: Any) -> bool:
     if any(type(within(m)) is not nn.Linear for m in linear):  # quantised layers
         return False
     return not any(m is not within(m) and (m.merged or not m.disable_adapters) for m in linear) and not is_shared(base)
-
-
-def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
-    gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa).transpose(1, 2)

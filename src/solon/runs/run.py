@@ -297,11 +297,12 @@ class Run:
     def _set_later_aside(self, stage: str) -> list[str]:
         """Rename the folders of the stages behind this one, so that they are made anew. Returns their names."""
         before = {entry["name"] for entry in self.ledger} | {stage}
-        later = [p.parent for p in sorted(self.dir.glob("*/stage.json")) if p.parent.name not in before]
-        for folder in (f for f in later if ".earlier-" not in f.name):
-            n = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.earlier-{n}").exists())
-            os.rename(folder, folder.with_name(f"{folder.name}.earlier-{n}"))
-        return [f.name for f in later if ".earlier-" not in f.name]
+        there = {p.parent.name for p in self.dir.glob("*/stage.json") if ".earlier-" not in p.parent.name}
+        later = sorted(there - before)
+        for name in later:
+            places = (self.dir / f"{name}.earlier-{n}" for n in itertools.count(1))
+            os.rename(self.dir / name, next(place for place in places if not place.exists()))
+        return later
 
     @contextmanager
     def _booked(self, stage: str, state: dict[str, Any], engines: Sequence[Engine]) -> Iterator[Usage]:

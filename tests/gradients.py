@@ -1,6 +1,6 @@
-"""One optimiser step of a trainer, and the gradients it had: run alone and by several processes (test_processes.py).
+"""One optimiser step of each trainer, and the gradients it had: run alone and by several processes (test_processes.py).
 
-python gradients.py sft|reward|feedback|ppo MODEL OUT
+python gradients.py MODEL OUT sft reward feedback ppo
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def share_held() -> float:
 
 
 def main() -> None:
-    what, model, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    model, out, trainers = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     step = torch.optim.AdamW.step
 
     def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -94,9 +94,12 @@ def main() -> None:
         return step(self, *args, **kwargs)
 
     torch.optim.AdamW.step = recorded  # type: ignore[method-assign]
-    work(what, model, out / "model")
-    if processes.is_main():
-        torch.save({**found, "world": processes.world()}, out / "found.pt")
+    for what in trainers:
+        found.clear()
+        gc.collect()  # of the trainer before
+        work(what, model, out / what)
+        if processes.is_main():
+            torch.save({**found, "world": processes.world()}, out / f"{what}.pt")
 
 
 if __name__ == "__main__":

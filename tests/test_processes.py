@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes",
           "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
 WHOLE, SHARED = [*LAUNCH, "--multi_gpu"], [*LAUNCH, "--use_fsdp", "--fsdp_version", "2"]
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
+TRAINERS = ["sft", "reward", "feedback", "ppo"]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -24,17 +27,27 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize("launch", [WHOLE, SHARED], ids=["whole", "shared"])
-@pytest.mark.parametrize("what", ["sft", "reward", "feedback", "ppo"])
-def test_two_processes_have_the_gradients_of_one(what: str, launch: list[str], tiny: str, tmp_path: Path) -> None:
-    found: list[dict[str, Any]] = []
-    for name, start in (("alone", [sys.executable]), ("two", launch)):
-        (tmp_path / name).mkdir()
-        run([*start, SCRIPT, what, tiny, str(tmp_path / name)])
-        found.append(torch.load(tmp_path / name / "found.pt"))
-    alone, two = found
+@pytest.fixture(scope="module")
+def gradients(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, Any]]:
+    """What a trainer's step had, by how it was started. Each start takes the steps of all trainers: it takes seconds."""
+
+    @functools.cache
+    def started(how: str) -> Path:
+        out = tmp_path_factory.mktemp(how)
+        run([*{"alone": [sys.executable], "whole": WHOLE, "shared": SHARED}[how], SCRIPT, tiny, str(out), *TRAINERS])
+        return out
+
+    return lambda how, what: torch.load(started(how) / f"{what}.pt")
+
+
+@pytest.mark.parametrize("launch", ["whole", "shared"])
+@pytest.mark.parametrize("what", TRAINERS)
+def test_two_processes_have_the_gradients_of_one(
+    what: str, launch: str, gradients: Callable[[str, str], dict[str, Any]]
+) -> None:
+    alone, two = gradients("alone", what), gradients(launch, what)
     assert (alone["world"], two["world"]) == (1, 2)
-    assert two.get("held") == (pytest.approx(0.5, abs=0.01) if launch == SHARED else None)
+    assert two.get("held") == (pytest.approx(0.5, abs=0.01) if launch == "shared" else None)
     assert len(alone["gradients"]) == len(two["gradients"]) > 4
     assert any(g.abs().max() > 1e-4 for g in alone["gradients"])
     for a, b in zip(alone["gradients"], two["gradients"], strict=True):

@@ -28,6 +28,7 @@ def stage(
     items: Sequence[Prompt] = ITEMS,
     why: Callable[[str], tuple[str, bool] | None] = lambda i: None,
     dies_at: str = "",
+    made_from: Callable[[], dict[str, Any]] = dict,
 ) -> tuple[list[Pair], dict[str, Any], list[str]]:
     """A stage of pairs: its records, its state, and the items that were worked on."""
     worked: list[str] = []
@@ -45,7 +46,7 @@ def stage(
                     continue
                 yield Pair(id=p.id, prompt=p.prompt, responses=("a", p.id))
 
-        made = run.records("pairs", items, make, Pair, engines=(engine,))
+        made = run.records("pairs", items, make, Pair, engines=(engine,), made_from=made_from())
         return made, run.state("pairs"), worked
 
 
@@ -143,7 +144,7 @@ def test_an_outage_ends_the_run_and_is_asked_once_more(tmp_path: Path) -> None:
     assert len(made) == 18 and state["done"] and state["reasons"] == {"the server answered 503": 2}
 
 
-def train(out: Path, text: str = "weights") -> tuple[dict[str, Any], list[str]]:
+def train(out: Path, text: str = "weights", examples: int = 3) -> tuple[dict[str, Any], list[str]]:
     worked: list[str] = []
     with Run(RECIPE, out, quiet=True) as run:
 
@@ -155,7 +156,8 @@ def train(out: Path, text: str = "weights") -> tuple[dict[str, Any], list[str]]:
             publishing.publish(part, run.model("sl-cai"))
             return {"examples": 3}
 
-        return run.once("sl-cai", work, makes=run.model("sl-cai")), worked
+        made_from = {"examples": {"name": f"{examples} records", "fingerprint": str(examples)}}
+        return run.once("sl-cai", work, makes=run.model("sl-cai"), made_from=made_from), worked
 
 
 def test_a_model_that_is_gone_is_made_again_and_one_that_changed_is_said(tmp_path: Path) -> None:
@@ -174,16 +176,29 @@ def test_a_model_that_is_gone_is_made_again_and_one_that_changed_is_said(tmp_pat
     assert (model / "thesis.txt").read_text() == "mine"
 
 
-def test_what_was_made_from_another_model_is_set_aside_and_made_again(tmp_path: Path) -> None:
+def test_what_was_made_from_something_else_is_set_aside_and_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from solon.identity import of_directory
+
     out = tmp_path / "run"
+    model = out / "models" / "sl-cai"
+
+    def made_from() -> dict[str, Any]:
+        return {"model": {"name": "sl-cai", "fingerprint": of_directory(model)}}
+
     train(out)
-    stage(out)
-    shutil.rmtree(out / "models" / "sl-cai")
+    stage(out, made_from=made_from)
+    shutil.rmtree(model)
     train(out)  # the same once more: what was made from it stands
-    assert (out / "pairs" / "stage.json").is_file()
-    shutil.rmtree(out / "models" / "sl-cai")
+    assert stage(out, made_from=made_from)[2] == []
+    shutil.rmtree(model)
     train(out, "other weights")
-    assert not (out / "pairs").exists() and (out / "pairs.earlier-1" / "records.jsonl").is_file()
+    assert len(stage(out, made_from=made_from)[2]) == 20
+    assert (out / "pairs.earlier-1" / "records.jsonl").is_file()
+    assert train(out, "new weights", examples=4)[1] == ["trained"]  # a training knows its examples
+    assert (out / "sl-cai.earlier-1" / "stage.json").is_file()
+    assert len(stage(out, made_from=made_from)[2]) == 20 and train(out, examples=4)[1] == []
 
 
 def test_a_kill_while_a_model_is_published_is_mended_at_the_next_start(tmp_path: Path) -> None:

@@ -66,6 +66,17 @@ def of_directory(where: Path) -> str:
     return fingerprint("model", parts, None if whole else model_fingerprint(str(where)))
 
 
+def of_files(where: Path) -> dict[str, str]:
+    """The content of each file in a directory but the mark, by its path in it; of weights beyond `WHOLE` their size."""
+    files = sorted(p for p in where.rglob("*") if p.is_file() and p != where / MARK)
+    whole = sum(p.stat().st_size for p in files) <= WHOLE
+
+    def content(path: Path) -> str:
+        return _content(path, *_version(path)) if whole or path.suffix != ".safetensors" else str(path.stat().st_size)
+
+    return {p.relative_to(where).as_posix(): content(p) for p in files}
+
+
 def _version(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,7 +1,7 @@
 """What Solon may write over, and how a finished thing takes the place of an old one.
 
 Only what is absent, empty or Solon's own is written or replaced. Solon knows its own by a mark: `solon.json` in a
-directory, with the names of all files that Solon put there, and `NAME.solon.json` beside a file. The mark also keeps
+directory, with the names and contents of all files that Solon put there, and `NAME.solon.json` beside a file. The mark also keeps
 the output's identity: everything that made it. A command that finds an output of another identity says what differs.
 """
 
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from solon import __version__, processes
 from solon.errors import InputError, printable
+from solon.terminal import note
 
 MARK = "solon.json"
 Identity = Mapping[str, Any]  # JSON; a part such as {"name", "fingerprint"} is compared by its fingerprint alone
@@ -184,13 +185,14 @@ def new_directory(out: Path) -> Path:
 def publish(part: Path, out: Path) -> None:
     """Put a finished directory in its place: everything on disk first, then old aside, new in place, old deleted.
 
-    A process that is killed in between leaves both; `recover` ends what it began.
+    A process that is killed in between leaves both; `recover` ends what it began. An old directory whose files somebody
+    changed since is not deleted but kept beside, as NAME.earlier, and said.
     """
     out = Path(os.path.realpath(out))
     _finish(out)
     check_directory(out, out)
-    files = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
-    write_whole(part / MARK, json.dumps({"solon": __version__, "files": files}, indent=1) + "\n")
+    mark = {"solon": __version__, "files": _files(part)}
+    write_whole(part / MARK, json.dumps(mark, indent=1) + "\n")
     for path in (*part.rglob("*"), part):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -226,13 +228,33 @@ def _finish(out: Path) -> None:
         if os.path.lexists(out):
             check_directory(out, out)
             if mark_of(old / MARK):
-                shutil.rmtree(old)
+                _drop(old, out)
             os.rename(out, old)
         os.rename(new, out)
     elif mark_of(old / MARK) and not os.path.lexists(out):
         os.rename(old, out)
     if mark_of(old / MARK) or _is_empty(old):
-        shutil.rmtree(old)
+        _drop(old, out)
+
+
+def _drop(old: Path, out: Path) -> None:
+    """Delete what a new directory has replaced, or keep it where it holds somebody's own changes."""
+    files = (mark_of(old / MARK) or {}).get("files", {})
+    if isinstance(files, dict) and any(files.get(name) != content for name, content in _files(old).items()):
+        kept = _free(out.with_name(f"{out.name}.earlier"))
+        os.rename(old, kept)
+        note(f"{out}: files in it were changed since Solon wrote them; the old ones are kept as {kept}")
+        return
+    going = Path(tempfile.mkdtemp(prefix=f".{out.name}.solon-part-", dir=out.parent))
+    os.rename(old, going)  # a kill while it is deleted leaves what `recover` deletes
+    shutil.rmtree(going)
+
+
+def _files(directory: Path) -> dict[str, str]:
+    """The content of each file that stands in a directory, the mark left out."""
+    from solon.identity import of_files
+
+    return of_files(directory)
 
 
 def _beside(out: Path, state: str) -> Path:

@@ -226,9 +226,13 @@ def _published_or_kept(aside: Path, out: Path) -> None:
         raise InputError(f"{error}; {told}") from error
 
 
-def give_memory_back() -> None:
-    """Return freed memory to the system: glibc keeps what one step used and the next adds its own."""
-    gc.collect()
+def give_memory_back(*, cycles: bool = True) -> None:
+    """Return freed memory to the system: glibc keeps what one step used and the next adds its own.
+
+    cycles: look for objects that hold each other first, as a trained model's do; that takes tenths of a second.
+    """
+    if cycles:
+        gc.collect()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -117,3 +118,5 @@ class LazyEngine:
             self._before = self.usage
             getattr(self._opened, "close", lambda: None)()
             self._opened = None
+            if not is_remote(self.name):
+                gc.collect()  # a model's parts hold each other: without it the next one stands beside the old

@@ -26,6 +26,7 @@ from solon.evaluation.metrics import (
     words,
 )
 from solon.feedback.rating import JudgeReward
+from solon.publishing import Identity
 from solon.records import Chat, Comparison, Pair, Prompt, Record, Source, assistant, text_of
 from solon.reinforcement.reward_model import RewardModel
 from solon.runs.run import Run
@@ -101,13 +102,14 @@ def evaluate(
     rewards: RewardModel | JudgeReward,
     judge: LazyEngine | None,
     ask: Ask | None,
+    scored_by: Identity,
 ) -> dict[str, Any]:
     """Answers, their measures with intervals, and the change of each measure from model to model.
 
     models: by name, from "start" to the last. judge, ask: the engine of the run's judge, and its comparisons of pairs, asked as
-    the recipe says.
+    the recipe says. scored_by: the reward model, by its `name` and `fingerprint`.
     """
-    answers = {name: answer(run, name, spec, heldout, rewards) for name, spec in models.items()}
+    answers = {name: answer(run, name, spec, heldout, rewards, scored_by) for name, spec in models.items()}
     wins: dict[str, dict[str, list[float]]] = {}
     if judge is not None and ask is not None and run.recipe.evaluation.judge_comparisons:
         wins = {name: win_rates(run, name, answers, judge, ask) for name in models if name != "start"}
@@ -115,7 +117,12 @@ def evaluate(
 
 
 def answer(
-    run: Run, name: str, spec: str, prompts: Sequence[Prompt], rewards: RewardModel | JudgeReward
+    run: Run,
+    name: str,
+    spec: str,
+    prompts: Sequence[Prompt],
+    rewards: RewardModel | JudgeReward,
+    scored_by: Identity,
 ) -> list[Answer]:
     """One answer a prompt. All models see the same seeds, so differences are paired."""
     sampling = run.recipe.evaluation.sampling.sampling()
@@ -136,7 +143,8 @@ def answer(
                 yield Answer(id=p.id, prompt=p.prompt, answer=c.text, ended=c.ended, source=p.source, reward=score)
 
         asked = [engine, *([rewards.engine] if isinstance(rewards, JudgeReward) else [])]
-        return run.records(f"evaluation-{name.lower()}", prompts, make, Answer, engines=asked, what="answers")
+        stage = f"evaluation-{name.lower()}"
+        return run.records(stage, prompts, make, Answer, engines=asked, what="answers", made_from=scored_by)
 
 
 def _scores(rewards: RewardModel | JudgeReward, chats: Sequence[Chat]) -> list[float | None]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from solon.models.head import float32_product
+
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of x over mask. x, mask: same shape. Returns a scalar."""
@@ -76,7 +78,9 @@ class _Said(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, t: Tensor, temperature: float, entropy: bool) -> Any:
-        z = torch.mm((h / temperature).to(weight.dtype), weight.T).float()
+        z = float32_product(h.to(weight.dtype), weight)
+        if temperature != 1:
+            z.div_(temperature)
         top = z.amax(-1, keepdim=True)
         said = z.gather(-1, t.unsqueeze(-1))
         p = z.sub_(top).exp_()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from solon.constitution import Constitution
-from solon.engines import Failure, LazyEngine, OnFailure, Sampling
+from solon.engines import Failure, LazyEngine, OnFailure, Sampling, is_remote
 from solon.engines.base import Engine
 from solon.errors import InputError, printable
 from solon.feedback.feedback_model import as_pairs, own_principles
@@ -96,6 +96,7 @@ def to_file(
     made_of: Callable[[Any], Sequence[str]] = lambda item: [item.id],
     seen: Callable[[R], None] = lambda record: None,
     batch_size: int = BATCH,
+    served: bool = False,
     quiet: bool,
     what: str,
 ) -> Outcome:
@@ -104,7 +105,9 @@ def to_file(
     Memory does not grow with the records but for their ids. items: reads the items from their source, and is called
     twice: once to see that all of them can be read, and that no id stands twice, before the first is worked on.
     made_of: the ids of the records an item becomes. seen: called with each record in the file, those of an earlier
-    start first. identity: of everything but the items; a record's `meta.input` is the fingerprint of its own item.
+    start first. identity: of everything but the items; a record's `meta.input` is the fingerprint of its own item. served: a
+    server answers, and is asked for what is missing alone; with a model in this process a batch is made again as a
+    whole, since rounding depends on what shares it.
 
     Raises InputError where the file holds records of another identity, or of items that are not the same any more.
     """
@@ -137,8 +140,11 @@ def to_file(
         answered = journal.ids
         left = iter(items())
         while batch := list(islice(left, batch_size)):
-            if all(name in journal.ids for item in batch for name in made_of(item)):
+            missing = [item for item in batch if any(name not in journal.ids for name in made_of(item))]
+            if not missing:
                 continue
+            if served:
+                batch = missing
             for made in make(batch, fail):
                 meta = {**made.meta, "input": known[made.id]}  # type: ignore[attr-defined]
                 record = made.model_copy(update={"meta": meta})
@@ -208,8 +214,8 @@ def critique_file(
             "revisions": revisions, "sampling": sampling.to_json(), "direct": direct, "few_shot": few_shot,
         }  # fmt: skip
         outcome = to_file(
-            target, lambda: items, make, RevisionChain, identity=identity, restart=restart, seen=seen, quiet=quiet,
-            what="chains",
+            target, lambda: items, make, RevisionChain, identity=identity, restart=restart, seen=seen,
+            served=is_remote(engine.name), quiet=quiet, what="chains",
         )  # fmt: skip
     outcome.abstained = empty
     return outcome
@@ -267,7 +273,7 @@ def label_file(
         }  # fmt: skip
         outcome = to_file(
             target, items, make, Comparison, identity=identity, restart=restart, made_of=made_of, seen=seen,
-            quiet=quiet, what="comparisons",
+            served=is_remote(engine.name), quiet=quiet, what="comparisons",
         )  # fmt: skip
         outcome.abstained = abstained
         summary = trust.summary()

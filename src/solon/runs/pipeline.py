@@ -31,7 +31,7 @@ from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, example
 from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
-from solon.identity import of_constitution, of_model
+from solon.identity import of_constitution, of_model, of_records
 from solon.models.dtype import Work, decide
 from solon.records import (
     Comparison,
@@ -107,7 +107,8 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
         with open_lazily(run, judge or model) as engine:
             ask = asks(run, data, engine, failed=run.fail) if judge else None
-            evaluation = evaluate(run, data.heldout, models, scorer, engine if judge else None, ask)
+            scored_by = {"reward": of_model(rewards)} if isinstance(rewards, str) else {}  # a judge is an engine
+            evaluation = evaluate(run, data.heldout, models, scorer, engine if judge else None, ask, scored_by)
         if recipe.human.validation_sample:
             draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
         given = {"labels": comparisons, "heldout": judged}
@@ -253,7 +254,8 @@ def feedback_model(run: Run, data: Data, model: str) -> str:
                 progress=step,
             )
 
-    run.once("feedback-model", work, makes=out)
+    made_from = {"judge": of_model(judge), "comparisons": of_records(data.comparisons)}
+    run.once("feedback-model", work, makes=out, made_from=made_from)
     return str(out)
 
 
@@ -414,7 +416,8 @@ def reward_model(
         rewards = RewardModel.load(str(out), dtype=run.recipe.dtype)
         return {**result, "heldout": measure(rewards, [*data.heldout_comparisons, *kept_out])}
 
-    run.once("reward-model", work, makes=out)
+    made_from = {"model": of_model(supervised), "comparisons": of_records(training)}
+    run.once("reward-model", work, makes=out, made_from=made_from)
     return str(out)
 
 
@@ -437,7 +440,7 @@ def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
             "examples": len(reference), "abstained": rewards.abstained, "mean": rewards.mean, "std": rewards.std
         }  # fmt: skip
 
-    result = run.once("judge-reward", work, engines=(engine,))
+    result = run.once("judge-reward", work, engines=(engine,), made_from={"judge": of_model(judge)})
     rewards.mean, rewards.std = result["mean"], result["std"]
     return rewards
 
@@ -486,6 +489,13 @@ def reinforce(
         "gold": of_model(spec) if spec and recipe.ppo.check_every else None,
         **of_constitution(asked_of_judge(run)),
     }
+    made_from = {
+        "model": of_model(model),
+        "reward": of_model(rewards if isinstance(rewards, str) else rewards.engine.name),
+        **({"comparisons": of_records(comparisons)} if stage == "dpo" else {}),
+        **({"gold": of_model(gold.name)} if gold else {}),
+    }
+    run.take_up(stage, made_from)  # before its journal is opened: what was made from something else is set aside
     check_updates(run, stage)
     with Journal(run.path(stage)) as journal:
 
@@ -522,7 +532,7 @@ def reinforce(
             return {**reinforced(history, recipe, watched), "left_out_of": len(learned_from)}
 
         asked = [*([rewards.engine] if isinstance(rewards, JudgeReward) else []), *([gold] if gold else [])]
-        run.once(stage, work, engines=asked, total=recipe.ppo.updates, what="updates", makes=out)
+        run.once(stage, work, engines=asked, total=recipe.ppo.updates, what="updates", makes=out, made_from=made_from)
     return str(out)
 
 
@@ -571,7 +581,8 @@ def kl_to_reference(run: Run, data: Data, policy: str, reference: str) -> dict[s
             progress=step,
         )
 
-    return run.once("kl", work, total=2 * len(data.heldout), what="responses read")
+    made_from = {"policy": of_model(policy), "reference": of_model(reference)}
+    return run.once("kl", work, total=2 * len(data.heldout), what="responses read", made_from=made_from)
 
 
 def _sft_stage(
@@ -602,7 +613,7 @@ def _sft_stage(
             )
         return {**result, "left_out": dict(Counter(left_out) + Counter(result.get("left_out") or {}))}
 
-    run.once(stage, work, makes=out)
+    run.once(stage, work, makes=out, made_from={"model": of_model(model), "examples": of_records(examples)})
     return str(out)
 
 

@@ -9,6 +9,7 @@ A stage that says "done" is counted: records or a model that are gone are made a
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -30,9 +31,9 @@ from solon.constitution import Constitution, load_constitution, to_yaml
 from solon.engines import Book, LazyEngine, is_remote
 from solon.engines.base import Engine, Failure, Usage
 from solon.errors import InputError, Outage, printable
-from solon.identity import of_directory, of_input
+from solon.identity import of_directory, of_input, of_model
 from solon.models.paths import take_ways
-from solon.publishing import MARK, differences, mark_of, recover_all, write_whole
+from solon.publishing import MARK, Identity, differences, mark_of, recover_all, write_whole
 from solon.records import Record
 from solon.runs.journal import Journal, Tally, as_record, read_journal
 from solon.runs.progress import progress_line, training_line
@@ -131,17 +132,23 @@ class Run:
         engines: Sequence[Engine] = (),
         what: str = "records",
         left_out: Mapping[str, int] | None = None,
+        made_from: Identity | None = None,
     ) -> list[R]:
         """A stage that turns items into records of the same ids, batch by batch, each journalled as it comes.
 
-        left_out: by reason, how many were not even made items of; it is told with the stage's result.
+        left_out: by reason, how many were not even made items of; it is told with the stage's result. made_from: what
+        the records are made from beside the items and the engines' models, as `once` takes it.
         The batches are the same however often the run was killed: one that is not whole is made again as a whole
-        and what the journal has is not written twice. So a resumed run ends with the records of an unkilled one.
+        and what the journal has is not written twice. So a resumed run ends with the records of an unkilled one: what a
+        model in this process says depends, by rounding, on what shares its batch. A server is asked for what is missing
+        alone.
 
         What `make` told of by `fail` has no record. It is counted, and left out for good, unless it may pass: then the
         run ends with an Outage, and the next start asks once more.
         """
-        state, path = self.state(stage), self.path(stage)
+        opened = [e.name for e in engines if isinstance(e, LazyEngine)]
+        models = {f"model {n}" if n > 1 else "model": of_model(spec) for n, spec in enumerate(opened, 1)}
+        state, path = self.take_up(stage, {**models, **(made_from or {})}), self.path(stage)
         contents = {item.id: of_input(item) for item in items}
         there = self._checked(path, contents)
         given_up: dict[str, str] = dict(state.get("failed", {}))
@@ -149,7 +156,7 @@ class Run:
             self.say(f"{stage}: {len(gone)} of {len(items)} {what} are gone from {path}; they are made again")
             state["done"] = False
         failed_before, self._failures = set(state.get("again", [])), {}
-        size = self.recipe.batch_size
+        size, served = self.recipe.batch_size, all_remote(engines)
         with (
             Journal(path, keep=False) as journal,
             self._booked(stage, state, engines) as used,
@@ -158,8 +165,11 @@ class Run:
             advance(len(there), {})
             for start in range(0, len(items), size):
                 batch = items[start : start + size]
-                if all(item.id in journal.ids or item.id in given_up for item in batch):
+                missing = [item for item in batch if item.id not in journal.ids and item.id not in given_up]
+                if not missing:
                     continue
+                if served:
+                    batch = missing
                 began = time.monotonic()
                 for record in make(batch):
                     if "meta" in kind.model_fields:
@@ -235,12 +245,15 @@ class Run:
         total: int = 1,
         what: str = "steps",
         makes: Path | None = None,
+        made_from: Identity,
     ) -> dict[str, Any]:
         """A stage that is done as a whole or not at all, such as training. Returns what `work` returned.
 
         makes: the model that it writes. One that is gone is made again; one whose content changed is an InputError.
+        made_from: what the stage is made from, each part with its `name` and `fingerprint`. Where a part is not the one
+        it was made from before, what stands there is set aside and the stage is made again.
         """
-        state = self.state(stage)
+        state = self.take_up(stage, made_from)
         if state.get("done") and not isinstance(state.get("result"), dict):
             raise InputError(f"{self.path(stage, 'stage.json')}: is damaged; remove it to make the stage again")
         if makes is not None:
@@ -250,6 +263,7 @@ class Run:
             line = training_line(self.console, stage, total, what)
             with self._booked(stage, state, engines) as used, line as step:
                 result = work(step)
+            give_memory_back()
             usage = result.pop("usage", None)
             self._add(stage, state, time.monotonic() - began, used, engines)
             state |= {
@@ -289,20 +303,21 @@ class Run:
     def _note_model(self, stage: str, state: dict[str, Any], model: Path) -> None:
         made = of_directory(model)
         if state.get("model", made) != made:
-            moved = self._set_later_aside(stage)
-            then = f"; what was made from the first is kept aside and made again: {', '.join(moved)}" if moved else ""
-            self.say(f"{stage}: the model that was made again is not the first to the last digit{then}")
+            self.say(f"{stage}: the model that was made again is not the first to the last digit")
         state["model"] = made
 
-    def _set_later_aside(self, stage: str) -> list[str]:
-        """Rename the folders of the stages behind this one, so that they are made anew. Returns their names."""
-        before = {entry["name"] for entry in self.ledger} | {stage}
-        there = {p.parent.name for p in self.dir.glob("*/stage.json") if ".earlier-" not in p.parent.name}
-        later = sorted(there - before)
-        for name in later:
-            places = (self.dir / f"{name}.earlier-{n}" for n in itertools.count(1))
-            os.rename(self.dir / name, next(place for place in places if not place.exists()))
-        return later
+    def take_up(self, stage: str, made_from: Identity) -> dict[str, Any]:
+        """The stage's state, to go on with. A stage that was made from something else is set aside: it is empty then."""
+        state = self.state(stage)
+        before = state.get("made_from", made_from)  # an older Solon kept none
+        changed = [f"{key}: {_short(a)} → {_short(b)}" for key, a, b in differences(before, made_from)]
+        if changed:
+            places = (self.dir / f"{stage}.earlier-{n}" for n in itertools.count(1))
+            aside = next(place for place in places if not place.exists())
+            os.rename(self.dir / stage, aside)
+            self.say(f"{stage}: was made from another {'; '.join(changed)}; it is kept as {aside.name} and made again")
+            state = {}
+        return state | {"made_from": dict(made_from)}
 
     @contextmanager
     def _booked(self, stage: str, state: dict[str, Any], engines: Sequence[Engine]) -> Iterator[Usage]:
@@ -341,7 +356,7 @@ class Run:
             "ways": {**state.get("ways", {}), **take_ways()},  # through which models, in words
         }
         self._keep(stage, state)
-        give_memory_back()
+        give_memory_back(cycles=False)
 
     def _keep(self, stage: str, state: dict[str, Any]) -> None:
         path = self.path(stage, "stage.json")
@@ -389,7 +404,8 @@ def peak_gpu_memory_mb() -> int:
     return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) // 2**20
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     found = {"solon": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         try:
@@ -402,6 +418,11 @@ def versions() -> dict[str, str]:
 def model_of(spec: str) -> str:
     """The model's name in what `--model` takes: `server:gpt-5@https://…` is gpt-5."""
     return spec.partition(":")[2].rpartition("@")[0] or spec if is_remote(spec) else spec
+
+
+def all_remote(engines: Sequence[Engine]) -> bool:
+    """Whether there are engines, and none of them is in this process."""
+    return bool(engines) and all(is_remote(e.name) for e in engines)
 
 
 def _book(engine: Engine, where: Book | None) -> None:

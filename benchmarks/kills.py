@@ -3,7 +3,7 @@
 The model is the tiny one; the judge is an endpoint whose server, in this process, fails often and answers some questions
 with neither option. SIGKILL, and now and then Ctrl-C, at random instants. In the end the records of every stage and the weights of
 every model must be those of the undisturbed run, and the ledger must hold every request that the server counted: never fewer,
-and at most those more that were on their way when a kill came.
+and at most those more that were on their way when a kill came. The key that the server is sent stands in no file of a run.
 
     python -m benchmarks.kills --kills 60 --out benchmarks/results/kills.json
 """
@@ -29,6 +29,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+KEY = "sk-canary-41c7"  # sent to the judge's server; must stand in no file of a run
 CONNECTIONS = 8  # requests at once, as `Endpoint` has it
 SETTINGS: dict[str, Any] = {
     "model": "tiny-random", "constitution": "simple", "dtype": "float32", "batch_size": 4,
@@ -111,6 +112,7 @@ def _work(recipe: str, settings: dict[str, Any], out: Path) -> None:
     from solon.runs.recipe import load_recipe
 
     torch.set_num_threads(1)
+    os.environ["SOLON_API_KEY"] = KEY
     try:
         run_recipe(load_recipe(recipe, settings), out, quiet=True)
     except KeyboardInterrupt:
@@ -153,6 +155,12 @@ def weights(out: Path) -> dict[str, str]:
         p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted((out / "models").rglob("*.safetensors"))
     }
+
+
+def leaks(out: Path) -> list[str]:
+    """The files of a run that hold the judge's key."""
+    files = (p for p in out.rglob("*") if p.is_file())
+    return [p.relative_to(out).as_posix() for p in files if KEY.encode() in p.read_bytes()]
 
 
 def ledger(out: Path) -> int:
@@ -202,9 +210,11 @@ def interrupted(
             found["runs"] += 1
             asked, told = judge.count - before, ledger(out)
             found["ledger"].append({"interruptions": hits, "asked": asked, "told": told})
-            same = records(out) == expected[0], weights(out) == expected[1]
-            if same != (True, True) or not asked <= told <= asked + CONNECTIONS * hits:
-                found["different"].append({"run": out.name, "records": same[0], "weights": same[1], "asked": asked, "told": told})  # fmt: skip
+            same, leaked = (records(out) == expected[0], weights(out) == expected[1]), leaks(out)
+            if same != (True, True) or leaked or not asked <= told <= asked + CONNECTIONS * hits:
+                found["different"].append(
+                    {"run": out.name, "records": same[0], "weights": same[1], "leaks": leaked, "asked": asked, "told": told}
+                )  # fmt: skip
     return found
 
 

@@ -97,7 +97,11 @@ def test_what_a_person_changed_in_a_model_is_kept_when_it_is_made_anew(
     assert {p.name for p in tmp_path.iterdir()} == {"model", "model.earlier", "model.earlier.2"}
     assert (tmp_path / "model.earlier" / "README.md").read_text() == "my own words"
     assert (tmp_path / "model.earlier.2" / "weights").read_text() == "my own words"
-    assert (out / "weights").read_text() == "four" and "kept as" in capsys.readouterr().err
+    assert (out / "weights").read_text() == "four" and "are kept in" in capsys.readouterr().err
+    (out / "weights").unlink()
+    (out / "weights").symlink_to("/not/mounted/weights")
+    publishing.publish(part(out, "five"), out)
+    assert (tmp_path / "model.earlier.3" / "weights").is_symlink()
 
 
 @given(st.integers(0, 11), st.booleans())

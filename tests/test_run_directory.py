@@ -111,8 +111,10 @@ def test_a_record_of_another_text_is_not_taken_for_its_own(tmp_path: Path) -> No
     out = tmp_path / "run"
     stage(out)
     other = [p.model_copy(update={"prompt": (user("changed"),)}) if p.id == "p3" else p for p in ITEMS]
-    with pytest.raises(InputError, match=r"records.jsonl:4: was made of another text than the stage before has now"):
-        stage(out, other)
+    made, state, worked = stage(out, other)
+    assert made[3].prompt == (user("changed"),) and len(worked) == 20
+    assert (out / "pairs.earlier-1" / "records.jsonl").is_file()
+    assert state["requests"] == 40  # what the first ones cost is not forgotten
 
 
 def test_what_failed_for_good_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -199,6 +201,18 @@ def test_what_was_made_from_something_else_is_set_aside_and_made_again(
     assert train(out, "new weights", examples=4)[1] == ["trained"]  # a training knows its examples
     assert (out / "sl-cai.earlier-1" / "stage.json").is_file()
     assert len(stage(out, made_from=made_from)[2]) == 20 and train(out, examples=4)[1] == []
+
+
+def test_a_kill_before_the_first_batch_is_done_does_not_mix_what_two_models_said(tmp_path: Path) -> None:
+    def by(fingerprint: str) -> Callable[[], dict[str, Any]]:
+        return lambda: {"model": {"name": "m", "fingerprint": fingerprint}}
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        stage(out, dies_at="p5", made_from=by("1"))
+    assert len(stage(out, made_from=by("2"))[2]) == 20
+    (out / "pairs" / "made_from.json").unlink()  # a run of an older Solon: from the next start on it is known
+    assert stage(out, made_from=by("3"))[2] == [] and len(stage(out, made_from=by("4"))[2]) == 20
 
 
 def test_a_kill_while_a_model_is_published_is_mended_at_the_next_start(tmp_path: Path) -> None:

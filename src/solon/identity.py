@@ -10,7 +10,7 @@ from typing import Any
 
 from solon.constitution import Constitution
 from solon.engines import Engine, LazyEngine, is_remote
-from solon.engines.weights import model_fingerprint, resolve, resolve_dtype
+from solon.engines.weights import directory_of, model_fingerprint, resolve, resolve_dtype
 from solon.models.dtype import Work
 from solon.publishing import MARK, Identity
 from solon.records import Record, fingerprint
@@ -20,11 +20,13 @@ DESCRIBES = {MARK, "README.md", ".gitattributes", "COMPLETE"}  # says something 
 
 
 def of_model(spec: str) -> dict[str, str]:
-    """A model by the content of its files: weights, config, tokenizer, template. A remote one by its address."""
+    """A model by the content of its files: weights, config, tokenizer, template. A remote one by its address.
+
+    A hub id's files are fetched now where they are not here: the next start would find another model.
+    """
     if is_remote(spec):
         return {"name": spec, "fingerprint": fingerprint("remote", spec)}
-    where = Path(resolve(spec.removeprefix("decision:")))
-    return {"name": spec, "fingerprint": of_directory(where) if where.is_dir() else fingerprint("hub", spec)}
+    return {"name": spec, "fingerprint": of_directory(Path(directory_of(spec.removeprefix("decision:"))))}
 
 
 def of_engine(engine: Engine, old: Identity) -> dict[str, Any]:
@@ -67,14 +69,12 @@ def of_directory(where: Path) -> str:
 
 
 def of_files(where: Path) -> dict[str, str]:
-    """The content of each file in a directory but the mark, by its path in it; of weights beyond `WHOLE` their size."""
-    files = sorted(p for p in where.rglob("*") if p.is_file() and p != where / MARK)
-    whole = sum(p.stat().st_size for p in files) <= WHOLE
-
-    def content(path: Path) -> str:
-        return _content(path, *_version(path)) if whole or path.suffix != ".safetensors" else str(path.stat().st_size)
-
-    return {p.relative_to(where).as_posix(): content(p) for p in files}
+    """The content of each file in a directory but the mark, by its path in it. A link counts as where it leads."""
+    files = [p for p in sorted(where.rglob("*")) if (p.is_symlink() or p.is_file()) and p != where / MARK]
+    return {
+        p.relative_to(where).as_posix(): f"link to {p.readlink()}" if p.is_symlink() else _content(p, *_version(p))
+        for p in files
+    }
 
 
 def _version(path: Path) -> tuple[int, int, int]:
@@ -96,3 +96,8 @@ def of_records(records: Sequence[Record]) -> dict[str, str]:
 def of_input(item: Any) -> str:
     """The content that a record is made from, without where it came from."""
     return fingerprint("input", {k: v for k, v in item.to_json().items() if k != "meta"})
+
+
+def of_inputs(records: Sequence[Record]) -> dict[str, str]:
+    """As `of_records`, without where the records came from: made again with the same content they are the same."""
+    return {"name": f"{len(records)} records", "fingerprint": fingerprint("inputs", [of_input(r) for r in records])}

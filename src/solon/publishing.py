@@ -227,7 +227,7 @@ def _finish(out: Path) -> None:
     if mark_of(new / MARK):
         if os.path.lexists(out):
             check_directory(out, out)
-            if mark_of(old / MARK):
+            if os.path.lexists(old):
                 _drop(old, out)
             os.rename(out, old)
         os.rename(new, out)
@@ -238,14 +238,15 @@ def _finish(out: Path) -> None:
 
 
 def _drop(old: Path, out: Path) -> None:
-    """Delete what a new directory has replaced, or keep it where it holds somebody's own changes."""
-    files = (mark_of(old / MARK) or {}).get("files", {})
-    if isinstance(files, dict) and any(files.get(name) != content for name, content in _files(old).items()):
+    """Delete what a new directory has replaced, or keep it where it may hold somebody's own changes."""
+    written = (mark_of(old / MARK) or {}).get("files")  # a list: by an older Solon, which kept no contents
+    written = written if isinstance(written, dict) else {}
+    if any(written.get(name) != content for name, content in _files(old).items()):
         kept = _free(out.with_name(f"{out.name}.earlier"))
         os.rename(old, kept)
-        note(f"{out}: files in it were changed since Solon wrote them; the old ones are kept as {kept}")
+        note(f"{out}: the old files are kept in {kept}, since they are not known to be as Solon wrote them")
         return
-    going = Path(tempfile.mkdtemp(prefix=f".{out.name}.solon-part-", dir=out.parent))
+    going = _free(out.with_name(f".{out.name}.solon-part-{os.getpid()}"))
     os.rename(old, going)  # a kill while it is deleted leaves what `recover` deletes
     shutil.rmtree(going)
 

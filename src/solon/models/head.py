@@ -52,11 +52,12 @@ def float32_product(hidden: Tensor, weight: Tensor) -> Tensor:
 
     In bfloat16 the product itself would be rounded to steps of 0.25 at scores of 32 to 64, and of 0.06 at 8 to 16.
     """
-    if weight.dtype == torch.float32:
-        return hidden.float() @ weight.T
-    if weight.is_cuda:  # the product of narrow numbers is summed in float32 anyway, and here it is not rounded after
-        return torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
-    return torch.cat([hidden.float() @ part.float().T for part in weight.split(VOCABULARY_AT_ONCE)], -1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if weight.dtype not in (torch.bfloat16, torch.float16):
+            return (hidden.to(weight.dtype) @ weight.T).float()
+        if weight.is_cuda and hidden.dtype == weight.dtype:  # it sums in float32 anyway; here it does not round after
+            return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        return torch.cat([hidden.float() @ part.float().T for part in weight.split(VOCABULARY_AT_ONCE)], -1)
 
 
 class _Float32Product(Function):
@@ -87,9 +88,8 @@ class _InFloat32(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         layer = self.__dict__["layer"]
-        with torch.autocast(hidden.device.type, enabled=False):
-            out: Tensor = _Float32Product.apply(hidden, layer.weight)  # type: ignore[no-untyped-call]
-            return out if layer.bias is None else out + layer.bias.float()
+        out: Tensor = _Float32Product.apply(hidden, layer.weight)  # type: ignore[no-untyped-call]
+        return out if layer.bias is None else out + layer.bias.float()
 
 
 class Head:

@@ -78,7 +78,7 @@ class _Said(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, t: Tensor, temperature: float, entropy: bool) -> Any:
-        z = float32_product(h.to(weight.dtype), weight)
+        z = float32_product(h, weight)
         if temperature != 1:
             z.div_(temperature)
         top = z.amax(-1, keepdim=True)

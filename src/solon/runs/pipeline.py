@@ -31,9 +31,10 @@ from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, example
 from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
-from solon.identity import of_constitution, of_model, of_records
+from solon.identity import of_constitution, of_inputs, of_model
 from solon.models.dtype import Work, decide
 from solon.records import (
+    Chat,
     Comparison,
     Pair,
     Prompt,
@@ -41,6 +42,7 @@ from solon.records import (
     RolloutSummary,
     SFTExample,
     assistant,
+    fingerprint,
 )
 from solon.reinforcement.alternatives import train_otherwise
 from solon.reinforcement.checkpoint import CHECKPOINT, updates_in
@@ -107,7 +109,7 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
         scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
         with open_lazily(run, judge or model) as engine:
             ask = asks(run, data, engine, failed=run.fail) if judge else None
-            scored_by = {"reward": of_model(rewards)} if isinstance(rewards, str) else {}  # a judge is an engine
+            scored_by = {"reward": of_reward(rewards)}
             evaluation = evaluate(run, data.heldout, models, scorer, engine if judge else None, ask, scored_by)
         if recipe.human.validation_sample:
             draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
@@ -254,7 +256,7 @@ def feedback_model(run: Run, data: Data, model: str) -> str:
                 progress=step,
             )
 
-    made_from = {"judge": of_model(judge), "comparisons": of_records(data.comparisons)}
+    made_from = {"judge": of_model(judge), "comparisons": of_inputs(data.comparisons)}
     run.once("feedback-model", work, makes=out, made_from=made_from)
     return str(out)
 
@@ -416,7 +418,10 @@ def reward_model(
         rewards = RewardModel.load(str(out), dtype=run.recipe.dtype)
         return {**result, "heldout": measure(rewards, [*data.heldout_comparisons, *kept_out])}
 
-    made_from = {"model": of_model(supervised), "comparisons": of_records(training)}
+    made_from = {
+        "model": of_model(supervised), "comparisons": of_inputs(training), "reference": fingerprinted(reference),
+        "held out": of_inputs([*data.heldout_comparisons, *kept_out]),
+    }  # fmt: skip
     run.once("reward-model", work, makes=out, made_from=made_from)
     return str(out)
 
@@ -440,9 +445,25 @@ def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
             "examples": len(reference), "abstained": rewards.abstained, "mean": rewards.mean, "std": rewards.std
         }  # fmt: skip
 
-    result = run.once("judge-reward", work, engines=(engine,), made_from={"judge": of_model(judge)})
+    made_from = {"judge": of_model(judge), "reference": fingerprinted(reference)}
+    result = run.once("judge-reward", work, engines=(engine,), made_from=made_from)
     rewards.mean, rewards.std = result["mean"], result["std"]
     return rewards
+
+
+def of_reward(rewards: JudgeReward | str) -> dict[str, str]:
+    """What PPO climbs: a reward model by its content, a judge with its scale and what its ratings are measured in."""
+    if isinstance(rewards, str):
+        return of_model(rewards)
+    made = of_model(rewards.engine.name)
+    scale = (rewards.scale, rewards.mean, rewards.std)
+    return {"name": made["name"], "fingerprint": fingerprint("judge's reward", made["fingerprint"], scale)}
+
+
+def fingerprinted(chats: Sequence[Chat]) -> dict[str, str]:
+    """Conversations by their content, as a part of what a stage is made from."""
+    found = fingerprint("conversations", [[m.model_dump() for m in chat] for chat in chats])
+    return {"name": f"{len(chats)} conversations", "fingerprint": found}
 
 
 def watch(run: Run, data: Data, engine: LazyEngine | None) -> Watch | None:
@@ -491,8 +512,8 @@ def reinforce(
     }
     made_from = {
         "model": of_model(model),
-        "reward": of_model(rewards if isinstance(rewards, str) else rewards.engine.name),
-        **({"comparisons": of_records(comparisons)} if stage == "dpo" else {}),
+        "reward": of_reward(rewards),
+        **({"comparisons": of_inputs(comparisons)} if stage == "dpo" else {}),
         **({"gold": of_model(gold.name)} if gold else {}),
     }
     run.take_up(stage, made_from)  # before its journal is opened: what was made from something else is set aside
@@ -613,7 +634,7 @@ def _sft_stage(
             )
         return {**result, "left_out": dict(Counter(left_out) + Counter(result.get("left_out") or {}))}
 
-    run.once(stage, work, makes=out, made_from={"model": of_model(model), "examples": of_records(examples)})
+    run.once(stage, work, makes=out, made_from={"model": of_model(model), "examples": of_inputs(examples)})
     return str(out)
 
 

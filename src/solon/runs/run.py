@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections import Counter
@@ -148,9 +149,13 @@ class Run:
         """
         opened = [e.name for e in engines if isinstance(e, LazyEngine)]
         models = {f"model {n}" if n > 1 else "model": of_model(spec) for n, spec in enumerate(opened, 1)}
-        state, path = self.take_up(stage, {**models, **(made_from or {})}), self.path(stage)
+        made_from, path = {**models, **(made_from or {})}, self.path(stage)
+        state = self.take_up(stage, made_from)
         contents = {item.id: of_input(item) for item in items}
-        there = self._checked(path, contents)
+        if (place := self._of_another_text(path, contents)) is not None:
+            self._set_aside(stage, f"{place} was made of another text than the stage before has now")
+            state = self.take_up(stage, made_from)
+        there = {row["id"] for _, row in read_journal(path)} & contents.keys()
         given_up: dict[str, str] = dict(state.get("failed", {}))
         if state.get("done") and (gone := contents.keys() - there - given_up.keys()):
             self.say(f"{stage}: {len(gone)} of {len(items)} {what} are gone from {path}; they are made again")
@@ -190,19 +195,14 @@ class Run:
         self.ledger.append({"name": stage, **state})
         return found
 
-    def _checked(self, path: Path, contents: Mapping[str, str]) -> set[str]:
-        """The ids of the items whose records are in a journal. Raises InputError for a record of another item's text."""
-        there = set()
+    def _of_another_text(self, path: Path, contents: Mapping[str, str]) -> str | None:
+        """The place of the first record of a journal whose item has another text now; None where there is none."""
         for place, row in read_journal(path):
-            if (name := row["id"]) in contents:
-                made_of = row["meta"].get("input") if isinstance(row.get("meta"), dict) else None
-                if made_of not in (None, contents[name]):  # None: by an older Solon
-                    raise InputError(
-                        f"{place}: was made of another text than the stage before has now; remove the folder "
-                        f"{path.parent} to make the stage again"
-                    )
-                there.add(name)
-        return there
+            made_of = row["meta"].get("input") if isinstance(row.get("meta"), dict) else None
+            known = contents.get(row["id"], made_of)
+            if made_of not in (None, known):  # None: by an older Solon
+                return place
+        return None
 
     def _settle(
         self,
@@ -307,17 +307,29 @@ class Run:
         state["model"] = made
 
     def take_up(self, stage: str, made_from: Identity) -> dict[str, Any]:
-        """The stage's state, to go on with. A stage that was made from something else is set aside: it is empty then."""
-        state = self.state(stage)
-        before = state.get("made_from", made_from)  # an older Solon kept none
-        changed = [f"{key}: {_short(a)} → {_short(b)}" for key, a, b in differences(before, made_from)]
+        """The stage's state, to go on with. A stage that was made from something else is set aside: it is empty then.
+
+        What it is made from is written down before any work, so that a kill at any instant leaves it known.
+        """
+        path = self.path(stage, "made_from.json")
+        before = read_object(path) if path.is_file() else None  # an older Solon wrote none
+        changed = [f"{key}: {_short(a)} → {_short(b)}" for key, a, b in differences(before or made_from, made_from)]
         if changed:
-            places = (self.dir / f"{stage}.earlier-{n}" for n in itertools.count(1))
-            aside = next(place for place in places if not place.exists())
-            os.rename(self.dir / stage, aside)
-            self.say(f"{stage}: was made from another {'; '.join(changed)}; it is kept as {aside.name} and made again")
-            state = {}
-        return state | {"made_from": dict(made_from)}
+            self._set_aside(stage, f"it was made from another {'; '.join(changed)}")
+        if changed or before is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(dict(made_from), indent=1, ensure_ascii=False) + "\n")
+        return self.state(stage)
+
+    def _set_aside(self, stage: str, why: str) -> None:
+        """Keep what a stage made under another name, so that the stage is made again. What it cost stays in the ledger."""
+        places = (self.dir / f"{stage}.earlier-{n}" for n in itertools.count(1))
+        aside = next(place for place in places if not place.exists())
+        os.rename(self.dir / stage, aside)
+        (self.dir / stage).mkdir()
+        if (tally := aside / "usage.jsonl").is_file():
+            shutil.copy2(tally, self.path(stage, "usage.jsonl"))
+        self.say(f"{stage}: {why}; what stands there is kept as {aside.name}, and the stage is made again")
 
     @contextmanager
     def _booked(self, stage: str, state: dict[str, Any], engines: Sequence[Engine]) -> Iterator[Usage]:

@@ -178,12 +178,32 @@ def test_checks_hold_the_bound_against_the_written_policy_and_say_what_to_do() -
 
 def test_one_sentence_says_whether_training_helped_and_of_what_it_cannot_be_told() -> None:
     said = headline(report_data())
-    assert said.startswith("From start to RL-CAI: by measures that training did not push on, it cannot be told whether")
+    assert said.startswith("Whether training helped cannot be told, since only what it pushed on became better, from start to")
+    assert "by measures that training did not push on, it cannot be told whether" in said
     assert "training raised reward (+0.50 sd [0.49, 0.51], n = 42, which is better)" in said
     assert said.count(";") == 1 and said.endswith(".")
     flat = [{**row, "steps": {k: {**e, "low": -1.0, "high": 1.0, "value": 0.1} for k, e in row["steps"].items()}}
             for row in report_data()["changes"]]  # fmt: skip
     assert "raised" not in headline(report_data(changes=flat)) and "equal" not in headline(report_data(changes=flat))
+    assert headline(report_data(changes=flat)).startswith("Whether training helped cannot be told, from start to RL-CAI:")
+
+
+@pytest.mark.parametrize(
+    ("moved", "says"),
+    [
+        ({"boilerplate": -1}, "Training helped: it made 1 of the measures better and none worse"),
+        ({"boilerplate": 1}, "Training did harm: it made 1 of the measures worse and none better"),
+        ({"boilerplate": 1, "reward": 1}, "Training made 1 of the measures better and 1 worse"),
+        ({"length": 1}, "Whether training helped cannot be told, from"),  # neither is better
+    ],
+)
+def test_the_first_words_say_whether_training_helped(moved: dict[str, int], says: str) -> None:
+    def estimate(name: str) -> dict[str, Any]:
+        way = 10 * moved.get(name, 0)
+        return {"value": 0.1 + way, "low": -1.0 + way, "high": 1.2 + way, "n": 40}
+
+    rows = [{**row, "steps": dict.fromkeys(row["steps"], estimate(row["name"]))} for row in report_data()["changes"]]
+    assert headline(report_data(changes=rows)).startswith(says)
 
 
 def test_reward_is_told_at_the_same_kl() -> None:

@@ -96,6 +96,13 @@ def test_a_file_that_is_neither_is_refused_with_its_line(tmp_path: Path) -> None
         read_items(str(path))
 
 
+def test_a_file_of_ties_alone_says_so(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "label": 0.5}
+    (tmp_path / "ties.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="none of its 1 comparisons prefers a side"):
+        read_items(str(tmp_path / "ties.jsonl"))
+
+
 def test_the_verb_prints_the_table_and_the_verdict(tiny: str, tmp_path: Path) -> None:
     rows = [{"prompt": f"q{n}", "chosen": "yes indeed", "rejected": "no"} for n in range(8)]
     path = tmp_path / "pairs.jsonl"

@@ -27,6 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kills import records
+
+NOTES = ("under its own", "made again")  # so end what a run tells of itself; a line of an error may follow
 BAD = ("traceback", "long", "lost", "unwritable")
 U, A = {"role": "user", "content": "What is tea?"}, {"role": "assistant", "content": "A drink."}
 B = {"role": "assistant", "content": "No."}
@@ -300,7 +303,7 @@ def command(line: list[str], folder: Path) -> tuple[str, str]:
         return "traceback", words + (Path(kept[1]).read_text() if kept else "")
     if (
         done.exit_code == 2
-        and done.stderr.count("\n") > 1
+        and sum(not line.endswith(NOTES) for line in done.stderr.splitlines()) > 1
         and "records stand" not in done.stderr
         and "Usage" not in done.output
     ):
@@ -401,7 +404,15 @@ def fuzz_run(rng: random.Random, folder: Path, whole: Path, line: list[str]) -> 
     first = command(["report", str(where)], folder)
     if first[0] in BAD:
         return first
-    return command([*line[:2], "--out", str(where), *line[2:]], folder)
+    result, words = command([*line[:2], "--out", str(where), *line[2:]], folder)
+    if result == "accepted" and (gone := ids(whole) - ids(where)):
+        return "lost", f"{len(gone)} records are gone and nothing was said: {sorted(gone)[:5]} … {words}"
+    return result, words
+
+
+def ids(run: Path) -> set[tuple[str, str]]:
+    """(stage, id) of every record of a run."""
+    return {(stage, row["id"]) for stage, rows in records(run).items() for row in rows}
 
 
 RUN = ["run", "tiny", "--quiet", *(x for s in ("prompts.n_red_team=2", "prompts.n_helpful=2", "prompts.n_heldout=2", "ppo.updates=1",

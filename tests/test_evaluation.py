@@ -178,14 +178,18 @@ def test_checks_hold_the_bound_against_the_written_policy_and_say_what_to_do() -
 
 def test_one_sentence_says_whether_training_helped_and_of_what_it_cannot_be_told() -> None:
     said = headline(report_data())
-    assert said.startswith("Whether training helped cannot be told, since only what it pushed on became better, from start to")
+    assert said.startswith(
+        "Whether training helped cannot be told, since only what it pushed on became better, from start to"
+    )
     assert "by measures that training did not push on, it cannot be told whether" in said
     assert "training raised reward (+0.50 sd [0.49, 0.51], n = 42, which is better)" in said
     assert said.count(";") == 1 and said.endswith(".")
     flat = [{**row, "steps": {k: {**e, "low": -1.0, "high": 1.0, "value": 0.1} for k, e in row["steps"].items()}}
             for row in report_data()["changes"]]  # fmt: skip
     assert "raised" not in headline(report_data(changes=flat)) and "equal" not in headline(report_data(changes=flat))
-    assert headline(report_data(changes=flat)).startswith("Whether training helped cannot be told, from start to RL-CAI:")
+    assert headline(report_data(changes=flat)).startswith(
+        "Whether training helped cannot be told, from start to RL-CAI:"
+    )
 
 
 @pytest.mark.parametrize(

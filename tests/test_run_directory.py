@@ -16,6 +16,7 @@ from solon.engines.base import Failure, ScriptedEngine
 from solon.errors import InputError, Outage
 from solon.publishing import MARK
 from solon.records import Pair, Prompt, user
+from solon.runs.journal import Tally
 from solon.runs.recipe import load_recipe
 from solon.runs.run import Run
 
@@ -115,6 +116,17 @@ def test_a_record_of_another_text_is_not_taken_for_its_own(tmp_path: Path) -> No
     assert made[3].prompt == (user("changed"),) and len(worked) == 20
     assert (out / "pairs.earlier-1" / "records.jsonl").is_file()
     assert state["requests"] == 40  # what the first ones cost is not forgotten
+
+
+def test_a_tally_with_lines_that_are_none_keeps_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "usage.jsonl"
+    path.write_text("[1, 2, 3, null]\n" + "[" * 5000 + "\n[1e999, 0, 0, 0]\n{}\n[1, 2, 3, 0.5]\n")
+    assert Tally(path).used.requests == 2
+
+
+def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
+    publishing.write_whole(tmp_path / "a.json", json.dumps({"text": "a \ud83d b"}, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text()) == {"text": "a \ud83d b"}
 
 
 def test_what_failed_for_good_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:

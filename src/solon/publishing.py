@@ -29,9 +29,12 @@ Identity = Mapping[str, Any]  # JSON; a part such as {"name", "fingerprint"} is 
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write aside, sync, rename: a file is there whole or not at all."""
+    """Write aside, sync, rename: a file is there whole or not at all.
+
+    Half of a surrogate pair, which a model or a server may have written, becomes its escape: UTF-8 has no place for it.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
+    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

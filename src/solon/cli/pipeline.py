@@ -75,6 +75,7 @@ def report(
 
     Example: `solon report runs/first`
     """
+    from solon.publishing import write_whole
     from solon.report.render import render_html, render_markdown
 
     path = directory / "report.json"
@@ -88,7 +89,7 @@ def report(
         raise InputError(
             f"{path}: damaged, or written by another version of Solon ({why}); run `solon run` on {directory} again"
         ) from error
-    (directory / "report.md").write_text(markdown, encoding="utf-8")
-    (directory / "report.html").write_text(html, encoding="utf-8")
+    write_whole(directory / "report.md", markdown)
+    write_whole(directory / "report.html", html)
     print(f"report: {directory / 'report.html'}")
     last_line(json_, {"report": str(directory / "report.html")})

@@ -49,7 +49,9 @@ def read_items(name: str, seed: int = 0) -> list[Item]:
         found = read_comparisons(name)
         labelled = [c for c in found if c.label is not None and c.label != 0.5]
         if not labelled:
-            raise InputError(f"{name}: none of its {len(found)} comparisons prefers a side (ties and abstentions alone)")
+            raise InputError(
+                f"{name}: none of its {len(found)} comparisons prefers a side (ties and abstentions alone)"
+            )
         return [Item(p) for p in as_pairs(labelled, seed)]
     return [Item(_multiple_choice(place, row), _written(place, row)) for place, row in rows]
 

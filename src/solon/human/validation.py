@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from solon.publishing import write_whole
 from solon.records import Comparison, text_of
 
 
@@ -27,5 +28,5 @@ def draw_validation_sample(folder: Path, comparisons: Sequence[Comparison], n: i
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sample.jsonl"
     if not path.exists():  # a person may have begun to fill it in
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return drawn

@@ -11,6 +11,7 @@ from typing import Any
 
 from solon.engines.weights import model_fingerprint, resolve
 from solon.evaluation.run import REWARD, Answer
+from solon.publishing import write_whole
 from solon.report.checks import checks
 from solon.report.headline import headline
 from solon.report.machine import machine
@@ -72,9 +73,9 @@ def write_report(
     }
     data["headline"] = headline(data)
     data["checks"] = checks(data, run.recipe.ppo.kl_bound)
-    (run.dir / "report.json").write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
-    (run.dir / "report.md").write_text(render_markdown(data), encoding="utf-8")
-    (run.dir / "report.html").write_text(render_html(data), encoding="utf-8")
+    write_whole(run.dir / "report.json", json.dumps(data, ensure_ascii=False, indent=1))
+    write_whole(run.dir / "report.md", render_markdown(data))
+    write_whole(run.dir / "report.html", render_html(data))
     return data
 
 

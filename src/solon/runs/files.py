@@ -266,6 +266,7 @@ def label_file(
             abstained[why or "the judge said nothing of one of the two"] += 1
 
     with file(out, [pairs, engine.name], [aside]) as target:
+        first_line(pairs)  # a file that is not there is said before anything is timed for `dtype: auto`
         identity = {
             **of_engine(engine, target.identity), **of_constitution(constitution), "seed": seed, "scheme": scheme,
             "judging": asdict(how), "template": TEMPLATE_FINGERPRINT,

@@ -162,7 +162,7 @@ class Tally:
             try:
                 requests, read, written, cost = json.loads(line)
                 self.used.add(int(requests), int(read), int(written), None if cost is None else float(cost))
-            except (ValueError, TypeError):  # torn by a kill
+            except (ValueError, TypeError, OverflowError, RecursionError):  # torn by a kill, or damaged
                 continue
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if lines and not lines[-1].endswith(b"\n"):

@@ -13,7 +13,7 @@ from solon.engines import Engine, LazyEngine, is_remote
 from solon.engines.weights import directory_of, model_fingerprint, resolve, resolve_dtype
 from solon.models.dtype import Work
 from solon.publishing import MARK, Identity
-from solon.records import Record, fingerprint
+from solon.records import Chat, Record, fingerprint
 
 WHOLE = 2 << 30  # bytes: the weight files of a model of up to this size are read whole, those of larger ones in places
 DESCRIBES = {MARK, "README.md", ".gitattributes", "COMPLETE"}  # says something of a model and changes nothing in it
@@ -101,3 +101,9 @@ def of_input(item: Any) -> str:
 def of_inputs(records: Sequence[Record]) -> dict[str, str]:
     """As `of_records`, without where the records came from: made again with the same content they are the same."""
     return {"name": f"{len(records)} records", "fingerprint": fingerprint("inputs", [of_input(r) for r in records])}
+
+
+def of_chats(chats: Sequence[Chat]) -> dict[str, str]:
+    """The content of conversations in their order."""
+    found = fingerprint("conversations", [[m.model_dump() for m in chat] for chat in chats])
+    return {"name": f"{len(chats)} conversations", "fingerprint": found}

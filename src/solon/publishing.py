@@ -1,8 +1,9 @@
 """What Solon may write over, and how a finished thing takes the place of an old one.
 
 Only what is absent, empty or Solon's own is written or replaced. Solon knows its own by a mark: `solon.json` in a
-directory, with the names and contents of all files that Solon put there, and `NAME.solon.json` beside a file. The mark also keeps
-the output's identity: everything that made it. A command that finds an output of another identity says what differs.
+directory, with the names and contents of all files that Solon put there, and `NAME.solon.json` beside a file. The mark
+also keeps the output's identity: everything that made it. A command that finds an output of another identity says what
+differs.
 """
 
 from __future__ import annotations

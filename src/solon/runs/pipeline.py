@@ -31,10 +31,9 @@ from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, example
 from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
-from solon.identity import of_constitution, of_inputs, of_model
+from solon.identity import of_chats, of_constitution, of_inputs, of_model
 from solon.models.dtype import Work, decide
 from solon.records import (
-    Chat,
     Comparison,
     Pair,
     Prompt,
@@ -419,7 +418,7 @@ def reward_model(
         return {**result, "heldout": measure(rewards, [*data.heldout_comparisons, *kept_out])}
 
     made_from = {
-        "model": of_model(supervised), "comparisons": of_inputs(training), "reference": fingerprinted(reference),
+        "model": of_model(supervised), "comparisons": of_inputs(training), "reference": of_chats(reference),
         "held out": of_inputs([*data.heldout_comparisons, *kept_out]),
     }  # fmt: skip
     run.once("reward-model", work, makes=out, made_from=made_from)
@@ -445,7 +444,7 @@ def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
             "examples": len(reference), "abstained": rewards.abstained, "mean": rewards.mean, "std": rewards.std
         }  # fmt: skip
 
-    made_from = {"judge": of_model(judge), "reference": fingerprinted(reference)}
+    made_from = {"judge": of_model(judge), "reference": of_chats(reference)}
     result = run.once("judge-reward", work, engines=(engine,), made_from=made_from)
     rewards.mean, rewards.std = result["mean"], result["std"]
     return rewards
@@ -458,12 +457,6 @@ def of_reward(rewards: JudgeReward | str) -> dict[str, str]:
     made = of_model(rewards.engine.name)
     scale = (rewards.scale, rewards.mean, rewards.std)
     return {"name": made["name"], "fingerprint": fingerprint("judge's reward", made["fingerprint"], scale)}
-
-
-def fingerprinted(chats: Sequence[Chat]) -> dict[str, str]:
-    """Conversations by their content, as a part of what a stage is made from."""
-    found = fingerprint("conversations", [[m.model_dump() for m in chat] for chat in chats])
-    return {"name": f"{len(chats)} conversations", "fingerprint": found}
 
 
 def watch(run: Run, data: Data, engine: LazyEngine | None) -> Watch | None:

@@ -254,7 +254,7 @@ def in_bfloat16(model: Any) -> str:
 
 
 def sampled(model: Any, twin: Any) -> float:
-    from solon.engines.decoding import decode
+    from solon.models.decoding import decode
 
     prompts = rows(1)
     uniforms = torch.rand((len(prompts), 12), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -269,7 +269,7 @@ def sampled(model: Any, twin: Any) -> float:
 
 def scored(model: Any, twin: Any) -> float:
     from solon.engines.local import LocalEngine
-    from solon.engines.tree import Row
+    from solon.models.fast.prefix_tree import Row
 
     engine = LocalEngine.__new__(LocalEngine)
     engine.model, engine._pad, engine.score_tokens = model, 0, 3072
@@ -288,12 +288,18 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     """The trainer's log-probs with adapters on the top two blocks, against the same adapters on the twin."""
     from peft import get_peft_model
 
-    from solon.models.head import head_of
-    from solon.models.lora import adapted_layers, blocks_of, exact_names, linear_layers, lora_config
-    from solon.reinforcement.frozen import Frozen
-    from solon.reinforcement.ppo import logprobs_and_entropy
-    from solon.states import Layout
-    from solon.training import AdapterSettings, add_adapters
+    from solon.models.fast.frozen_blocks import Frozen
+    from solon.models.head import head_of, logprobs_and_entropy
+    from solon.models.lora import (
+        AdapterSettings,
+        adapted_layers,
+        add_adapters,
+        blocks_of,
+        exact_names,
+        linear_layers,
+        lora_config,
+    )
+    from solon.models.states import Layout
 
     settings = AdapterSettings(rank=2, layers=2)
     asked = linear_layers(twin, 2)

@@ -146,8 +146,8 @@ def outcome(work: Callable[[], str]) -> tuple[str, str]:
 
 
 def fuzz_data(rng: random.Random, folder: Path) -> tuple[str, str]:
-    from solon.evaluation.suites import read_items
-    from solon.prompts import readers
+    from solon.analysis.suites import read_items
+    from solon.data import readers
     from solon.records import Comparison, Pair, Prompt, RevisionChain, SFTExample
 
     kind = rng.choice(list(FORMS))
@@ -437,7 +437,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=0)
     asked = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    from solon.engines.tiny import make_tiny_model
+    from solon.models.tiny import make_tiny_model
 
     with tempfile.TemporaryDirectory(prefix="solon-fuzz-") as name:
         folder = Path(name)

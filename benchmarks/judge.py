@@ -23,13 +23,13 @@ import torch
 
 from benchmarks.timing import keep, median_ratio, peak_mb, product_rate, reference_data, said, seconds
 from solon.constitution import load_constitution
+from solon.data import read_pairs
 from solon.engines.base import ScoreRequest
 from solon.engines.decision import typed
-from solon.engines.decoding import left_pad
 from solon.engines.local import LocalEngine
-from solon.engines.weights import device, load_tokenizer, resolve, resolve_dtype
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat, comparison_question, conversation
-from solon.prompts import read_pairs
+from solon.models.decoding import left_pad
+from solon.models.weights import device, load_tokenizer, resolve, resolve_dtype
 from solon.records import Pair
 
 BATCH = 8

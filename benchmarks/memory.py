@@ -28,8 +28,8 @@ def pairs_file(path: Path, n: int) -> None:
 def one(n: int) -> None:
     from solon.constitution import load_constitution
     from solon.engines.local import LocalEngine
-    from solon.engines.tiny import make_tiny_model
     from solon.feedback.judge import Judging
+    from solon.models.tiny import make_tiny_model
     from solon.runs.files import label_file
 
     with tempfile.TemporaryDirectory() as folder:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from solon.errors import InputError
-from solon.report.cells import Section
 from solon.report.render import escape_markdown, section_markdown
 from solon.report.sections import facts, sections
+from solon.tables import Section
 
 _BLOCK = re.compile(r"(<!-- figures: (?P<name>[a-z-]+) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL)
 # Blocks that are a section of the report, by the beginning of its title.

@@ -17,13 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.timing import keep
+from solon.data import read_prompts
 from solon.engines.local import DEFAULT_SYSTEM
-from solon.evaluation.metrics import words
-from solon.prompts import read_prompts
+from solon.measures.statistics import mean, share
+from solon.measures.texts import words
+from solon.models.lora import AdapterSettings
 from solon.records import Chat
 from solon.reinforcement.trainer import PPOSettings, ppo
-from solon.statistics import mean, share
-from solon.training import AdapterSettings
 
 LEAST, MOST = 3, 20  # words
 ROLLOUTS = 48

@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
-from solon import processes
+from solon import distributed
 from solon.constitution import Constitution
 from solon.feedback.feedback_model import train_feedback_model
 from solon.feedback.questions import HHH
+from solon.models.lora import AdapterSettings, add_adapters
 from solon.records import Comparison, SFTExample, assistant, user
 from solon.reinforcement import trainer
 from solon.reinforcement.reward_model import RewardSettings, train_reward_model
 from solon.reinforcement.rollout import Rollouts
 from solon.supervised.sft import sft
-from solon.training import AdapterSettings, TrainSettings, add_adapters
+from solon.training.loop import TrainSettings
 
 ADAPTER = AdapterSettings(rank=4, alpha=8)
 COMPARISONS = [
@@ -36,7 +37,7 @@ EXAMPLES = [SFTExample(id=str(i), messages=(user(f"say {i}"), assistant("yes " *
 
 
 def ppo(model: str) -> None:
-    from solon.engines.weights import load_causal_lm
+    from solon.models.weights import load_causal_lm
 
     policy = load_causal_lm(model, dtype="float32", learns=True)[0]
     torch.manual_seed(0)
@@ -88,7 +89,7 @@ def main() -> None:
     step = torch.optim.AdamW.step
 
     def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if processes.sharded():
+        if distributed.is_sharded():
             found.setdefault("held", share_held())
         found.setdefault("gradients", [p.grad.clone() for g in self.param_groups for p in g["params"]])
         return step(self, *args, **kwargs)
@@ -98,8 +99,8 @@ def main() -> None:
         found.clear()
         gc.collect()  # of the trainer before
         work(what, model, out / what)
-        if processes.is_main():
-            torch.save({**found, "world": processes.world()}, out / f"{what}.pt")
+        if distributed.is_main():
+            torch.save({**found, "world": distributed.world_size()}, out / f"{what}.pt")
 
 
 if __name__ == "__main__":

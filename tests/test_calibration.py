@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from solon.feedback.calibration import (
+from solon.measures.calibration import (
     Calibration,
     bins,
     calibration_error,

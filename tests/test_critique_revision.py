@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from solon.constitution import Constitution, Example, Principle, load_constitution
+from solon.constitution.drawing import draw_principles
 from solon.engines import GenerationRequest, Sampling, ScriptedEngine
 from solon.records import Comparison, Prompt, RevisionChain, assistant, user
-from solon.supervised.critique_revision import draw_principles, fill, revise
+from solon.supervised.critique_revision import fill, revise
 from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
 
 RULES = Constitution(

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solon.data.heldout import prompt_keys, split_comparisons
 from solon.errors import InputError
 from solon.records import Comparison, assistant, user
-from solon.runs.data import Data, prompt_keys, split_comparisons
+from solon.runs.data import Data
 from solon.runs.recipe import load_recipe
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from solon.engines import GenerationRequest, Sampling, ScoreRequest
-from solon.engines.chat import chat_ids, chat_ids_and_turns
-from solon.engines.decoding import decode, penalise, sample
-from solon.engines.lean import lean
 from solon.engines.local import LocalEngine
-from solon.engines.weights import resolve
 from solon.errors import InputError
+from solon.models.chat.encode import chat_ids, chat_ids_and_turns
+from solon.models.decoding import decode, penalise, sample
+from solon.models.fast.llama_forward import lean
+from solon.models.weights import resolve
 from solon.records import assistant, user
 
 TEXTS = ["hi", "a longer question about the sea and its ships", "x " * 30, "why?", "tell me"]
@@ -45,7 +45,7 @@ def test_greedy_tokens_are_those_of_transformers(
     if way == "padded":
         without_tree(engine.model)
     elif way != "lean":
-        monkeypatch.setattr("solon.engines.decoding.lean", lambda model: None)
+        monkeypatch.setattr("solon.models.decoding.lean", lambda model: None)
     reference = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     prompts = [engine.ids((user(t),)) for t in TEXTS]
     hook = engine.model.model.layers[0].register_forward_pre_hook(count)
@@ -64,7 +64,7 @@ def test_greedy_tokens_are_those_of_transformers(
 def test_prompts_that_begin_alike_are_read_once_and_continue_as_if_alone(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, at_once: int, without_tree: Callable[[Any], None]
 ) -> None:
-    monkeypatch.setattr("solon.engines.decoding.PROMPT_TOKENS", at_once)
+    monkeypatch.setattr("solon.models.decoding.PROMPT_TOKENS", at_once)
     long, short = [5, 6, 7, 8, 9, 10], [5, 6]
     prompts = [long, short, long, [5, 6, 7, 30], [40, 41], long]  # equal ones, and one that is another's beginning
     uniforms = torch.rand((6, 12), generator=torch.Generator().manual_seed(1))

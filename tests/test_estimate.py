@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from solon.engines.endpoint import price_usd
-from solon.report.stages import cost, total_cost
 from solon.runs.data import Data
 from solon.runs.estimate import estimate, estimate_table
+from solon.runs.ledger import cost, total_cost
 from solon.runs.pipeline import chosen
 from solon.runs.recipe import load_recipe
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.evaluation.run import Answer, changes, measures, win_rates
 from solon.records import Comparison, Pair, assistant, user
 from solon.report.checks import check, checks
 from solon.report.data import at_same_kl, principles, told_stages
 from solon.report.headline import headline
-from solon.report.stages import cost, counted, left_out_line, total_cost
+from solon.runs.evaluation import Answer, changes, measures, win_rates
+from solon.runs.ledger import cost, counted, left_out_line, total_cost
 from solon.runs.recipe import load_recipe
 from solon.runs.run import Run, model_of
 
@@ -294,7 +294,7 @@ def test_the_mean_label_of_a_principle_is_of_the_response_sampled_first(tmp_path
 
 
 def test_a_fall_of_distinct_3_has_an_interval_over_prompts() -> None:
-    from solon.evaluation.metrics import distinct_change
+    from solon.measures.texts import distinct_change
 
     rng = random.Random(0)
     old = [" ".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(40)) for _ in range(60)]

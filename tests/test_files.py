@@ -474,7 +474,7 @@ def test_an_evaluation_writes_over_its_own_results_alone(server: Any, tmp_path: 
 def test_a_finished_model_is_kept_where_it_cannot_be_put_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    from solon import training
+    from solon.training import loop as training
 
     out, part = tmp_path / "m", tmp_path / "part"
     out.mkdir()

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from solon.errors import Diverged
-from solon.finite import LastGood
+from solon.models.lora import AdapterSettings
 from solon.records import Comparison, Prompt, SFTExample, assistant, user
-from solon.training import AdapterSettings, TrainSettings, fit, save_merged
+from solon.training.finite import LastGood
+from solon.training.loop import TrainSettings, fit
+from solon.training.saving import save_merged
 
 FAR = 1e30  # a learning rate after which a step of AdamW leaves weights whose products overflow
 # Beyond what the settings take: it stands for whatever else makes a training overflow.
@@ -64,7 +66,7 @@ def test_a_gradient_is_looked_at_and_not_the_loss_alone() -> None:
 
 
 def test_no_weights_that_are_not_finite_are_written(tiny: str, tmp_path: Path) -> None:
-    from solon.engines.weights import load_causal_lm
+    from solon.models.weights import load_causal_lm
 
     model, tokenizer = load_causal_lm(tiny, dtype="float32")
     model.model.norm.weight.data[3] = math.nan

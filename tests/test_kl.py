@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from solon.engines.chat import chat_ids
-from solon.engines.weights import load_causal_lm
+from solon.analysis.kl import kl_of_written
 from solon.errors import InputError
-from solon.evaluation.kl import kl_of_written
+from solon.measures.statistics import mean
+from solon.models.chat.encode import chat_ids
+from solon.models.weights import load_causal_lm
 from solon.records import Prompt, user
-from solon.statistics import mean
 
 PROMPTS = [Prompt(id=str(i), prompt=(user(f"Question number {i}, and {'more ' * i}?"),)) for i in range(12)]
 HOW: dict[str, Any] = {"system": "You help.", "temperature": 0.8, "max_tokens": 10, "dtype": "float32"}

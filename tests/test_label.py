@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from solon.cli import app
 from solon.constitution import load_constitution
+from solon.data import read_comparisons
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
 from solon.feedback.feedback_model import split_by_prompt
 from solon.feedback.judge import Judging
-from solon.prompts import read_comparisons
 from solon.runs.files import label_file
 
 RULES = load_constitution("simple")
@@ -145,7 +145,7 @@ def test_a_warmed_up_judge_answers_with_the_options(tiny: str, tmp_path: Path) -
     from solon.feedback.feedback_model import as_pairs, train_feedback_model
     from solon.feedback.judge import compare
     from solon.feedback.questions import HHH, OPTIONS, PREFIX, comparison_chat
-    from solon.training import TrainSettings
+    from solon.training.loop import TrainSettings
 
     found = [c for c in read_comparisons("solon:comparisons-harmless")[:40] if c.label is not None]
     settings = TrainSettings(epochs=3, batch_size=8, learning_rate=5e-3)

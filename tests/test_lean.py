@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from solon.engines import lean as module
-from solon.engines.lean import lean
+from solon.models.fast import llama_forward as module
+from solon.models.fast.llama_forward import lean
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -80,7 +80,7 @@ def test_what_it_does_not_reproduce_it_leaves_alone(change: str) -> None:
     else:
         model = made(CONFIGS["llama"])
     if change == "adapters":
-        from solon.training import AdapterSettings, add_adapters
+        from solon.models.lora import AdapterSettings, add_adapters
 
         model = add_adapters(model, AdapterSettings(rank=2)).get_base_model()
     if change == "other arithmetic":  # a block that adds its input twice, as no Llama does

@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.engines.lean import Lean
-from solon.engines.lean import lean as lean_form
-from solon.engines.tiny import make_tiny_model
-from solon.engines.weights import load_causal_lm
 from solon.errors import InputError
 from solon.feedback.rating import JudgeReward
+from solon.models.fast.frozen_blocks import Frozen
+from solon.models.fast.llama_forward import Lean
+from solon.models.fast.llama_forward import lean as lean_form
+from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.tiny import make_tiny_model
+from solon.models.weights import load_causal_lm
 from solon.records import Chat, Comparison, Prompt, RolloutSummary, SFTExample, assistant, user
-from solon.reinforcement.frozen import Frozen
 from solon.reinforcement.reward_model import (
     RewardModel,
     RewardSettings,
@@ -32,7 +33,7 @@ from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.trainer import PPOSettings, _start, learn, ppo
 from solon.supervised.sft import IGNORE, encode, sft
-from solon.training import AdapterSettings, TrainSettings, add_adapters, fit
+from solon.training.loop import TrainSettings, fit
 
 ADAPTER = AdapterSettings(rank=8, alpha=16)
 PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)]
@@ -190,7 +191,7 @@ def test_a_batch_in_parts_steps_like_the_whole_batch(monkeypatch: pytest.MonkeyP
             scores = torch.stack([x for x, _ in part]) @ weight
             return torch.nn.functional.binary_cross_entropy_with_logits(scores, torch.tensor([y for _, y in part]))
 
-        monkeypatch.setattr("solon.training.TOKENS_AT_ONCE", limit)
+        monkeypatch.setattr("solon.training.loop.TOKENS_AT_ONCE", limit)
         fitted = fit(
             rows,
             loss,
@@ -243,7 +244,7 @@ def test_a_training_of_a_single_step_changes_the_weights(tiny: str, tmp_path: Pa
 
 
 def test_labels_hold_the_answer_and_its_end_and_nothing_else(tiny: str) -> None:
-    from solon.engines.weights import load_tokenizer
+    from solon.models.weights import load_tokenizer
 
     tokenizer = load_tokenizer(tiny)
     example = SFTExample(messages=(user("hello"), assistant("one"), user("more"), assistant("two")), id="x")
@@ -281,7 +282,7 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(
         forms.append(found is not None)
         return found
 
-    monkeypatch.setattr("solon.states.lean", form)
+    monkeypatch.setattr("solon.models.states.lean", form)
     policy, made, rows = adapted(tiny, layers=1), rollouts(), [2, 0]
 
     def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
@@ -490,7 +491,7 @@ def test_in_bfloat16_a_reward_model_is_the_one_that_was_trained(tiny: str, tmp_p
 
 
 def test_a_model_with_other_top_blocks_is_another_model(tiny: str, tmp_path: Path) -> None:
-    from solon.engines.weights import model_fingerprint
+    from solon.models.weights import model_fingerprint
 
     settings = TrainSettings(epochs=1, batch_size=8)
     examples = [SFTExample(id="0", messages=(user("say it"), assistant("yes")))]

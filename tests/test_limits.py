@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from solon.engines.base import GenerationRequest, Sampling, ScoreRequest
-from solon.engines.limits import Limit, context_limit
 from solon.engines.local import CACHED_TOKENS, LocalEngine
 from solon.errors import InputError, Unfit
+from solon.models.chat.limits import Limit, context_limit
+from solon.models.lora import AdapterSettings
 from solon.records import Comparison, Prompt, SFTExample, assistant, user
-from solon.training import AdapterSettings, TrainSettings
+from solon.training.loop import TrainSettings
 
 ADAPTER = AdapterSettings(rank=2, alpha=4)
 LONG = "tea is a drink " * 150  # beyond 512 tokens, within 2,048

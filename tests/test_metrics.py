@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon.evaluation.metrics import (
+from solon.measures.statistics import Estimate
+from solon.measures.texts import (
     boilerplate_kinds,
     distinct_interval,
     distinct_n,
@@ -24,7 +25,6 @@ from solon.evaluation.metrics import (
     repetition,
     words,
 )
-from solon.statistics import Estimate
 
 # Written by hand for this test: (answer, is it a refusal, is it evasive).
 LABELLED = [

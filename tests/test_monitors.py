@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from solon.errors import InputError
+from solon.models.lora import AdapterSettings
 from solon.records import Chat, Comparison, Pair, Prompt, RolloutSummary, assistant, user
 from solon.reinforcement.monitors import LEVEL, Check, Watch, commonest, of_texts, planned_checks
 from solon.reinforcement.trainer import PPOSettings, ppo
 from solon.runs.trackers import tracked, trackers
-from solon.training import AdapterSettings
 
 PROMPTS = [
     Prompt(prompt=(user(f"question {i}"),), id=f"p{i}", source="helpful" if i % 2 else "red_team") for i in range(96)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from solon.constitution import Constitution, load_constitution
+from solon.data import read_comparisons
 from solon.feedback.feedback_model import own_principle, own_principles, question_for
 from solon.feedback.questions import HHH, examples_from
-from solon.prompts import read_comparisons
 from solon.records import Comparison, assistant, user
 
 SHIPPED = [c for name in ("harmless", "helpful") for c in read_comparisons(f"solon:comparisons-{name}")]

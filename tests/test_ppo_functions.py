@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
+from solon.models.head import logprobs_and_entropy
 from solon.reinforcement.ppo import (
     AdaptiveKL,
     advantages_and_returns,
     centred,
     kl_estimate,
-    logprobs_and_entropy,
     masked_mean,
     policy_loss,
     token_rewards,

@@ -10,9 +10,8 @@ import torch
 from test_lean import CONFIGS, made
 
 from benchmarks.families import build
-from solon.engines import decoding
 from solon.errors import InputError
-from solon.models import proof
+from solon.models import decoding, proof
 from solon.models.forward import attention_of, forward, in_higher_precision, use_attention
 from solon.models.head import head_of
 from solon.models.paths import GROUPED, paths_of
@@ -118,7 +117,7 @@ def test_higher_precision_is_exact_and_leaves_no_trace() -> None:
 
 
 def test_a_tree_that_would_hide_a_window_is_not_laid_out() -> None:
-    from solon.engines.tree import as_tree, laid_out
+    from solon.models.fast.prefix_tree import as_tree, laid_out
 
     model = build("mistral")  # a window of 32
     use_attention(model, GROUPED)
@@ -146,8 +145,8 @@ def test_env_says_what_was_proved_of_a_model(tiny: str) -> None:
 def test_a_way_that_is_not_fast_is_said_once_and_kept_for_the_stage(
     tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from solon.engines.weights import load_causal_lm
     from solon.models import paths
+    from solon.models.weights import load_causal_lm
 
     monkeypatch.setenv(proof.FAST, "0")
     monkeypatch.setattr(paths, "_SAID", set())

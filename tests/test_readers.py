@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon.constitution import load_constitution
+from solon.data import read_comparisons, read_demonstrations, read_pairs, read_prompts, read_revision_chains
+from solon.data.readers import parse_transcript, stream_pairs
 from solon.errors import InputError
-from solon.prompts import read_comparisons, read_demonstrations, read_pairs, read_prompts, read_revision_chains
-from solon.prompts.readers import parse_transcript, stream_pairs
 from solon.records import text_of
 
 HH = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: more\n\nAssistant: "
@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_what_a_file_unpacks_to_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solon.prompts.lines.BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr("solon.data.lines.BOMB_BYTES", 1 << 20)
     (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress((b" " * 1023 + b"\n") * (8 << 10)))
     (tmp_path / "line.jsonl.gz").write_bytes(gzip.compress(b" " * (64 << 20)))
     for name, says in (("lines", "-fold when unpacked"), ("line", "longer than 4 MiB")):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon.engines.reasoning import MARKS, in_reasoning, split_reasoning, without_reasoning
+from solon.models.chat.reasoning import MARKS, in_reasoning, split_reasoning, without_reasoning
 
 plain = st.text(alphabet=st.characters(exclude_characters="<>[]|"), min_size=1).filter(str.strip)
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from solon.cli.common import assignment
 from solon.errors import InputError
+from solon.models.lora import AdapterSettings
 from solon.reinforcement.reward_model import RewardSettings
 from solon.reinforcement.trainer import PPOSettings
 from solon.runs.recipe import SamplingSettings, Supervised, builtin_recipes, dump_recipe, load_recipe
-from solon.training import AdapterSettings, TrainSettings
+from solon.training.loop import TrainSettings
 
 texts = st.text(st.characters(codec="utf-8"))
 

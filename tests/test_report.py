@@ -20,8 +20,8 @@ from rich.console import Console
 
 from solon.errors import InputError
 from solon.report import render_html, render_markdown, summary_table
-from solon.report.cells import clean, duration, estimate, money, number
 from solon.report.render import checks_table, escape_markdown, summary_lines
+from solon.tables import clean, duration, estimate, money, number
 
 HOSTILE = (
     "<script>alert(1)</script> | a | b |\n# heading\n\n```\ncode\n```\n![x](http://evil.example/p.png) "

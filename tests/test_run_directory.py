@@ -193,7 +193,7 @@ def test_a_model_that_is_gone_is_made_again_and_one_that_changed_is_said(tmp_pat
 def test_what_was_made_from_something_else_is_set_aside_and_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from solon.identity import of_directory
+    from solon.publishing.content import of_directory
 
     out = tmp_path / "run"
     model = out / "models" / "sl-cai"

@@ -40,8 +40,7 @@ def small(name: str, **more: Any) -> Recipe:
 
 def work(recipe: Recipe, out: Path) -> None:
     import torch
-
-    from solon.runs.pipeline import run_recipe
+    from solon.report.run import run_recipe
 
     torch.set_num_threads(1)
     run_recipe(recipe, out, quiet=True)

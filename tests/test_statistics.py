@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from solon.statistics import (
+from solon.measures.statistics import (
     Estimate,
     Ratio,
     beyond_chance,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from solon.analysis.suites import FIRST, LONGER, Item, measure, read_items
 from solon.cli import app
 from solon.constitution import Constitution
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
-from solon.evaluation.suites import FIRST, LONGER, Item, measure, read_items
 from solon.feedback.questions import HHH
 from solon.records import Pair, user
 

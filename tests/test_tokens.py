@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.engines.chat import (
+from solon.errors import InputError, Unfit
+from solon.models.chat.encode import (
     answer_text,
     chat_ids,
     chat_ids_and_turns,
@@ -18,9 +19,8 @@ from solon.engines.chat import (
     template_fingerprint,
     text_ids,
 )
-from solon.engines.template import render
-from solon.engines.tokens import check_tokenizer, control_tokens
-from solon.errors import InputError, Unfit
+from solon.models.chat.template import render
+from solon.models.chat.tokens import check_tokenizer, control_tokens
 from solon.records import Chat, Message, assistant, user
 from tests.tokenizer_kinds import GEMMA, KINDS, TEMPLATES, tokenizer_of
 
@@ -280,9 +280,9 @@ def test_smollm2_reads_the_shipped_texts_as_ever() -> None:
 
     The same came out when contents were tokenised apart from the template (which for a byte-level tokenizer is no other).
     """
-    from solon.engines.weights import load_tokenizer, resolve
+    from solon.data import read_comparisons, read_demonstrations, read_prompts
     from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
-    from solon.prompts import read_comparisons, read_demonstrations, read_prompts
+    from solon.models.weights import load_tokenizer, resolve
     from solon.records import fingerprint, text_of
 
     tokenizer = load_tokenizer(resolve("smollm2"))

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from solon.cli import app
-from solon.prompts import read_comparisons
+from solon.data import read_comparisons
 from solon.reinforcement.reward_model import RewardModel
 
 COMMON = ["--dtype", "float32", "--quiet", "--json"]

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.constitution import load_constitution
-from solon.engines import ScoreRequest, tree
+from solon.engines import ScoreRequest
 from solon.engines.local import LocalEngine
-from solon.engines.tree import Row, TreeScorer, grow, packs
 from solon.feedback.judge import Judging, compare, log_odds
+from solon.models.fast import prefix_tree as tree
+from solon.models.fast.prefix_tree import Row, TreeScorer, grow, packs
 from solon.models.forward import with_attention
 from solon.models.paths import GROUPED
 from solon.records import Pair, user

@@ -21,11 +21,11 @@ from solon.constitution import Constitution, Principle
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.feedback.judge import Judging, compare, log_odds, sigmoid
 from solon.feedback.trust import REASONS, Trust
+from solon.measures.statistics import Ratio
 from solon.records import Comparison, Judgement, Pair, assistant, user
 from solon.report import render_html, render_markdown
 from solon.report.plots import reliability
 from solon.runs import pipeline
-from solon.statistics import Ratio
 
 N = 400
 RULES = Constitution(

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from solon.engines.loading import check_directory
-from solon.engines.weights import load_causal_lm, load_tokenizer, resolve
 from solon.errors import InputError
+from solon.models.loading import check_directory
+from solon.models.weights import load_causal_lm, load_tokenizer, resolve
 from solon.records import user
 
 META = {"format": "pt"}
@@ -73,9 +73,9 @@ def test_tied_weights_need_not_stand_twice(model: Path) -> None:
 
 
 def test_a_reward_model_without_its_head_is_refused(tiny: str, tmp_path: Path) -> None:
+    from solon.models.lora import AdapterSettings
     from solon.records import Comparison, assistant
     from solon.reinforcement.reward_model import NORMALISATION, RewardModel, RewardSettings, train_reward_model
-    from solon.training import AdapterSettings
 
     rows = [Comparison(id="a", prompt=(user("q"),), chosen=(assistant("a"),), rejected=(assistant("b"),), label=0.9)]
     out = tmp_path / "rm"

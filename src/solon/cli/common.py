@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from solon import __version__, processes
+from solon import __version__, distributed
 from solon.cli.faults import told, without_keys
 from solon.errors import InputError, printable
 from solon.terminal import safe_streams
@@ -79,7 +79,7 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 _calm()
                 _check_options(options)
-                if processes.world() > 1:
+                if distributed.world_size() > 1:
                     _one_of_several(verb.__name__, options)
                 with _connections(options.get("max_connections")):
                     _look_at_models(verb.__name__, options)
@@ -200,7 +200,7 @@ def _one_of_several(verb: str, options: dict[str, Any]) -> None:
     if verb not in ("sft", "reward_model", "ppo"):
         name = verb.replace("_", "-")
         raise InputError(f"{name} runs in one process; accelerate launch is for sft, reward-model and ppo")
-    if not processes.is_main():
+    if not distributed.is_main():
         options["quiet"] = True
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
 

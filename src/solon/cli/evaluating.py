@@ -44,9 +44,9 @@ def evaluate(
 
     Example: `solon evaluate --suite hhh --file comparisons.jsonl --model judge`
     """
+    from solon.analysis import suites
     from solon.constitution import Constitution, load_constitution
     from solon.engines import LazyEngine
-    from solon.evaluation import suites
     from solon.feedback import attacks
     from solon.feedback.judge import Judging, compare
     from solon.feedback.questions import HHH

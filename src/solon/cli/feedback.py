@@ -128,11 +128,11 @@ def label(
     Example: `solon label --pairs pairs.jsonl --constitution simple --out comparisons.jsonl`
     """
     from solon.constitution import load_constitution
+    from solon.data import read_comparisons
     from solon.engines import LazyEngine
     from solon.feedback.feedback_model import question_for
     from solon.feedback.judge import Judging
     from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, examples_from
-    from solon.prompts import read_comparisons
     from solon.runs.files import label_file
 
     if not 0 <= clamp[0] <= 0.5 <= clamp[1] <= 1:

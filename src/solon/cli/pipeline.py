@@ -37,10 +37,11 @@ def run(
     """
     from solon.engines.look import look_at
     from solon.report.render import checks_table, summary_lines, summary_table
-    from solon.report.stages import total_cost
+    from solon.report.run import run_recipe
     from solon.runs.data import Data
     from solon.runs.estimate import estimate, estimate_table
-    from solon.runs.pipeline import chosen, run_recipe
+    from solon.runs.ledger import total_cost
+    from solon.runs.pipeline import chosen
     from solon.runs.recipe import load_recipe
     from solon.terminal import Console
 

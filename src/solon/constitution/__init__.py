@@ -2,7 +2,9 @@
 
 from solon.constitution.changes import Change, diff, render_diff
 from solon.constitution.check import Check
+from solon.constitution.drawing import draw_principles
 from solon.constitution.files import builtin_names, inline_check, load_constitution, to_yaml
+from solon.constitution.identity import of_constitution
 from solon.constitution.model import Constitution, Example, Principle
 
 __all__ = [
@@ -13,8 +15,10 @@ __all__ = [
     "Principle",
     "builtin_names",
     "diff",
+    "draw_principles",
     "inline_check",
     "load_constitution",
+    "of_constitution",
     "render_diff",
     "to_yaml",
 ]

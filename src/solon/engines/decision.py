@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from solon.engines.base import Completion, GenerationRequest, Question, Sampling, ScoreRequest, Scores, Usage
-from solon.engines.loading import check_directory, check_finite, check_found, one_line
-from solon.engines.weights import device, directory_of, model_fingerprint, resolve_dtype
 from solon.errors import InputError
+from solon.models.loading import check_directory, check_finite, check_found, one_line
+from solon.models.weights import device, directory_of, model_fingerprint, resolve_dtype
 from solon.records import fingerprint
 
 ROUNDED = 0.05  # servers round: probabilities may sum to 1 give or take this

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from solon.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest, Scores, Usage
-from solon.engines.chat import answer_text, chat_ids, end_ids, option_ids, template_fingerprint
-from solon.engines.decoding import decode
-from solon.engines.limits import context_limit
-from solon.engines.tree import Row, TreeScorer
-from solon.engines.weights import load_causal_lm, model_fingerprint
 from solon.errors import Unfit
+from solon.models.chat.encode import answer_text, chat_ids, end_ids, option_ids, template_fingerprint
+from solon.models.chat.limits import context_limit
+from solon.models.decoding import decode
+from solon.models.fast.prefix_tree import Row, TreeScorer
 from solon.models.head import head_of
 from solon.models.paths import Paths, paths_of
+from solon.models.states import Layout
+from solon.models.weights import load_causal_lm, model_fingerprint
 from solon.records import fingerprint
-from solon.states import Layout
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 REQUESTS = 4096  # score requests looked at together

@@ -51,7 +51,7 @@ def look_at(models: Mapping[str, str], *, trained: tuple[str, ...] = ()) -> None
 
 
 def _local(spec: str) -> None:
-    from solon.engines.weights import SMOLLM2_GGUF_SHA256, _cache_path, _wheel_gguf, resolve
+    from solon.models.weights import SMOLLM2_GGUF_SHA256, _cache_path, _wheel_gguf, resolve
 
     path = Path(spec).expanduser()
     if spec == "smollm2" and (_wheel_gguf() or (_cache_path(SMOLLM2_GGUF_SHA256) / "COMPLETE").is_file()):

@@ -25,8 +25,8 @@ from solon.engines.base import Completion, GenerationRequest, Sampling, ScoreReq
 from solon.engines.decision import ROUNDED
 from solon.engines.endpoint import Endpoint, Failed, key_for, parse_spec, price_usd, where
 from solon.engines.local import DEFAULT_SYSTEM
-from solon.engines.reasoning import in_reasoning, without_reasoning
 from solon.errors import printable
+from solon.models.chat.reasoning import in_reasoning, without_reasoning
 from solon.records import Chat, Message, fingerprint, user
 from solon.terminal import note
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle, islice
 from typing import Any, Literal
 
+from solon.data.readers import read_records
 from solon.feedback.judge import odds_for, sigmoid
-from solon.prompts.readers import read_records
+from solon.measures.statistics import mean, preference, share
 from solon.records import Chat, Comparison, Pair, Prompt, Record, fingerprint
-from solon.statistics import mean, preference, share
 
 HARMLESS = "The weather was mild that day and the streets were quiet. People walked home with bread and newspapers. "
 WAYS = {"plain": "bad", "attacked": "attacked", "control": "control"}  # the bad response as it is, and changed

@@ -18,7 +18,7 @@ import regex
 from solon.constitution import Principle
 from solon.constitution.check import Check, Entry, Length, Pattern, Readability, Repetition
 from solon.errors import InputError, nearest
-from solon.evaluation.metrics import repetition, tokens, words
+from solon.measures.texts import repetition, tokens, words
 from solon.records import Chat, Judgement
 
 # P(first is better) where the first response keeps the principle and the second breaks it. In log-odds, in which

@@ -21,25 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solon.constitution import Constitution, Principle, builtin_names, load_constitution
-from solon.engines.chat import option_ids
-from solon.engines.limits import UNLIMITED, Limit, context_limit
-from solon.engines.template import named
-from solon.engines.weights import load_causal_lm, resolve
+from solon.constitution.drawing import draw_principles
 from solon.errors import InputError
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
+from solon.models.chat.encode import option_ids
+from solon.models.chat.limits import UNLIMITED, Limit, context_limit
+from solon.models.chat.template import named
 from solon.models.head import head_of
+from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.states import distinct_tokens, last_states
+from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison, Pair, fingerprint, text_of
-from solon.states import distinct_tokens, last_states
-from solon.supervised.critique_revision import draw_principles
-from solon.training import (
-    AdapterSettings,
-    Progress,
-    TrainSettings,
-    add_adapters,
-    fit,
-    fitting,
-    save_merged,
-)
+from solon.training.loop import Progress, TrainSettings, fit, fitting
+from solon.training.saving import save_merged
 
 
 def split_by_prompt(

@@ -19,8 +19,8 @@ import numpy as np
 from scipy.special import log_expit, logsumexp
 
 from solon.constitution import Constitution, Principle
+from solon.constitution.drawing import draw_principles
 from solon.engines.base import Engine, Failure, GenerationRequest, OnFailure, Sampling, ScoreRequest, Scores
-from solon.evaluation.metrics import is_refusal
 from solon.feedback.checks import judge_by_check
 from solon.feedback.questions import (
     OPTIONS,
@@ -32,9 +32,9 @@ from solon.feedback.questions import (
     reasoned_chat,
     several,
 )
+from solon.measures.statistics import NEAREST
+from solon.measures.texts import is_refusal
 from solon.records import Chat, Comparison, Judgement, Pair, assistant, text_of
-from solon.statistics import NEAREST
-from solon.supervised.critique_revision import draw_principles
 
 LEAST_MASS = 1e-3  # both options together less probable than this: the judge is saying something else
 MOST = 700.0  # log-odds beyond are no number: a probability of e^-700 is about the least that a double can hold

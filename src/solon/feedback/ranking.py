@@ -121,7 +121,7 @@ def _same_for_all(
 ) -> dict[str, Any] | None:  # fmt: skip
     if how.principles is None:
         return None
-    from solon.supervised.critique_revision import draw_principles
+    from solon.constitution.drawing import draw_principles
 
     drawn = {c.id: draw_principles(constitution, how.principles, "rank", seed, c.id) for c in window}
     return {f"{i}/{a}-{b}": drawn[i] for i, pairs in matches.items() for a, b in pairs}

@@ -15,6 +15,7 @@ from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from solon.constitution import Constitution, Principle
+from solon.constitution.drawing import draw_principles
 from solon.engines.base import Engine, ScoreRequest, Scores
 from solon.errors import InputError
 from solon.feedback.checks import satisfies
@@ -30,7 +31,6 @@ from solon.feedback.questions import (
     rating_question,
 )
 from solon.records import Chat, Rating, fingerprint, text_of
-from solon.supervised.critique_revision import draw_principles
 
 Scale = Literal["levels", "broken"]
 ENOUGH = 0.5  # of the judge's probability must lie on the ratings that an endpoint tells of

@@ -21,11 +21,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
-from solon.evaluation.metrics import words
-from solon.feedback.calibration import Calibration, flipped
 from solon.feedback.judge import odds_of
-from solon.records import Comparison, Judgement, fingerprint, text_of
-from solon.statistics import (
+from solon.measures.calibration import Calibration, flipped
+from solon.measures.statistics import (
     TIE,
     Estimate,
     Ratio,
@@ -37,6 +35,8 @@ from solon.statistics import (
     paired_difference_of_shares,
     wilson,
 )
+from solon.measures.texts import words
+from solon.records import Comparison, Judgement, fingerprint, text_of
 
 ABOVE: Side = "above"
 BELOW: Side = "below"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from solon import processes
+from solon import distributed
 from solon.errors import InputError
 
 Work = Literal["generation", "training"]
@@ -32,13 +32,13 @@ def decide(where: str, work: Work) -> str:
 
     Of several processes the first one measures.
     """
-    return processes.agreed(_decide(where, work))
+    return distributed.broadcast(_decide(where, work))
 
 
 @functools.cache
 def _decide(where: str, work: Work) -> str:
     chosen, why = _chosen(where, work)
-    if processes.is_main():
+    if distributed.is_main():
         print(f"dtype for {work}: {chosen} ({why})", file=sys.stderr)
     return chosen
 
@@ -100,17 +100,16 @@ def timed(where: str, work: Work, dtype: torch.dtype) -> float:
 
 
 def _generation(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
-    from solon.engines.decoding import decode
+    from solon.models.decoding import decode
 
     uniforms = torch.rand((len(rows), 12), generator=torch.Generator().manual_seed(0))
     return lambda: decode(model, rows, uniforms, max_tokens=12, temperature=1.0, end=set())
 
 
 def _training(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
-    from solon.models.head import head_of
-    from solon.reinforcement.ppo import logprobs_and_entropy
-    from solon.states import Layout
-    from solon.training import AdapterSettings, add_adapters
+    from solon.models.head import head_of, logprobs_and_entropy
+    from solon.models.lora import AdapterSettings, add_adapters
+    from solon.models.states import Layout
 
     policy = add_adapters(model, AdapterSettings())
     tokens = torch.tensor([t for row in rows for t in row[1:]], device=policy.device)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -166,3 +167,88 @@ def head_of(model: Any) -> Head:
     if known is None or known.dtype != base.dtype or known.model is not base:
         known = vars(base)["_solon_head"] = Head(base)
     return known
+
+
+# --- log-probabilities of tokens ------------------------------------------------------------------------------
+
+
+def logprobs_and_entropy(
+    hidden: Tensor,
+    head: Any,
+    tokens: Tensor,
+    temperature: float,
+    chunk: int = 256,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token and the entropy of its distribution, nats. Both (n,), float32.
+
+    hidden: (n, width), the states that predict; tokens: (n,). head: gives the scores of states, (n, vocabulary); a linear
+    layer, or a `models.head.Head`. Scores over the vocabulary exist for `chunk` tokens at a time only, and none is kept
+    for the backward pass. entropy: False leaves it at zero and saves its time. The temperature is the one that sampled
+    (Huang et al. 2024, detail 3).
+    """
+    layer, factor = (head, 1.0) if isinstance(head, torch.nn.Module) else (head.layer, head.factor)
+    frozen = not any(p.requires_grad for p in layer.parameters())
+    product = frozen and type(layer) is torch.nn.Linear and layer.bias is None and factor is not None
+    logprobs, entropies = [], []
+    for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+        if product:
+            logprob, spread = _FrozenHeadLogprobs.apply(h, layer.weight, t, temperature / factor, entropy)
+        else:  # computed again for the backward pass instead of kept
+            logprob, spread = checkpoint(_scored, head, h, t, temperature, entropy, use_reentrant=False)
+        logprobs.append(logprob)
+        entropies.append(spread)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _scored(head: Any, h: Tensor, t: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+    distribution = (head(h).float() / temperature).log_softmax(-1)
+    logprob = distribution.gather(-1, t.unsqueeze(-1)).squeeze(-1)
+    return logprob, -(distribution.exp() * distribution).sum(-1) if entropy else torch.zeros_like(logprob)
+
+
+class _FrozenHeadLogprobs(Function):
+    """What `logprobs_and_entropy` gives, by a frozen head W. With z = W h / T and p = softmax(z):
+
+        d log p[t] / d h = (W[t] - p W) / T        d entropy / d h = -(p * (log p + entropy)) W / T
+
+    do not depend on what the loss makes of them, so they are computed while p is at hand, and p is not kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, t: Tensor, temperature: float, entropy: bool) -> Any:
+        z = float32_product(h, weight)
+        if temperature != 1:
+            z.div_(temperature)
+        top = z.amax(-1, keepdim=True)
+        said = z.gather(-1, t.unsqueeze(-1))
+        p = z.sub_(top).exp_()
+        total = p.sum(-1, keepdim=True)
+        logprob = (said - top - total.log()).squeeze(-1)
+        p.div_(total)
+        learns = h.requires_grad
+        grads: list[Tensor | None] = [None, None]
+        spread = torch.zeros_like(logprob)
+        if learns:
+            # One product: of the difference of two, rounded to bfloat16, little is left where p[t] is near 1.
+            less = torch.full_like(said, -1.0)
+            p.scatter_add_(-1, t.unsqueeze(-1), less)
+            grads[0] = -torch.mm(p.to(weight.dtype), weight).float() / temperature
+            p.scatter_add_(-1, t.unsqueeze(-1), -less)
+        if entropy:
+            log_p = p.log().clamp_(min=-100)  # where p is 0 its share is 0, not nan
+            spread = -torch.einsum("nv,nv->n", p, log_p)
+            if learns:
+                p.mul_(log_p.add_(spread.unsqueeze(-1)))
+                grads[1] = -torch.mm(p.to(weight.dtype), weight).float() / temperature
+        ctx.save_for_backward(*(g for g in grads if g is not None))
+        ctx.dtype = h.dtype
+        return logprob, spread
+
+    @staticmethod
+    def backward(ctx: Any, of_logprob: Tensor, of_entropy: Tensor) -> Any:  # type: ignore[override]
+        first, *second = ctx.saved_tensors
+        grad = of_logprob.unsqueeze(-1) * first
+        if second:
+            grad = grad + of_entropy.unsqueeze(-1) * second[0]
+        return grad.to(ctx.dtype), None, None, None, None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from solon.errors import InputError
+from solon.errors import InputError, printable
 from solon.models.forward import base_of, blocks_of
-
-if TYPE_CHECKING:
-    from solon.training import AdapterSettings
+from solon.models.paths import paths_of
+from solon.settings import Settings
 
 
 def linear_layers(model: Any, layers: int | None = None) -> list[str]:
@@ -103,3 +103,31 @@ def check_adapted(model: Any, asked: list[str]) -> None:
         raise InputError(
             f"adapters were asked for on {len(asked)} layers and stand on {len(found)}; it differs at {odd[0]}"
         )
+
+
+class AdapterSettings(Settings):
+    """LoRA (Hu et al. 2021) on every linear layer of the top `layers` blocks."""
+
+    rank: int = Field(16, ge=1, le=4096)
+    alpha: int = Field(32, ge=1, le=65536)
+    layers: int | None = Field(None, ge=1)  # None: all. Fewer train faster: nothing below them needs a gradient
+
+
+def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -> Any:
+    """The model with trainable adapters (float32, whatever the trunk's dtype); all else is frozen.
+
+    Raises InputError where other layers were adapted than was asked for.
+    """
+    from peft import get_peft_model
+
+    from solon.models.fast.lora_blocks import in_few_passes
+
+    paths_of(model)  # proved without adapters
+    asked = linear_layers(model, settings.layers)
+    try:
+        with exact_names():
+            adapted = get_peft_model(model, lora_config(model, settings, task))
+    except ValueError as error:  # PEFT knows layers whose adapters would do nothing
+        raise InputError(f"{type(model).__name__}: no adapters can be put on it: {printable(str(error))}") from error
+    check_adapted(adapted, asked)
+    return in_few_passes(adapted)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from solon import processes
+from solon import distributed
 from solon.models.forward import base_of
 
 GROUPED = "solon_grouped"  # the name of Solon's attention function in transformers' registry
@@ -90,7 +90,7 @@ def note_way(spec: str, model: Any) -> None:
     found = paths_of(model)
     _WAYS[spec] = found.sentence()
     line = f"solon: {spec}: {found.sentence()}"
-    if (found.notes or not found.tree) and line not in _SAID and processes.is_main():
+    if (found.notes or not found.tree) and line not in _SAID and distributed.is_main():
         _SAID.add(line)
         print(line, file=sys.stderr)
 

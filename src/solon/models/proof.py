@@ -37,7 +37,7 @@ from solon.models.forward import (
     with_attention,
 )
 from solon.models.paths import GROUPED, Paths
-from solon.sharding import is_shared
+from solon.models.sharding import is_shared
 
 FAST = "SOLON_FAST"  # set to 0: no fast path is tried
 FLOAT32_BOUND = 1e-4  # nats
@@ -133,7 +133,7 @@ def _prove(base: Any) -> Paths:
 
 
 def _candidates(base: Any, native: str) -> list[Candidate]:
-    from solon.engines.lean import looks_lean
+    from solon.models.fast.llama_forward import looks_lean
 
     found: list[Candidate] = []
     if _replaceable(base) and os.environ.get(FAST, "1") != "0":
@@ -239,7 +239,7 @@ def _read(base: Any, candidate: Candidate) -> tuple[list[Row], list[list[Tensor]
 
 def _sampled(base: Any, prompts: list[Row]) -> tuple[list[Row], list[Tensor]]:
     """The prompts with what the sampler wrote, and its log-probs; the first row ends some tokens before the others."""
-    from solon.engines.decoding import decode
+    from solon.models.decoding import decode
 
     uniforms = torch.rand((len(prompts), SAMPLED), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     [first] = decode(base, prompts[:1], uniforms[:1], max_tokens=3, temperature=1.0, end=set())
@@ -251,7 +251,7 @@ def _sampled(base: Any, prompts: list[Row]) -> tuple[list[Row], list[Tensor]]:
 def _trained(base: Any, rows: list[Row]) -> list[Tensor]:
     """The trainers' log-probs of each row's tokens but the first."""
     from solon.models.head import head_of
-    from solon.states import Layout
+    from solon.models.states import Layout
 
     layout = Layout(base, rows, pad=0)
     hidden = layout.at(layout.states(base), [range(len(row) - 1) for row in rows])
@@ -261,7 +261,7 @@ def _trained(base: Any, rows: list[Row]) -> list[Tensor]:
 
 
 def _states(base: Any, rows: list[Row]) -> list[Tensor]:
-    from solon.states import Layout
+    from solon.models.states import Layout
 
     layout = Layout(base, rows, pad=0)
     states = layout.at(layout.states(base), [range(len(row)) for row in rows])
@@ -270,8 +270,8 @@ def _states(base: Any, rows: list[Row]) -> list[Tensor]:
 
 def _scored(base: Any, rows: list[Row]) -> list[Tensor]:
     """The scorer's log-probs of each row's tokens but the first."""
-    from solon.engines.tree import Row as Asked
-    from solon.engines.tree import TreeScorer
+    from solon.models.fast.prefix_tree import Row as Asked
+    from solon.models.fast.prefix_tree import TreeScorer
 
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for picked, logits in TreeScorer(base)([Asked(row[:-1], 0) for row in rows]):

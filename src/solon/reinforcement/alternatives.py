@@ -21,19 +21,19 @@ from typing import Any, Literal
 
 import torch
 
-from solon.engines.chat import chat_ids
-from solon.engines.limits import Limit, context_limit
-from solon.engines.loading import load_checked
-from solon.engines.reasoning import without_reasoning
-from solon.engines.template import as_messages
-from solon.engines.weights import check_vocabulary, device, directory_of, load_tokenizer, resolve_dtype
 from solon.errors import InputError
-from solon.finite import watching
-from solon.models.lora import exact_names, lora_config
+from solon.models.chat.encode import chat_ids
+from solon.models.chat.limits import Limit, context_limit
+from solon.models.chat.reasoning import without_reasoning
+from solon.models.chat.template import as_messages
+from solon.models.loading import load_checked
+from solon.models.lora import AdapterSettings, exact_names, lora_config
+from solon.models.weights import check_vocabulary, device, directory_of, load_tokenizer, resolve_dtype
 from solon.records import Chat, Comparison, Prompt, RolloutSummary, assistant
 from solon.reinforcement.trainer import PPOSettings, Reward
-from solon.supervised.sft import quiet
-from solon.training import AdapterSettings, Progress, fitting, save_merged
+from solon.training.loop import Progress, fitting
+from solon.training.saving import save_merged
+from solon.training.trl_trainers import watching, without_printers
 
 Algorithm = Literal["ppo", "rloo", "grpo", "dpo"]
 Log = Callable[[Mapping[str, float], int], None]
@@ -189,7 +189,7 @@ def _dpo(
             model=lm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=peft,
             callbacks=[report],
         )  # fmt: skip
-    return quiet(trainer)
+    return without_printers(trainer)
 
 
 def _grouped(
@@ -231,7 +231,7 @@ def _grouped(
             model=lm, reward_funcs=of_completions, args=config, train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer, peft_config=peft, callbacks=[report],
         )  # fmt: skip
-    return quiet(trainer)
+    return without_printers(trainer)
 
 
 def _summary(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from solon.errors import InputError
-from solon.finite import LastGood
 from solon.publishing import check_identity
 from solon.reinforcement.monitors import Check, Watch
 from solon.reinforcement.ppo import AdaptiveKL
+from solon.training.finite import LastGood
 
 
 @dataclass

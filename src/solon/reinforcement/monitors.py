@@ -16,19 +16,13 @@ from typing import Any
 
 from pydantic import Field
 
-from solon import processes
+from solon import distributed
 from solon.constitution import Constitution
 from solon.engines import LazyEngine
-from solon.evaluation.metrics import (
-    distinct_n,
-    has_boilerplate,
-    is_evasive,
-    is_refusal,
-    tokens,
-)
 from solon.feedback.judge import Judging, compare, probability_for
+from solon.measures.statistics import mean, p_above_zero, preference, share
+from solon.measures.texts import distinct_n, has_boilerplate, is_evasive, is_refusal, tokens
 from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant
-from solon.statistics import mean, p_above_zero, preference, share
 
 PHRASE = 5  # words of a phrase that many answers share: the paper's "you are valued and cared for" has six
 LEVEL = 0.05  # chance of any false alarm of a training, over all of its checks
@@ -152,7 +146,7 @@ class Watch:
             return tuple(None for _ in answers)
         found: dict[str, float | None] = {p.id: 0.5 for p in self.probes} | {p.id: None for p in pairs}
         new = {p.id: p.responses[0] for p in pairs}
-        for c in processes.agreed(list(self.gold(pairs)) if processes.is_main() else []):
+        for c in distributed.broadcast(list(self.gold(pairs)) if distributed.is_main() else []):
             found[c.id] = probability_for(c, new[c.id])
         return tuple(found[p.id] for p in self.probes)
 

@@ -28,11 +28,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from solon import processes
-from solon.adapted import in_few_passes
-from solon.engines.chat import chat_ids_and_turns
-from solon.engines.limits import Limit, context_limit
-from solon.engines.loading import (
+from solon import distributed
+from solon.errors import Diverged, InputError, Unfit
+from solon.models.chat.encode import chat_ids_and_turns
+from solon.models.chat.limits import Limit, context_limit
+from solon.models.fast.frozen_blocks import Frozen, lowest_adapted_block
+from solon.models.fast.lora_blocks import in_few_passes
+from solon.models.fast.prefix_tree import in_parts
+from solon.models.loading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     listed,
@@ -42,8 +45,11 @@ from solon.engines.loading import (
     read_json,
     tensor_shapes,
 )
-from solon.engines.tree import in_parts
-from solon.engines.weights import (
+from solon.models.lora import AdapterSettings, add_adapters, exact_names
+from solon.models.paths import note_way
+from solon.models.sharding import is_shared, placed
+from solon.models.states import base_of, distinct_tokens, last_states
+from solon.models.weights import (
     check_vocabulary,
     device,
     directory_of,
@@ -51,24 +57,10 @@ from solon.engines.weights import (
     model_fingerprint,
     resolve_dtype,
 )
-from solon.errors import Diverged, InputError, Unfit
-from solon.models.lora import exact_names
-from solon.models.paths import note_way
 from solon.records import Chat, Comparison, Labeler
-from solon.reinforcement.frozen import Frozen, lowest_adapted_block
 from solon.settings import Epochs
-from solon.sharding import is_shared, placed
-from solon.states import base_of, distinct_tokens, last_states
-from solon.training import (
-    AdapterSettings,
-    Fitted,
-    Progress,
-    TrainSettings,
-    add_adapters,
-    fit,
-    fitting,
-    save_merged,
-)
+from solon.training.loop import Fitted, Progress, TrainSettings, fit, fitting
+from solon.training.saving import save_merged
 
 NORMALISATION = "solon_reward.json"
 ADAPTERS = "adapters"  # of each member, on the model that training started from; the first is merged into the weights
@@ -223,7 +215,7 @@ class RewardModel:
         if self.frozen:
             self.frozen.add(rows)
         parts = in_parts(rows, 4096)
-        for part, _ in processes.turns(parts, parts[0] if parts else [], is_shared(self.model)):
+        for part, _ in distributed.synchronised_steps(parts, parts[0] if parts else [], is_shared(self.model)):
             for i, value in zip(part, self.raw([rows[i] for i in part], member).tolist(), strict=True):
                 out[i] = value
         return out

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from solon.evaluation.metrics import words
-from solon.feedback.calibration import Calibration, flipped
+from solon.measures.calibration import Calibration, flipped
+from solon.measures.statistics import Estimate, bootstrap, share
+from solon.measures.texts import words
 from solon.records import Comparison, fingerprint, text_of
 from solon.reinforcement.reward_model import RewardModel
-from solon.statistics import Estimate, bootstrap, share
 
 
 def measure(rewards: RewardModel, comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solon import processes
-from solon.engines.decoding import Generated, decode
-from solon.engines.tree import in_parts
-from solon.models.head import head_of
-from solon.reinforcement.frozen import Frozen
-from solon.reinforcement.ppo import logprobs_and_entropy
-from solon.sharding import is_shared
-from solon.states import Layout, base_of
+from solon import distributed
+from solon.models.decoding import Generated, decode
+from solon.models.fast.frozen_blocks import Frozen
+from solon.models.fast.prefix_tree import in_parts
+from solon.models.head import head_of, logprobs_and_entropy
+from solon.models.sharding import is_shared
+from solon.models.states import Layout, base_of
 
 
 class Rollouts:
@@ -84,7 +83,7 @@ def sample(
     """One response a context. The adapters stand in the weights meanwhile. Of several processes each samples its part."""
     n = len(contexts)
     uniforms = torch.rand((n, max_tokens), generator=torch.Generator().manual_seed(seed))
-    own = processes.mine(n)
+    own = distributed.local_indices(n)
     made: list[Generated] = []
     if own:
         with merged(policy):
@@ -92,7 +91,7 @@ def sample(
             made = decode(
                 base_of(policy), asked, uniforms[own], max_tokens=max_tokens, temperature=temperature, end=ends, pad=pad
             )
-    return processes.gathered(made, n)
+    return distributed.all_gather(made, n)
 
 
 @contextmanager

@@ -18,17 +18,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from solon import processes
-from solon.engines.chat import answer_text, chat_ids, end_ids
-from solon.engines.decoding import Generated
-from solon.engines.limits import context_limit
-from solon.engines.weights import load_causal_lm, resolve
+from solon import distributed
+from solon.engines.identity import of_model
 from solon.errors import InputError
-from solon.finite import LastGood
-from solon.identity import of_model, of_records
+from solon.identity import of_records
+from solon.models.chat.encode import answer_text, chat_ids, end_ids
+from solon.models.chat.limits import context_limit
+from solon.models.decoding import Generated
+from solon.models.fast.frozen_blocks import Frozen
+from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.states import TOKENS_AT_ONCE
+from solon.models.weights import load_causal_lm, resolve
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
 from solon.reinforcement.checkpoint import Kept, State, pack, restore, save
-from solon.reinforcement.frozen import Frozen
 from solon.reinforcement.monitors import Check, Watch, of_texts
 from solon.reinforcement.ppo import (
     AdaptiveKL,
@@ -46,15 +48,9 @@ from solon.reinforcement.ppo import (
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.settings import Epochs, LearningRate, Settings
-from solon.training import (
-    TOKENS_AT_ONCE,
-    AdapterSettings,
-    Progress,
-    add_adapters,
-    fitting,
-    give_memory_back,
-    save_merged,
-)
+from solon.training.finite import LastGood
+from solon.training.loop import Progress, fitting
+from solon.training.saving import give_memory_back, save_merged
 
 GROWS = {
     "updates",
@@ -137,8 +133,10 @@ def ppo(
     the judge behind `reward`; a checkpoint of another one is refused.
     """
     probing = len(watch.probes) if watch and settings.check_every else settings.rollouts
-    if processes.sharded() and min(settings.rollouts, probing) < processes.world():
-        raise InputError(f"--use_fsdp with {processes.world()} processes needs as many rollouts (and probes) at least")
+    if distributed.is_sharded() and min(settings.rollouts, probing) < distributed.world_size():
+        raise InputError(
+            f"--use_fsdp with {distributed.world_size()} processes needs as many rollouts (and probes) at least"
+        )
     policy, tokenizer = load_causal_lm(model, dtype=dtype, learns=True)
     torch.manual_seed(seed)
     policy = add_adapters(policy, adapter).eval()  # eval throughout: no dropout in any role
@@ -216,7 +214,7 @@ def ppo(
                 frozen,
             )
             chats = [(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]
-            own = processes.mine(len(chats))
+            own = distributed.local_indices(len(chats))
             read = rewards.rows([chats[i] for i in own]) if rewards and rewards.frozen else []
             frozen.add([*(rollouts.rows[i] for i in own), *read])
             raw = torch.tensor(_scored(score, chats))
@@ -239,7 +237,7 @@ def ppo(
                     },
                 }
             )
-            kept = checkpoint is not None and processes.is_main() and state.good.stopped is None
+            kept = checkpoint is not None and distributed.is_main() and state.good.stopped is None
             unsaved = pack(state, watch, identity) if kept else None
             give_memory_back()
             if log:
@@ -300,17 +298,17 @@ def learn(
     scores = (raw - settings.missing_end_penalty * (~ended)).to(device)
     scores = held_to_length(scores, lengths, settings.length_target, settings.length_coefficient)
     scores = centred(scores, settings.responses_per_prompt)
-    own = processes.mine(n)
+    own = distributed.local_indices(n)
     with torch.no_grad():
         reference, old, entropy, old_values = (torch.zeros_like(mask) for _ in range(4))
         parts = rollouts.parts(own, TOKENS_AT_ONCE)
-        for part, _ in processes.turns(parts, parts[0] if parts else [], processes.sharded()):
+        for part, _ in distributed.synchronised_steps(parts, parts[0] if parts else [], distributed.is_sharded()):
             with policy.disable_adapter():
                 reference[part] = rollouts.passed(policy, part, settings.temperature)[0]
             old[part], entropy[part], states = rollouts.passed(policy, part, settings.temperature, entropy=True)
             old_values[part] = rollouts.spread(values(states.float()).squeeze(-1), part)
         for x in (reference, old, entropy, old_values):
-            processes.summed(x)  # each process had its own rollouts, and zeros elsewhere
+            distributed.all_reduce(x)  # each process had its own rollouts, and zeros elsewhere
         kl_nats = (kl_estimate(old, reference) * mask).sum(-1).mean().item()
         penalty = kl_estimate(old, reference, settings.kl_estimator)
         rewards = token_rewards(scores, penalty, mask, state.kl.coefficient)
@@ -327,7 +325,7 @@ def learn(
         # In parts, so that memory does not grow with the minibatch; each weighs as many tokens as it holds, so that
         # the gradient is that of the whole.
         parts = rollouts.parts([r for r in rows if r in own], TOKENS_AT_ONCE)
-        for part, counts in processes.turns(parts, list(own[:1]), processes.sharded()):
+        for part, counts in distributed.synchronised_steps(parts, list(own[:1]), distributed.is_sharded()):
             share = counts * (lengths[part].sum() / lengths[rows].sum()).item()
             new, new_entropy, states = rollouts.passed(
                 policy, part, settings.temperature, entropy=settings.entropy_bonus > 0
@@ -348,8 +346,8 @@ def learn(
                 ("ratio", of_policy.ratio),
             ):
                 step[name] += share * value
-        step = {name: processes.total(value) for name, value in sorted(step.items())}
-        processes.sum_gradients(trained)
+        step = {name: distributed.all_reduce_number(value) for name, value in sorted(step.items())}
+        distributed.all_reduce_gradients(trained)
         if settings.kl_stop is not None and step["approx_kl"] > settings.kl_stop:
             break  # before the step that would go further
         norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
@@ -391,8 +389,8 @@ def learn(
 
 def _scored(score: Reward, chats: Sequence[Chat]) -> list[float]:
     """A reward a conversation; of several processes each asks for its part."""
-    found = score([chats[i] for i in processes.mine(len(chats))])
-    return processes.gathered([float(x) for x in found], len(chats))
+    found = score([chats[i] for i in distributed.local_indices(len(chats))])
+    return distributed.all_gather([float(x) for x in found], len(chats))
 
 
 def _reward_model(where: str, policy: Any, tokenizer: Any, model: str, dtype: str) -> RewardModel:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from solon.evaluation.run import DISTINCT, OVER_REFUSAL
-from solon.statistics import FAILS, HOLDS, UNKNOWN, Outcome, outcome
+from solon.measures.statistics import FAILS, HOLDS, UNKNOWN, Outcome, outcome
+from solon.runs.evaluation import DISTINCT, OVER_REFUSAL
 
 REWARD_RIGHT = 0.65  # share of held-out comparisons
 OVER_REFUSAL_RISE = 10.0  # points

@@ -9,17 +9,17 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from solon.engines.weights import model_fingerprint, resolve
-from solon.evaluation.run import REWARD, Answer
+from solon.measures.statistics import share
+from solon.models.weights import model_fingerprint, resolve
 from solon.publishing import write_whole
 from solon.report.checks import checks
 from solon.report.headline import headline
 from solon.report.machine import machine
 from solon.report.render import render_html, render_markdown
-from solon.report.stages import left_out_line
+from solon.runs.evaluation import REWARD, Answer
 from solon.runs.journal import read_journal
+from solon.runs.ledger import left_out_line
 from solon.runs.run import Run
-from solon.statistics import share
 
 KL_LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # nats a response, at which two runs can be compared
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from solon.report.cells import clean, estimate
-from solon.statistics import Estimate, beyond_chance, p_beyond
+from solon.measures.statistics import Estimate, beyond_chance, p_beyond
+from solon.tables import clean, estimate
 
 NAMED = 3  # so many measures of which it cannot be told are named; more are counted
 GROUPS = ((False, "by measures that training did not push on"), (True, "by measures that training pushed on"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from solon.report.cells import Section, at, estimate, number, text
 from solon.report.plots import reliability
+from solon.tables import Section, at, estimate, number, text
 
 TRUST_PARTS = {"labels": "labels of this run", "heldout": "held-out human comparisons"}
 # what is shown, where it stands in the summary of `feedback.trust`, its unit and scale

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from solon.report.cells import Section, at, estimate, number, source, text
+from solon.tables import Section, at, estimate, number, source, text
 
 PPO_ROWS = 12  # of a long run, the table shows this many updates, first and last among them
 CURVES = {

@@ -16,10 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from solon.report.cells import MISSING, Section, clean, text
 from solon.report.reinforcement import curves
 from solon.report.sections import answers, check_row, facts, measure_row, models, sections
-from solon.report.stages import left_out_line
+from solon.runs.ledger import left_out_line
+from solon.tables import MISSING, Section, clean, text
 
 # --- Markdown ----------------------------------------------------------------------------------------------
 

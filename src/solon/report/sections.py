@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from solon.report import judging, reinforcement
-from solon.report.cells import MISSING, Section, clean, duration, estimate, money, number, source, text
-from solon.report.stages import cost, counted, left_out
+from solon.runs.ledger import cost, counted, left_out
+from solon.tables import MISSING, Section, clean, duration, estimate, money, number, source, text
 
 BETTER = {"higher": "higher", "lower": "lower"}
 KINDS = {"red_team": "red-team", "helpful": "helpful"}

@@ -9,46 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from solon.data import read_comparisons, read_demonstrations, read_prompts, read_revision_chains, shipped_path
+from solon.data.heldout import prompt_keys, split_comparisons, split_off, taught_keys
 from solon.errors import InputError
-from solon.prompts import read_comparisons, read_demonstrations, read_prompts, read_revision_chains, shipped_path
-from solon.records import Chat, Comparison, Prompt, RevisionChain, SFTExample, Source
+from solon.records import Chat, Prompt, RevisionChain, SFTExample, Source
 from solon.runs.recipe import Recipe
 
 R = TypeVar("R")
 HELDOUT_OF = {"solon:red-team": "solon:red-team-heldout", "solon:helpful": "solon:helpful-heldout"}
-# A last turn of fewer words ("yes, please") is the same in two conversations by chance. Where a script has no spaces between
-# words, a run of so many letters counts as well.
-ENOUGH_WORDS, ENOUGH_LETTERS = 4, 16
-
-
-def normalised(text: str) -> str:
-    """Words alone, in one case and one Unicode form: what two copies of a text have in common."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", plain)) or "".join(plain.split())
-
-
-def prompt_keys(chat: Chat) -> set[str]:
-    """What the prompt that ends this conversation is known by: the whole conversation, and its last user turn."""
-    turns = [(m.role, normalised(m.content)) for m in chat if m.role != "system"]
-    if not turns:
-        return set()
-    last = turns[-1][1]
-    whole = last if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
-    said = last.split()
-    enough = len(said) >= ENOUGH_WORDS or max(map(len, said), default=0) >= ENOUGH_LETTERS
-    return {whole, last} if enough else {whole}
-
-
-def taught_keys(chat: Chat) -> set[str]:
-    """The keys of every prompt inside a conversation: each user turn ends one."""
-    return {
-        key for end, m in enumerate(chat, start=1) if m.role == "user" for key in prompt_keys(chat[:end])
-    }  # fmt: skip
 
 
 class Data:
@@ -164,62 +135,6 @@ class Data:
         if self.removed:
             counts = ", ".join(f"{n} {kind}" for kind, n in self.removed.items())
             yield f"taken out of training, because the prompt is held out: {counts}"
-
-
-def split_off(
-    prompts: Sequence[Prompt], share: float, most: int | None, where: str, source: Source
-) -> tuple[list[Prompt], list[Prompt]]:
-    """(held out, training): a share of the different prompts, from the front of an order already drawn by the seed.
-
-    share: 0..1 of them, and at least one; most: not more than so many. Copies of a held-out prompt stay on the training
-    side here, and are taken out with everything else that teaches it.
-    """
-    different: list[Prompt] = []
-    seen: set[str] = set()
-    for p in prompts:
-        keys = prompt_keys(p.prompt)
-        if not keys & seen:
-            different.append(p)
-        seen |= keys
-    if len(different) < 2:
-        raise InputError(
-            f"{where} holds {len(different)} different prompt{'' if len(different) == 1 else 's'}, and a share of them "
-            f"is to be held out; give more, or a file of others as prompts.heldout_{source}"
-        )
-    n = max(1, round(share * len(different)))
-    out = different[: n if most is None else min(n, most)]
-    ids = {id(p) for p in out}
-    return out, [p for p in prompts if id(p) not in ids]
-
-
-def split_comparisons(
-    compared: Sequence[Comparison], n: int, key: str = "human.heldout_comparisons"
-) -> tuple[list[Comparison], list[Comparison]]:
-    """(held out, training): whole prompts are held out, in their order, until there are n comparisons of them.
-
-    key: of the recipe, for the error. Raises InputError where none would be left to learn from.
-    """
-    keys = [prompt_keys(c.prompt) for c in compared]
-    rows: dict[str, list[int]] = {}  # where each key stands
-    for i, own in enumerate(keys):
-        for key in own:
-            rows.setdefault(key, []).append(i)
-    held: set[int] = set()
-    for i in range(len(compared)):
-        if len(held) >= n:
-            break
-        reached = [i]
-        while reached:  # and whatever shares a prompt with what is held out
-            at = reached.pop()
-            if at not in held:
-                held.add(at)
-                reached += [j for key in keys[at] for j in rows.pop(key, ())]
-    out, left = ([c for i, c in enumerate(compared) if (i in held) is side] for side in (True, False))
-    if compared and not left:
-        raise InputError(
-            f"{key}: {n} of {len(compared)} comparisons, split by prompt; none would be left to learn from"
-        )
-    return out, left
 
 
 def _first(rows: list[R], n: int | None) -> list[R]:

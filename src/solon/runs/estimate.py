@@ -13,8 +13,8 @@ from rich.text import Text
 
 from solon.constitution import load_constitution
 from solon.engines import is_remote
-from solon.report.stages import cost, total_cost
 from solon.runs.data import Data
+from solon.runs.ledger import cost, total_cost
 from solon.runs.pipeline import reinforced_name
 from solon.runs.recipe import Recipe
 from solon.runs.run import model_of
@@ -251,8 +251,8 @@ def _rates(recipe: Recipe) -> dict[str, float] | None:
     """Tokens a second read, written and trained on, from the model's size and a measured matrix product."""
     import torch
 
-    from solon.engines.weights import resolve, resolve_dtype
     from solon.errors import InputError
+    from solon.models.weights import resolve, resolve_dtype
 
     if is_remote(recipe.model):
         return None

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from solon.constitution import Constitution
+from solon.constitution.identity import of_constitution
+from solon.data import read_demonstrations, read_pairs, read_prompts
+from solon.data.readers import first_line, stream_pairs
 from solon.engines import Failure, LazyEngine, OnFailure, Sampling, is_remote
 from solon.engines.base import Engine
+from solon.engines.identity import decided_dtype, of_engine, of_model
 from solon.errors import InputError, printable
 from solon.feedback.feedback_model import as_pairs, own_principles
 from solon.feedback.judge import Judging, compare
 from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example
 from solon.feedback.ranking import preferences, rank
 from solon.feedback.trust import Trust
-from solon.identity import decided_dtype, of_constitution, of_engine, of_input, of_model
-from solon.prompts import read_demonstrations, read_pairs, read_prompts
-from solon.prompts.readers import first_line, stream_pairs
+from solon.identity import of_input
 from solon.publishing import File, Identity, file, write_json
 from solon.records import (
     Candidates,

@@ -10,29 +10,32 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from solon import __version__
+from solon.analysis.kl import kl_of_written
 from solon.constitution import Constitution, Principle
+from solon.constitution.identity import of_constitution
+from solon.data.heldout import prompt_keys, split_comparisons, taught_keys
 from solon.engines import Failure, GenerationRequest, LazyEngine, OnFailure, is_remote
 from solon.engines.base import Engine
-from solon.engines.weights import resolve
+from solon.engines.identity import of_model
 from solon.errors import InputError
-from solon.evaluation.kl import kl_of_written
-from solon.evaluation.run import evaluate
 from solon.feedback.feedback_model import as_pairs, own_principles, question_for, train_feedback_model
 from solon.feedback.judge import compare
 from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, examples_from
 from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
-from solon.identity import of_chats, of_constitution, of_inputs, of_model
+from solon.identity import of_chats, of_inputs
 from solon.models.dtype import Work, decide
+from solon.models.lora import AdapterSettings
+from solon.models.weights import resolve
 from solon.records import (
     Comparison,
     Pair,
@@ -49,10 +52,10 @@ from solon.reinforcement.monitors import Watch, planned_checks
 from solon.reinforcement.reward_model import RewardModel, train_reward_model
 from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.trainer import ppo
-from solon.report.data import write_report
-from solon.report.stages import counted
-from solon.runs.data import Data, prompt_keys, split_comparisons, taught_keys
+from solon.runs.data import Data
+from solon.runs.evaluation import evaluate
 from solon.runs.journal import Journal, read_journal
+from solon.runs.ledger import counted
 from solon.runs.recipe import Recipe, load_recipe
 from solon.runs.run import Run
 from solon.runs.trackers import Log, tracked, trackers
@@ -60,61 +63,70 @@ from solon.supervised.critique_revision import revise
 from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
 from solon.supervised.sft import sft
 from solon.terminal import note
-from solon.training import AdapterSettings, Progress, TrainSettings
+from solon.training.loop import Progress, TrainSettings
 
 R = TypeVar("R")
 
 
-def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Run every stage of the recipe in `out`, or what is left of them. Returns the report's data."""
-    began, asked_dtype = time.monotonic(), recipe.dtype
-    with Run(resolved(recipe, out), out, quiet=quiet) as run:
-        recipe = run.recipe
-        data = Data(recipe)
-        run.claim("inputs.json", json.dumps(data.inputs(), indent=1) + "\n")
-        for line in chosen(recipe, data, asked_dtype):
-            run.say(line)
-        models = {"start": start_model(run)}
-        run.claim("models.json", json.dumps(models_used(recipe, models["start"]), indent=1) + "\n")
-        model = models["start"]
-        if recipe.warmup:
-            model = warmup(run, data, model)
-        judge = None
-        if recipe.feedback.labels != "human":
-            judge = feedback_model(run, data, model)
-        if recipe.supervised:
-            chains = revisions(run, data, model)
-            model = sl_cai(run, data, chains, model, judge)
-        if model != models["start"]:
-            models["SL-CAI" if recipe.supervised else "SFT"] = model
-        comparisons: list[Comparison] = []
-        pairs: list[Pair] = []
-        judged: list[Comparison] = []
-        if judge:
-            judged = check_judge(run, data, judge)
-            pairs = sample_pairs(run, data, model)
-            if not recipe.feedback.direct:
-                comparisons = label(run, data, pairs, judge)
-        learned, kept_out = to_learn_from(run, data, comparisons)
-        rewards: JudgeReward | str
-        if recipe.feedback.direct:
-            assert judge is not None
-            rewards = judge_reward(run, pairs, judge)
-        else:
-            rewards = reward_model(run, data, learned, kept_out, pairs, model)
-        written = reinforce(run, data, learned, model, rewards, judge)
-        models[reinforced_name(recipe)] = written
-        kl = kl_to_reference(run, data, written, model)
-        scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
-        with open_lazily(run, judge or model) as engine:
-            ask = asks(run, data, engine, failed=run.fail) if judge else None
-            scored_by = {"reward": of_reward(rewards)}
-            evaluation = evaluate(run, data.heldout, models, scorer, engine if judge else None, ask, scored_by)
-        if recipe.human.validation_sample:
-            draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
-        given = {"labels": comparisons, "heldout": judged}
-        trust = {name: judge_trust(found, judge) for name, found in given.items() if judge and found}
-        return write_report(run, models, evaluation, trust, kl, data.split(), time.monotonic() - began)
+@dataclass(frozen=True)
+class Results:
+    """What the stages of a run found, for its report."""
+
+    models: dict[str, str]  # by name, from "start" to the last: what `--model` takes
+    evaluation: dict[str, Any]
+    trust: dict[str, Any]  # how far the judge can be trusted, by what it judged
+    kl: dict[str, Any]  # of the policy that was written
+    split: dict[str, Any]  # what was held out, and what was taken out of training for it
+
+
+def run_stages(run: Run, asked_dtype: str | None = None) -> Results:
+    """Run every stage of the run's recipe, or what is left of them. asked_dtype: as `chosen` takes it."""
+    recipe = run.recipe
+    data = Data(recipe)
+    run.claim("inputs.json", json.dumps(data.inputs(), indent=1) + "\n")
+    for line in chosen(recipe, data, asked_dtype):
+        run.say(line)
+    models = {"start": start_model(run)}
+    run.claim("models.json", json.dumps(models_used(recipe, models["start"]), indent=1) + "\n")
+    model = models["start"]
+    if recipe.warmup:
+        model = warmup(run, data, model)
+    judge = None
+    if recipe.feedback.labels != "human":
+        judge = feedback_model(run, data, model)
+    if recipe.supervised:
+        chains = revisions(run, data, model)
+        model = sl_cai(run, data, chains, model, judge)
+    if model != models["start"]:
+        models["SL-CAI" if recipe.supervised else "SFT"] = model
+    comparisons: list[Comparison] = []
+    pairs: list[Pair] = []
+    judged: list[Comparison] = []
+    if judge:
+        judged = check_judge(run, data, judge)
+        pairs = sample_pairs(run, data, model)
+        if not recipe.feedback.direct:
+            comparisons = label(run, data, pairs, judge)
+    learned, kept_out = to_learn_from(run, data, comparisons)
+    rewards: JudgeReward | str
+    if recipe.feedback.direct:
+        assert judge is not None
+        rewards = judge_reward(run, pairs, judge)
+    else:
+        rewards = reward_model(run, data, learned, kept_out, pairs, model)
+    written = reinforce(run, data, learned, model, rewards, judge)
+    models[reinforced_name(recipe)] = written
+    kl = kl_to_reference(run, data, written, model)
+    scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
+    with open_lazily(run, judge or model) as engine:
+        ask = asks(run, data, engine, failed=run.fail) if judge else None
+        scored_by = {"reward": of_reward(rewards)}
+        evaluation = evaluate(run, data.heldout, models, scorer, engine if judge else None, ask, scored_by)
+    if recipe.human.validation_sample:
+        draw_validation_sample(run.dir / "validation", comparisons, recipe.human.validation_sample, recipe.seed)
+    given = {"labels": comparisons, "heldout": judged}
+    trust = {name: judge_trust(found, judge) for name, found in given.items() if judge and found}
+    return Results(models, evaluation, trust, kl, data.split())
 
 
 def chosen(recipe: Recipe, data: Data, asked_dtype: str | None = None) -> Iterator[str]:
@@ -163,7 +175,7 @@ def start_model(run: Run) -> str:
     """The recipe's model; `tiny-random` is made on the spot (for tests: it knows nothing)."""
     if run.recipe.model != "tiny-random":
         return run.recipe.model
-    from solon.engines.tiny import make_tiny_model
+    from solon.models.tiny import make_tiny_model
 
     return str(make_tiny_model(run.model("start"), seed=run.recipe.seed))
 

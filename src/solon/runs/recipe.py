@@ -21,13 +21,14 @@ from solon.engines.local import DEFAULT_SYSTEM
 from solon.errors import InputError, nearest, printable, quoted
 from solon.feedback.judge import Judging
 from solon.feedback.rating import Scale
+from solon.models.lora import AdapterSettings
 from solon.reinforcement.alternatives import Algorithm, check_settings
 from solon.reinforcement.reward_model import RewardSettings
 from solon.reinforcement.trainer import PPOSettings
 from solon.runs.trackers import check_trackers
 from solon.settings import SeedNumber, Settings, Tokens
 from solon.supervised import SAMPLING
-from solon.training import AdapterSettings, TrainSettings
+from solon.training.loop import TrainSettings
 from solon.yaml_text import Where, YamlText, read_bytes
 
 

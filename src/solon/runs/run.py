@@ -31,16 +31,19 @@ from solon import __version__
 from solon.constitution import Constitution, load_constitution, to_yaml
 from solon.engines import Book, LazyEngine, is_remote
 from solon.engines.base import Engine, Failure, Usage
+from solon.engines.identity import of_model
 from solon.errors import InputError, Outage, printable
-from solon.identity import of_directory, of_input, of_model
+from solon.identity import of_input
 from solon.models.paths import take_ways
 from solon.publishing import MARK, Identity, differences, mark_of, recover_all, write_whole
+from solon.publishing.content import of_directory
 from solon.records import Record
 from solon.runs.journal import Journal, Tally, as_record, read_journal
 from solon.runs.progress import progress_line, training_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
 from solon.terminal import Console
-from solon.training import Progress, give_memory_back
+from solon.training.loop import Progress
+from solon.training.saving import give_memory_back
 
 R = TypeVar("R", bound=Record)
 LEDGER = {"done", "records", "seconds", "requests", "prompt_tokens", "completion_tokens"}  # what every stage.json has

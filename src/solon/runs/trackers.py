@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from solon import processes
+from solon import distributed
 from solon.errors import InputError, nearest
-from solon.training import Progress
+from solon.training.loop import Progress
 
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
 
@@ -38,7 +38,7 @@ def trackers(
     """Something to log with. TensorBoard's files go to directory/name."""
     known = check_trackers(report_to)
     open_: list[Any] = []
-    if not processes.is_main():
+    if not distributed.is_main():
         yield lambda values, step: None
         return
     try:
@@ -68,7 +68,7 @@ def tracked(
     step: Progress, directory: Path, name: str, report_to: Sequence[str] = (), config: Mapping[str, Any] | None = None
 ) -> Iterator[Progress]:
     """A trainer's progress callback that also logs what it shows, from its beginning: curves of an earlier start go."""
-    if processes.is_main():
+    if distributed.is_main():
         for old in (directory / name).glob("events.out.tfevents.*"):
             old.unlink()
     with trackers(directory, name, report_to, config) as log:

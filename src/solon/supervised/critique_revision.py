@@ -9,14 +9,14 @@ Left out: carrying keys and values from one turn to the next (a matter of speed,
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from solon.constitution import Constitution, Principle
+from solon.constitution.drawing import draw_principles
 from solon.engines.base import Completion, Engine, Failure, GenerationRequest, OnFailure, Sampling
-from solon.records import Chat, Prompt, RevisionChain, RevisionStep, assistant, fingerprint, text_of, user
+from solon.records import Chat, Prompt, RevisionChain, RevisionStep, assistant, text_of, user
 
 _NAMES = re.compile(r"\{(prompt|response|critique)\}")
 
@@ -59,17 +59,6 @@ def examples_chat(principle: Principle, few_shot: int | None) -> Chat:
             assistant(example.revision),
         ]
     return tuple(turns)
-
-
-def draw_principles(constitution: Constitution, n: int, *key: Any) -> list[Principle]:
-    """n principles drawn by weight, none twice until all were drawn. The same key draws the same."""
-    rng = random.Random(fingerprint("principles", *key))
-    drawn: list[Principle] = []
-    while len(drawn) < n:
-        left = [p for p in constitution.principles if p not in drawn[-(len(drawn) % len(constitution.principles)) :]]
-        left = left or list(constitution.principles)
-        drawn.append(rng.choices(left, [p.weight for p in left])[0])
-    return drawn
 
 
 def revise(

@@ -16,26 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solon import processes
-from solon.engines.chat import chat_ids_and_turns
-from solon.engines.limits import UNLIMITED, Limit, context_limit
-from solon.engines.reasoning import without_reasoning
-from solon.engines.weights import load_causal_lm, resolve
+from solon import distributed
 from solon.errors import InputError, Unfit
-from solon.finite import watching
-from solon.models.head import head_of
+from solon.models.chat.encode import chat_ids_and_turns
+from solon.models.chat.limits import UNLIMITED, Limit, context_limit
+from solon.models.chat.reasoning import without_reasoning
+from solon.models.head import head_of, logprobs_and_entropy
+from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.states import Layout
+from solon.models.weights import load_causal_lm, resolve
 from solon.records import SFTExample
-from solon.reinforcement.ppo import logprobs_and_entropy
-from solon.states import Layout
-from solon.training import (
-    AdapterSettings,
-    Fitted,
-    Progress,
-    TrainSettings,
-    add_adapters,
-    fitting,
-    save_merged,
-)
+from solon.training.loop import Fitted, Progress, TrainSettings, fitting
+from solon.training.saving import save_merged
+from solon.training.trl_trainers import watching, without_printers
 
 IGNORE = -100  # torch's and transformers' label for "no loss here"
 
@@ -80,7 +73,7 @@ def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     learned = wanted != IGNORE
     head = head_of(model)
     logprobs, _ = logprobs_and_entropy(hidden[learned], head, wanted[learned], temperature=1.0, entropy=False)
-    return -logprobs.sum() / processes.total(float(learned.sum()))
+    return -logprobs.sum() / distributed.all_reduce_number(float(learned.sum()))
 
 
 def sft(
@@ -124,8 +117,10 @@ def sft(
         def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
             """The loss goes past DistributedDataParallel, which then sums nothing; so it is done here."""
             loss = super().training_step(model, *args, **kwargs)
-            processes.sum_gradients(model.parameters())
-            return loss * processes.world()  # the trainer logs the mean over processes, and these are parts of a sum
+            distributed.all_reduce_gradients(model.parameters())
+            return (
+                loss * distributed.world_size()
+            )  # the trainer logs the mean over processes, and these are parts of a sum
 
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
     limit = context_limit(lm.config, tokenizer).at_most(settings.max_length, "max_length")
@@ -133,7 +128,7 @@ def sft(
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)
-    if processes.sharded():  # DistributedDataParallel takes no shares; what it would do, training_step does
+    if distributed.is_sharded():  # DistributedDataParallel takes no shares; what it would do, training_step does
         lm._is_accelerate_prepared = True
     losses: list[float] = []
 
@@ -144,12 +139,12 @@ def sft(
                 if progress:
                     progress(state.global_step, state.max_steps, {"loss": losses[-1]})
 
-    if settings.batch_size % processes.world():
-        raise InputError(f"--batch-size {settings.batch_size} cannot be shared by {processes.world()} processes")
+    if settings.batch_size % distributed.world_size():
+        raise InputError(f"--batch-size {settings.batch_size} cannot be shared by {distributed.world_size()} processes")
     steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
     config = SFTConfig(
         output_dir=str(out.parent / f".{out.name}.trainer"),
-        per_device_train_batch_size=settings.batch_size // processes.world(),
+        per_device_train_batch_size=settings.batch_size // distributed.world_size(),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -175,7 +170,7 @@ def sft(
         callbacks=[Report()],
     )
     good = watching(trainer)
-    quiet(trainer).train()
+    without_printers(trainer).train()
     good.finish()
     save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
     return {
@@ -186,13 +181,3 @@ def sft(
         "learned_tokens": settings.epochs * sum(sum(x != IGNORE for x in r["labels"]) for r in rows),
         **Fitted(losses, good.stopped).to_json(),
     }
-
-
-def quiet(trainer: Any) -> Any:
-    """The trainer without its own console printers: progress is Solon's to show."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for callback in list(trainer.callback_handler.callbacks):
-        if isinstance(callback, (PrinterCallback, ProgressCallback)):
-            trainer.remove_callback(callback)
-    return trainer

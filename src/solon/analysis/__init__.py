@@ -1,0 +1,1 @@
+"""What a training did: models side by side, how far a policy moved, judges on test suites."""

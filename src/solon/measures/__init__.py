@@ -1,0 +1,1 @@
+"""Statistics, and measures of texts and of probabilities."""

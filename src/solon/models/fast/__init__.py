@@ -1,0 +1,1 @@
+"""The same numbers in fewer passes, taken where a model has proved it."""

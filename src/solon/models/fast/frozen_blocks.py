@@ -1,0 +1,85 @@
+"""What lies below the lowest adapter never changes: it is computed once per rollout instead of at every pass.
+
+With adapters on the top 12 of 30 blocks, the reference, the old policy, every epoch of PPO and a reward model on the same
+trunk share the states that enter block 18.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solon import distributed
+from solon.models.fast.llama_forward import some_tokens
+from solon.models.fast.lora_blocks import rounding_of
+from solon.models.fast.prefix_tree import in_parts
+from solon.models.states import TOKENS_AT_ONCE, Layout, base_of, with_blocks
+
+
+def lowest_adapted_block(model: Any, adapter: str = "default") -> int:
+    """Index of the first block with that adapter; 0 where that is not told by the parameters' names."""
+    names = [n for n, _ in model.named_parameters() if f".{adapter}." in n]
+    blocks = [re.search(r"\.layers\.(\d+)\.", n) for n in names]
+    return min((int(b[1]) for b in blocks if b), default=0) if all(blocks) else 0
+
+
+class Frozen:
+    """The states that enter a block below which nothing is adapted, of rows of tokens; each computed once."""
+
+    def __init__(self, policy: Any, pad: int) -> None:
+        self.policy, self._pad = policy, pad
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self.block = lowest_adapted_block(policy)
+        if self.block and not self._starts():
+            self.block = 0  # passes go through all blocks, and nothing is kept
+
+    @torch.no_grad()
+    def add(self, rows: Sequence[list[int]]) -> None:
+        """Compute those of these rows, together: what they share, also with one another's endings, once."""
+        if not self.block:
+            return
+        missing = [row for row in rows if tuple(row) not in self._kept]
+        parts = [[missing[i] for i in part] for part in in_parts(missing, TOKENS_AT_ONCE)]
+        for part, _ in distributed.synchronised_steps(parts, list(rows[:1]), distributed.is_sharded()):
+            layout = Layout(self.policy, part, self._pad)
+            states = layout.entering(self.policy, self.block)
+            for row, places in zip(part, layout.places, strict=True):
+                self._kept[tuple(row)] = states[torch.from_numpy(places).to(states.device)]
+
+    def forget(self) -> None:
+        self._kept = {}
+
+    def states(self, layout: Layout, rows: Sequence[list[int]]) -> Tensor:
+        """The last hidden states of the layout of these rows, (places, width), from the kept ones on."""
+        if not self.block:
+            return layout.states(self.policy)
+        with with_blocks(self.policy, slice(self.block, None)):
+            return layout.states(self.policy, [self._kept[tuple(row)] for row in rows])
+
+    @torch.no_grad()
+    def _starts(self) -> bool:
+        """Whether the model can start at the block: tried on a few tokens, as architectures differ.
+
+        Masks and positions are told by a block's number: those above must be as those from the first on.
+        """
+        kinds = getattr(base_of(self.policy).config.get_text_config(), "layer_types", None) or []
+        if kinds[self.block :] != kinds[: len(kinds) - self.block]:
+            return False
+        row = some_tokens(base_of(self.policy)).tolist()
+        layout = Layout(self.policy, [row], self._pad)
+        whole = layout.states(self.policy)
+        try:
+            self.add([row])
+            alike = bool(
+                (self.states(layout, [row]) - whole).norm() <= rounding_of(base_of(self.policy)) * whole.norm()
+            )
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            alike = False
+        self.forget()
+        if distributed.is_sharded():  # which blocks a pass gathers must be the same everywhere
+            alike = distributed.all_reduce_number(alike) == distributed.world_size()
+        return alike

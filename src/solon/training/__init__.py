@@ -1,0 +1,1 @@
+"""What every training shares: one optimisation loop, finite numbers, saving and publishing."""

@@ -106,9 +106,9 @@ def served(judge: Judge) -> Iterator[str]:
 
 def _work(recipe: str, settings: dict[str, Any], out: Path) -> None:
     import torch
-    from solon.report.run import run_recipe
 
     from solon.errors import Outage
+    from solon.report.run import run_recipe
     from solon.runs.recipe import load_recipe
 
     torch.set_num_threads(1)

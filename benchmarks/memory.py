@@ -28,7 +28,7 @@ def pairs_file(path: Path, n: int) -> None:
 def one(n: int) -> None:
     from solon.constitution import load_constitution
     from solon.engines.local import LocalEngine
-    from solon.feedback.judge import Judging
+    from solon.feedback.judge import ModelJudge
     from solon.models.tiny import make_tiny_model
     from solon.runs.files import label_file
 
@@ -37,7 +37,7 @@ def one(n: int) -> None:
         pairs_file(root / "pairs.jsonl", n)
         engine = LocalEngine.load(str(make_tiny_model(root / "model")), dtype="float32")
         made = label_file(
-            str(root / "pairs.jsonl"), root / "out.jsonl", engine, load_constitution("simple"), Judging(), quiet=True
+            str(root / "pairs.jsonl"), root / "out.jsonl", ModelJudge(engine, load_constitution("simple")), quiet=True
         )
     print(json.dumps({"records": made["records"], "peak_mb": peak_mb()}))
 

@@ -14,8 +14,9 @@ from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
 from solon.feedback import questions
 from solon.feedback.attacks import Attack, measure, read_attacks
-from solon.feedback.judge import compare, log_odds, sigmoid, to_comparison
+from solon.feedback.labels import log_odds, sigmoid, to_comparison
 from solon.records import Comparison, Judgement, Pair, text_of, user
+from tests.asking import compare
 
 RULES = Constitution.from_question("Which response is better?")
 ATTACKS = read_attacks()
@@ -211,7 +212,7 @@ def test_a_judge_that_is_certain_is_still_a_number() -> None:
         for pair in pairs:
             attacked = any("!!!" in text for text in pair.responses)
             p = float((pair.responses[0] == "g") != attacked)
-            yield to_comparison(pair, [Judgement(principle="p", forward=p, swapped=p)], {}, "hard")
+            yield to_comparison(pair, [Judgement(principle="p", forward=p, swapped=p)], {}, soft=False)
 
     part = measure([attack(n) for n in range(4)], answer)["all"]
     assert part["shift"]["value"] == pytest.approx(2 * log_odds(1 - 1e-6)) and part["flipped"]["value"] == 1

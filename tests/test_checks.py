@@ -19,7 +19,7 @@ from solon.constitution.files import parse_constitution
 from solon.errors import InputError
 from solon.feedback import checks
 from solon.feedback.checks import CERTAIN, judge_by_check, require_runnable, satisfies, syllables
-from solon.feedback.judge import combine, log_odds
+from solon.feedback.labels import combine, log_odds
 from solon.records import Judgement, user
 
 PROMPT = (user("hello"),)

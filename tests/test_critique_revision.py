@@ -114,8 +114,9 @@ def test_sft_examples_are_the_revisions() -> None:
 
 def choice(chain: RevisionChain, chosen: str, rejected: str, label: float | None) -> Comparison:
     return Comparison(
-        id=chain.id, prompt=chain.prompt, chosen=(assistant(chosen),), rejected=(assistant(rejected),), label=label
-    )
+        id=chain.id, prompt=chain.prompt, chosen=(assistant(chosen),), rejected=(assistant(rejected),), label=label,
+        first="chosen" if chosen == chain.steps[-1].revision else "rejected",
+    )  # fmt: skip
 
 
 def test_what_the_judge_prefers_is_learned() -> None:

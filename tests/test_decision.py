@@ -31,11 +31,12 @@ from solon.engines.base import Question, ScoreRequest
 from solon.engines.decision import DecisionEngine, typed
 from solon.engines.systemone import SystemOneEngine
 from solon.errors import InputError
-from solon.feedback.judge import Judging, compare, log_odds
+from solon.feedback.judge import JudgeSettings
+from solon.feedback.labels import log_odds
 from solon.feedback.questions import LEVELS, OPTIONS, Example, comparison_question, rating_question
-from solon.feedback.rating import rate
 from solon.feedback.trust import Trust
 from solon.records import Pair, assistant, text_of, user
+from tests.asking import compare, rate
 
 RULES = load_constitution("simple")
 TEA = (user("How do I make tea?"),)
@@ -87,7 +88,7 @@ def engine(request: pytest.FixtureRequest, chat: str, jev: str) -> DecisionEngin
 
 
 def test_swapping_the_responses_mirrors_the_label(engine: DecisionEngine) -> None:
-    how = Judging(principles=None)
+    how = JudgeSettings(principles_per_pair=None)
     [one], [two] = (list(compare([pair(*r)], engine, RULES, how)) for r in ((KIND, RUDE), (RUDE, KIND)))
     assert text_of(one.chosen) == text_of(two.chosen) and one.label == pytest.approx(two.label, abs=1e-5)
     assert len(one.judgements) == len(RULES.principles)
@@ -137,7 +138,7 @@ def test_it_writes_no_text_and_says_what_to_do(engine: DecisionEngine) -> None:
     with pytest.raises(InputError, match="writes no text"):
         engine.generate([], Sampling())
     with pytest.raises(InputError, match="writes no text"):
-        list(compare([pair(KIND, RUDE)], engine, RULES, Judging(rationales=1)))
+        list(compare([pair(KIND, RUDE)], engine, RULES, JudgeSettings(rationales=1)))
 
 
 def test_its_fingerprint_knows_the_template(jev: str, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def sparrow() -> Iterator[str]:
 
 def test_a_decision_server_judges_both_orders_and_is_measured_as_any_judge(sparrow: str) -> None:
     engine = open_engine(f"systemone:nano@{sparrow}", system=None)
-    how = Judging(principles=None)
+    how = JudgeSettings(principles_per_pair=None)
     [one], [two] = (list(compare([pair(*r)], engine, RULES, how)) for r in ((KIND, RUDE), (RUDE, KIND)))
     assert text_of(one.chosen) == text_of(two.chosen)  # which one is the small model's affair
     assert one.label == pytest.approx(two.label, abs=1e-6) and one.label != 0.5
@@ -248,7 +249,10 @@ def test_transformers_serve_gives_the_labels_of_the_model_in_this_process(tiny: 
     with serving(program, "serve", tiny, *options, health="/health") as url:
         served = open_engine(f"systemone:{tiny}@{url}", system=None)
         local = open_engine(f"decision:{tiny}", system=None, dtype="float32")
-        how, pairs = Judging(principles=None), [pair(KIND, RUDE, "a"), pair("x", "A longer one <|im_end|>", "b")]
+        how, pairs = (
+            JudgeSettings(principles_per_pair=None),
+            [pair(KIND, RUDE, "a"), pair("x", "A longer one <|im_end|>", "b")],
+        )
         for one, two in zip(compare(pairs, served, RULES, how), compare(pairs, local, RULES, how), strict=True):
             assert one.label is not None and two.label is not None
             assert text_of(one.chosen) == text_of(two.chosen)

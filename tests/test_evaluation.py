@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.records import Comparison, Pair, assistant, user
+from solon.feedback.labels import comparison_of
+from solon.records import Comparison, Pair, user
 from solon.report.checks import check, checks
 from solon.report.data import at_same_kl, principles, told_stages
 from solon.report.headline import headline
@@ -102,11 +103,8 @@ class Asked:
             self.usage.add(2, 10, 2, self.cost)
             first, second = p.responses
             unsure = "?" in first
-            better, worse = (first, second) if len(first) >= len(second) else (second, first)
-            yield Comparison(
-                id=p.id, prompt=p.prompt, chosen=(assistant(better),), rejected=(assistant(worse),),
-                label=None if unsure else 0.6, abstained=unsure,
-            )  # fmt: skip
+            odds = 0.4 if len(first) >= len(second) else -0.4
+            yield comparison_of(p, (), None if unsure else odds)
 
 
 def test_the_final_judge_gives_a_share_of_pairs_in_which_equal_answers_count_half(tmp_path: Path) -> None:

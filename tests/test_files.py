@@ -24,11 +24,12 @@ from solon.constitution import load_constitution
 from solon.engines import ScriptedEngine
 from solon.engines.base import Completion, Failure, Sampling, Scores
 from solon.errors import InputError
-from solon.feedback.judge import Judging, compare
+from solon.feedback.judge import JudgeSettings, ModelJudge
 from solon.publishing import MARK, mark_path
 from solon.records import Candidates, Pair, Prompt, user
 from solon.runs.files import critique_file, label_file
 from solon.runs.journal import Journal, read_journal
+from tests.asking import compare
 
 RULES = load_constitution("simple")
 
@@ -43,8 +44,11 @@ def judge(name: str = "scripted") -> ScriptedEngine:
     return ScriptedEngine(prefer=lambda r: (1.0, 0.0), reply=lambda r: f"about {r.id}", name=name, fingerprint=name)
 
 
-def label(pairs: str, out: Path, engine: Any = None, how: Judging | None = None, **more: Any) -> dict[str, Any]:
-    return label_file(pairs, out, engine or judge(), RULES, how or Judging(), quiet=True, **more)
+def label(
+    pairs: str, out: Path, engine: Any = None, how: JudgeSettings | None = None, seed: int = 0, **more: Any
+) -> dict[str, Any]:
+    asked = ModelJudge(engine or judge(), RULES, how or JudgeSettings(), seed=seed)
+    return label_file(pairs, out, asked, quiet=True, **more)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -189,7 +193,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_any_work(
 
 def test_one_process_at_a_time_and_no_lock_outlives_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    code = "import sys, time; from pathlib import Path; from solon.publishing import only_one; p = Path(sys.argv[1])\n"
+    code = "import sys, time; from pathlib import Path; from solon.publishing.places import only_one; p = Path(sys.argv[1])\n"
     code += "with only_one(p, p): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"held\n"
@@ -235,10 +239,10 @@ def test_another_identity_is_said_and_restart_begins_anew(tmp_path: Path) -> Non
     other = load_constitution("solon")
     for call, says in (
         (lambda **k: label(pairs, out, judge("other"), **k), r"model: scripted \[scripted\] → other \[other\]"),
-        (lambda **k: label(pairs, out, how=Judging(labels="hard"), **k), "judging.labels: soft → hard"),
+        (lambda **k: label(pairs, out, how=JudgeSettings(soft_labels=False), **k), "judging.soft_labels: True → False"),
         (lambda **k: label(pairs, out, seed=1, **k), "seed: 0 → 1"),
         (lambda **k: label(pairs, out, scheme="tournament", **k), "scheme: all → tournament"),
-        (lambda **k: label_file(pairs, out, judge(), other, Judging(), quiet=True, **k), r"constitution: \w+ \[.*→"),
+        (lambda **k: label_file(pairs, out, ModelJudge(judge(), other), quiet=True, **k), r"constitution: \w+ \[.*→"),
     ):
         with pytest.raises(InputError, match=says):
             call()
@@ -474,7 +478,7 @@ def test_an_evaluation_writes_over_its_own_results_alone(server: Any, tmp_path: 
 def test_a_finished_model_is_kept_where_it_cannot_be_put_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    from solon.training import loop as training
+    from solon.training import saving as training
 
     out, part = tmp_path / "m", tmp_path / "part"
     out.mkdir()

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from solon.constitution import Constitution, Principle
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.feedback.judge import CERTAIN, Judging, combine, combined_odds, compare, log_odds, sigmoid, turned
+from solon.feedback.judge import JudgeSettings
+from solon.feedback.labels import CERTAIN, combine, combined_odds, log_odds, sigmoid
 from solon.feedback.questions import comparison_chat
-from solon.records import Comparison, Judgement, Pair, text_of, user
+from solon.records import Comparison, Judgement, Pair, text_of, turned, user
+from tests.asking import compare
 
 RULES = Constitution(
     name="two",
@@ -54,33 +56,33 @@ GOOD = {"kind": {"x": 2.0, "y": 0.0}, "short": {"x": 1.0, "y": 0.0}}
 
 def test_swapping_the_responses_mirrors_the_label() -> None:
     engine = judge(GOOD, lean_to_a=0.7)
-    [one] = compare([pair("x", "y")], engine, RULES, Judging(principles=None))
-    [two] = compare([pair("y", "x")], engine, RULES, Judging(principles=None))
+    [one] = compare([pair("x", "y")], engine, RULES, JudgeSettings(principles_per_pair=None))
+    [two] = compare([pair("y", "x")], engine, RULES, JudgeSettings(principles_per_pair=None))
     assert text_of(one.chosen) == text_of(two.chosen) == "x"
     assert one.label == pytest.approx(two.label)
 
 
 def test_label_is_the_weighted_mean_of_log_odds() -> None:
-    [one] = compare([pair("x", "y")], judge(GOOD), RULES, Judging(principles=None))
+    [one] = compare([pair("x", "y")], judge(GOOD), RULES, JudgeSettings(principles_per_pair=None))
     assert one.label == pytest.approx(sigmoid((1 * 2.0 + 3 * 1.0) / 4))
 
 
 @pytest.mark.parametrize("lean", [-8.0, 0.3, 5.0])
 def test_a_judge_that_only_knows_places_gives_a_tie(lean: float) -> None:
     same = {"kind": {"x": 0.0, "y": 0.0}, "short": {"x": 0.0, "y": 0.0}}
-    [one] = compare([pair("x", "y")], judge(same, lean_to_a=lean), RULES, Judging(principles=None))
+    [one] = compare([pair("x", "y")], judge(same, lean_to_a=lean), RULES, JudgeSettings(principles_per_pair=None))
     assert one.label == pytest.approx(0.5, abs=1e-6)
     assert all((j.forward > 0.5) != (j.swapped > 0.5) for j in one.judgements)  # and the flip is there to be counted
 
 
 def test_judgements_speak_of_the_chosen_response() -> None:
-    [one] = compare([pair("y", "x")], judge(GOOD), RULES, Judging(principles=None))
+    [one] = compare([pair("y", "x")], judge(GOOD), RULES, JudgeSettings(principles_per_pair=None))
     assert text_of(one.chosen) == "x"
     assert all(j.forward > 0.5 and j.swapped > 0.5 for j in one.judgements)
 
 
 def test_forward_is_the_order_that_shows_the_chosen_response_first() -> None:
-    [one] = compare([pair("y", "x")], judge(GOOD, lean_to_a=0.7), RULES, Judging(principles=None))
+    [one] = compare([pair("y", "x")], judge(GOOD, lean_to_a=0.7), RULES, JudgeSettings(principles_per_pair=None))
     assert text_of(one.chosen) == "x"
     assert [log_odds(j.forward) for j in one.judgements] == pytest.approx([2.7, 1.7])
     assert [log_odds(j.swapped) for j in one.judgements] == pytest.approx([1.3, 0.3])
@@ -88,7 +90,7 @@ def test_forward_is_the_order_that_shows_the_chosen_response_first() -> None:
 
 
 def test_what_the_judge_could_not_tell_is_an_abstention_and_no_label() -> None:
-    [one] = compare([pair("x", "y")], ScriptedEngine(prefer=lambda r: (None, -1.0)), RULES, Judging())
+    [one] = compare([pair("x", "y")], ScriptedEngine(prefer=lambda r: (None, -1.0)), RULES, JudgeSettings())
     assert one.abstained and one.label is None and one.to_json()["label"] is None
     assert one.judgements[0].abstained
 
@@ -99,7 +101,7 @@ def test_one_principle_that_abstains_does_not_silence_the_other() -> None:
     def prefer(request: ScoreRequest) -> tuple[float | None, float]:
         return (None, 0.0) if "kinder" in request.chat[-1].content else inner.prefer(request)
 
-    [one] = compare([pair("x", "y")], ScriptedEngine(prefer=prefer), RULES, Judging(principles=None))
+    [one] = compare([pair("x", "y")], ScriptedEngine(prefer=prefer), RULES, JudgeSettings(principles_per_pair=None))
     assert one.label == pytest.approx(sigmoid(1.0)) and not one.abstained
 
 
@@ -172,8 +174,8 @@ def test_swapped_responses_give_the_same_log_odds_with_the_other_sign(
     assert one is not None and combined_odds(other) == -one
     assert [turned(j) for j in other] == judgements
     assert one == pytest.approx((w * (f + s) + v * (g + t)) / 2 / (w + v), abs=1e-9)
-    hard = combine(judgements, "hard")
-    assert hard == 1 - (combine(other, "hard") or 0) and hard in (0, 0.5, 1)
+    hard = combine(judgements, soft=False)
+    assert hard == 1 - (combine(other, soft=False) or 0) and hard in (0, 0.5, 1)
 
 
 @pytest.mark.parametrize(("forward", "swapped"), [(30.0, -20.0), (-14.0, 16.0), (300.0, -299.5), (-690.0, 700.0)])
@@ -181,12 +183,12 @@ def test_two_orders_beyond_a_millionth_do_not_cancel_to_a_tie(forward: float, sw
     [one] = compare([pair("x", "y")], by_letter(forward, swapped), RULES)
     assert one.label == sigmoid(abs(forward + swapped) / 2) > 0.5
     assert text_of(one.chosen) == ("x" if forward + swapped > 0 else "y")
-    hard = Judging(labels="hard")
+    hard = JudgeSettings(soft_labels=False)
     assert [c.label for c in compare([pair("x", "y")], by_letter(forward, swapped), RULES, hard)] == [0.5]
 
 
 def test_tiny_log_odds_of_one_side_are_no_contradiction() -> None:
-    [one] = compare([pair("x", "y")], by_letter(1e-200, 1e-200), RULES, Judging(labels="hard"))
+    [one] = compare([pair("x", "y")], by_letter(1e-200, 1e-200), RULES, JudgeSettings(soft_labels=False))
     assert one.label == 1  # their product is 0
 
 
@@ -225,7 +227,7 @@ def test_rationales_are_averaged_as_probabilities(odds: list[float]) -> None:
         return min(0.0, x), min(0.0, -x)
 
     engine = ScriptedEngine(prefer=prefer, reply=lambda r: "because of this and that")
-    [one] = compare([pair("x", "y")], engine, RULES, Judging(rationales=len(odds), clamp=(0.0, 1.0)))
+    [one] = compare([pair("x", "y")], engine, RULES, JudgeSettings(rationales=len(odds), clamp=(0.0, 1.0)))
     judgement = one.judgements[0]
     mean = sum(map(sigmoid, odds)) / len(odds)
     assert sorted((judgement.forward, judgement.swapped)) == pytest.approx(sorted((mean, 1 - mean)), abs=1e-12)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
+from solon.feedback.judge import ModelJudge
 from solon.feedback.rating import JudgeReward
 from solon.models.fast.frozen_blocks import Frozen
 from solon.models.fast.llama_forward import Lean
@@ -98,7 +99,7 @@ def test_ppo_climbs_a_judge_s_rating_with_no_reward_model(tiny: str, tmp_path: P
             best = 5.5 + sign * (found - 0.5) * 9
             return [-abs(n - best) - 1 for n in range(1, 11)]
 
-        return JudgeReward(ScriptedEngine(prefer=prefer), load_constitution("simple"))
+        return JudgeReward(ModelJudge(ScriptedEngine(prefer=prefer), load_constitution("simple")))
 
     up = train(tiny, tmp_path / "up", prefers(1).score)
     down = train(tiny, tmp_path / "down", prefers(-1).score)

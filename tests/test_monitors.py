@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from solon.errors import InputError
+from solon.feedback.labels import comparison_of
 from solon.models.lora import AdapterSettings
 from solon.records import Chat, Comparison, Pair, Prompt, RolloutSummary, assistant, user
 from solon.reinforcement.monitors import LEVEL, Check, Watch, commonest, of_texts, planned_checks
@@ -39,10 +40,7 @@ def prefers(sign: int) -> Any:
     def gold(pairs: Sequence[Pair]) -> Iterator[Comparison]:
         for p in pairs:
             more = share_of_e(p.responses[0]) > share_of_e(p.responses[1])
-            first, second = p.responses if more == (sign > 0) else p.responses[::-1]
-            yield Comparison(
-                id=p.id, prompt=p.prompt, chosen=(assistant(first),), rejected=(assistant(second),), label=0.9
-            )
+            yield comparison_of(p, (), 2.2 if more == (sign > 0) else -2.2)
 
     return gold
 

@@ -6,7 +6,7 @@ import pytest
 
 from solon.constitution import Constitution, load_constitution
 from solon.data import read_comparisons
-from solon.feedback.feedback_model import own_principle, own_principles, question_for
+from solon.feedback.principles import own_principle, own_principles, question_for
 from solon.feedback.questions import HHH, examples_from
 from solon.records import Comparison, assistant, user
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.feedback.judge import Judging, sigmoid
-from solon.feedback.ranking import bradley_terry, preferences, rank
+from solon.feedback.judge import JudgeSettings
+from solon.feedback.labels import sigmoid
+from solon.feedback.ranking import bradley_terry, preferences
 from solon.records import Candidates, text_of, user
+from tests.asking import rank
 
 RULES = load_constitution("simple")
 GOOD = {"w": 3.0, "x": 1.0, "y": 0.0, "z": -2.0}
@@ -76,7 +78,7 @@ def test_prompts_side_by_side_are_ranked_as_alone() -> None:
 
 
 def test_a_ranking_becomes_comparisons_that_agree_with_it() -> None:
-    [one] = rank([candidates("z", "w", "y")], judge(), RULES, Judging(principles=2))
+    [one] = rank([candidates("z", "w", "y")], judge(), RULES, JudgeSettings(principles_per_pair=2))
     made = {c.id: c for c in preferences(one)}
     assert len(made) == 3
     for c in made.values():

@@ -10,9 +10,11 @@ from solon.constitution import load_constitution
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.engines.base import Scores
 from solon.engines.local import LocalEngine
+from solon.feedback.judge import ModelJudge
 from solon.feedback.questions import LEVELS
-from solon.feedback.rating import JudgeReward, expected_rating, rate
+from solon.feedback.rating import JudgeReward, expected_rating
 from solon.records import Chat, assistant, user
+from tests.asking import rate
 
 RULES = load_constitution("simple")
 
@@ -84,7 +86,7 @@ def test_rewards_are_in_standard_deviations_and_an_abstention_is_neither_good_no
         assert request.question is not None
         return (None,) * 10 if "secret" in request.question.state["response"] else likes_short(request)
 
-    rewards = JudgeReward(ScriptedEngine(prefer=prefer), RULES)
+    rewards = JudgeReward(ModelJudge(ScriptedEngine(prefer=prefer), RULES))
     reference = [chat("a " * n) for n in range(1, 7)]
     rewards.normalise(reference)
     scores = rewards.score(reference)
@@ -95,6 +97,6 @@ def test_rewards_are_in_standard_deviations_and_an_abstention_is_neither_good_no
 
 
 def test_a_judge_that_rates_nothing_says_why() -> None:
-    rewards = JudgeReward(ScriptedEngine(prefer=lambda r: (None,) * 10), RULES)
+    rewards = JudgeReward(ModelJudge(ScriptedEngine(prefer=lambda r: (None,) * 10), RULES))
     rewards.normalise([chat("x"), chat("y")])
     assert rewards.abstained == rewards.rated == 2 and rewards.why

@@ -40,6 +40,7 @@ def small(name: str, **more: Any) -> Recipe:
 
 def work(recipe: Recipe, out: Path) -> None:
     import torch
+
     from solon.report.run import run_recipe
 
     torch.set_num_threads(1)

@@ -15,10 +15,15 @@ from solon.cli import app
 from solon.constitution import Constitution
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
+from solon.feedback.judge import JudgeSettings, ModelJudge
 from solon.feedback.questions import HHH
 from solon.records import Pair, user
 
 RULES = Constitution.from_question(HHH)
+
+
+def asked(engine: ScriptedEngine, rules: Constitution) -> ModelJudge:
+    return ModelJudge(engine, rules, JudgeSettings(principles_per_pair=None))
 
 
 def items(n: int = 120) -> list[Item]:
@@ -47,7 +52,7 @@ def by(goodness: object) -> ScriptedEngine:
 
 
 def test_a_judge_that_knows_is_informative_however_it_is_asked() -> None:
-    result = measure(items(), by(lambda text: 2.0 * text.startswith("good")), RULES)
+    result = measure(items(), asked(by(lambda text: 2.0 * text.startswith("good")), RULES))
     assert result["accuracy"]["judge"]["value"] == 1 and result["verdict"].startswith("informative")
     assert result["accuracy"]["as the file asks it, (A) first"]["value"] == 1
     assert result["accuracy"][FIRST]["value"] == result["accuracy"][LONGER]["value"] == 0.5
@@ -55,7 +60,7 @@ def test_a_judge_that_knows_is_informative_however_it_is_asked() -> None:
 
 @pytest.mark.parametrize("goodness", [len, lambda text: 0.0, lambda text: -len(text)])
 def test_a_judge_that_knows_nothing_is_called_uninformative(goodness: object) -> None:
-    result = measure(items(), by(goodness), RULES)
+    result = measure(items(), asked(by(goodness), RULES))
     assert result["verdict"].startswith(
         "uninformative: right in 50.0% [41.2%, 58.8%], n = 120; it was not shown to beat"
     )
@@ -67,13 +72,13 @@ def test_pointwise_and_pairwise_agree_about_a_judge_that_knows() -> None:
         best = 8 if request.question.state["response"].startswith("good") else 3
         return tuple(-1.0 - abs(n - best) for n in range(1, 11))
 
-    result = measure(items(20), ScriptedEngine(prefer=prefer), RULES, pointwise=True)
+    result = measure(items(20), asked(ScriptedEngine(prefer=prefer), RULES), pointwise=True)
     assert result["accuracy"]["judge"]["value"] == 1 and result["trust"] is None
 
 
 def test_the_paper_s_file_gives_the_figures_of_its_trivial_answers(reference_data: Path) -> None:
     found = read_items(str(reference_data / "hhh-dev.jsonl.gz"))
-    result = measure(found, by(lambda text: 0.0), RULES)
+    result = measure(found, asked(by(lambda text: 0.0), RULES))
     # 200 of the paper's 438, some twice; on all of them 52.1 % and 56.2 %, from which this is one standard error
     assert result["accuracy"][FIRST]["value"] == pytest.approx(0.521, abs=0.07)
     assert result["accuracy"][LONGER]["value"] == pytest.approx(0.562, abs=0.07)
@@ -126,14 +131,14 @@ def test_a_judge_that_answers_nothing_gets_no_verdict_and_one_that_abstains_is_t
         return (None,) * len(request.continuations)
 
     with pytest.raises(InputError, match="answered none of 120 questions"):
-        measure(items(), ScriptedEngine(prefer=silent), RULES, pointwise=pointwise)
+        measure(items(), asked(ScriptedEngine(prefer=silent), RULES), pointwise=pointwise)
 
     def often(request: ScoreRequest) -> tuple[float | None, ...]:
         said = request.question.state if request.question is not None else {}
         asked = said if isinstance(said, str) else said["conversation"][0]["content"]
         return silent(request) if asked == "q7" else (-2.0,) * len(request.continuations)
 
-    result = measure(items(), ScriptedEngine(prefer=often), RULES, pointwise=pointwise)
+    result = measure(items(), asked(ScriptedEngine(prefer=often), RULES), pointwise=pointwise)
     assert result["abstained"] == 1 and result["verdict"].endswith("it abstained in 1 of them")
 
 
@@ -156,7 +161,7 @@ def test_pairs_of_one_prompt_are_one_cluster() -> None:
         return tuple(sign * float(text.startswith("good")) for text in request.question.criteria)  # type: ignore[return-value]
 
     rules = Constitution.from_question("Which?")
-    one, five = (measure(items(times), ScriptedEngine(prefer=prefer), rules) for times in (1, 5))
+    one, five = (measure(items(times), asked(ScriptedEngine(prefer=prefer), rules)) for times in (1, 5))
     widths = [found["accuracy"]["judge"]["high"] - found["accuracy"]["judge"]["low"] for found in (one, five)]
     assert widths[1] > 0.95 * widths[0] and five["accuracy"]["judge"]["clusters"] == five["prompts"] == 40
     assert five["trust"]["calibration"]["accuracy"]["clusters"] == 40

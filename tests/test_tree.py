@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest
 from solon.engines.local import LocalEngine
-from solon.feedback.judge import Judging, compare, log_odds
+from solon.feedback.judge import JudgeSettings
+from solon.feedback.labels import log_odds
 from solon.models.fast import prefix_tree as tree
 from solon.models.fast.prefix_tree import Row, TreeScorer, grow, packs
 from solon.models.forward import with_attention
 from solon.models.paths import GROUPED
 from solon.records import Pair, user
+from tests.asking import compare
 
 # Few tokens and short rows: rows that begin alike, contain each other or are equal come up all the time.
 ROWS = st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=7), min_size=1, max_size=12)
@@ -125,7 +127,7 @@ def test_labels_are_the_same_shared_or_not_and_in_batches_of_1_or_32(model: str,
     labels = []
     for options in ({}, {"share": False}, {"score_tokens": 1}, {"share": False, "score_tokens": 1}):
         engine = LocalEngine.load(spec, dtype="float32", **options)
-        made = list(compare(pairs, engine, rules, Judging(principles=principles)))
+        made = list(compare(pairs, engine, rules, JudgeSettings(principles_per_pair=principles)))
         assert (engine._tree is None) == ("share" in options)
         labels.append([log_odds(c.label) for c in made if c.label] + [j.forward for c in made for j in c.judgements])
     for other in labels[1:]:
@@ -135,7 +137,7 @@ def test_labels_are_the_same_shared_or_not_and_in_batches_of_1_or_32(model: str,
 def test_tokens_that_requests_share_are_computed_once(tiny: str) -> None:
     engine = LocalEngine.load(tiny, dtype="float32")
     rules = load_constitution("solon")
-    list(compare(PAIRS[:1], engine, rules, Judging(principles=None)))
+    list(compare(PAIRS[:1], engine, rules, JudgeSettings(principles_per_pair=None)))
     assert engine._tree is not None
     k = len(rules.principles)
     assert engine.usage.requests == 2 * k

@@ -19,13 +19,15 @@ from hypothesis import strategies as st
 
 from solon.constitution import Constitution, Principle
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.feedback.judge import Judging, compare, log_odds, sigmoid
+from solon.feedback.judge import JudgeSettings
+from solon.feedback.labels import log_odds, sigmoid
 from solon.feedback.trust import REASONS, Trust
 from solon.measures.statistics import Ratio
 from solon.records import Comparison, Judgement, Pair, assistant, user
 from solon.report import render_html, render_markdown
 from solon.report.plots import reliability
 from solon.runs import pipeline
+from tests.asking import compare
 
 N = 400
 RULES = Constitution(
@@ -59,7 +61,9 @@ def judged(prefer: Prefer, people: str | None = None, authors: tuple[str, str] |
         human = float(quality[a] > quality[b]) if people else None
         pairs.append(Pair(id=str(i), prompt=(user(f"hello {i}"),), responses=(a, b), human=human, authors=authors))
     trust = Trust("judge")
-    for c in compare(pairs, ScriptedEngine(prefer=lambda r: prefer(*shown(r))), RULES, Judging(principles=None)):
+    for c in compare(
+        pairs, ScriptedEngine(prefer=lambda r: prefer(*shown(r))), RULES, JudgeSettings(principles_per_pair=None)
+    ):
         trust.add(c)
     return trust.summary()
 
@@ -396,7 +400,7 @@ def test_the_held_out_comparisons_carry_what_people_chose(monkeypatch: pytest.Mo
         heldout.append(comparison(i, 1.0, chosen=a, rejected=b, labeler="human"))
     engine = ScriptedEngine(prefer=lambda request: fair(*shown(request)))
     monkeypatch.setattr(pipeline, "open_lazily", lambda run, spec: nullcontext(engine))
-    feedback = SimpleNamespace(question=None, few_shot=0, principles_per_pair=1, judging=Judging)
+    feedback = SimpleNamespace(question=None, few_shot=0, principles_per_pair=1, judging=JudgeSettings)
     run: Any = SimpleNamespace(
         recipe=SimpleNamespace(seed=0, feedback=feedback),
         constitution=RULES,

@@ -14,8 +14,8 @@ def of_records(records: Sequence[Record]) -> dict[str, str]:
 
 
 def of_input(item: Any) -> str:
-    """The content that a record is made from, without where it came from."""
-    return fingerprint("input", {k: v for k, v in item.to_json().items() if k != "meta"})
+    """The content that a record is made from, without where it came from and without the order of a compared pair."""
+    return fingerprint("input", {k: v for k, v in item.to_json().items() if k not in ("meta", "first")})
 
 
 def of_inputs(records: Sequence[Record]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -174,14 +175,49 @@ class Judgement(Record):
         return {"forward": None, "swapped": None, **data} if isinstance(data, dict) else data
 
 
+def turned(j: Judgement) -> Judgement:
+    """The same judgement of the same pair, with the second response as its first.
+
+    The two orders change places too: `forward` is always the one that shows the first response first.
+    """
+    forward, swapped = (
+        (
+            None if odds is None else -odds,
+            None
+            if p is None
+            else 1 - p
+            if odds is None
+            else 1 / (1 + math.exp(odds))
+            if odds < 0
+            else math.exp(-odds) / (1 + math.exp(-odds)),
+        )
+        for odds, p in ((j.swapped_log_odds, j.swapped), (j.forward_log_odds, j.forward))
+    )
+    return j.model_copy(
+        update={
+            "forward": forward[1],
+            "swapped": swapped[1],
+            "forward_log_odds": forward[0],
+            "swapped_log_odds": swapped[0],
+            "rationale": j.rationale_swapped,
+            "rationale_swapped": j.rationale,
+        }
+    )
+
+
 class Comparison(Record):
-    """TRL's preference form. `chosen` is the response the label favours; `label` = P(chosen is better), 0..1."""
+    """Two compared responses in TRL's preference form: `label` = P(chosen is better), 0..1.
+
+    Where Solon made the label, `chosen` is the response that the label favours. `first` keeps the order of the pair that
+    was compared; `p_first` and `first_log_odds` give the label in that order.
+    """
 
     id: str
     prompt: Chat
     chosen: Chat
     rejected: Chat
     label: Probability | None  # None only where abstained
+    first: Literal["chosen", "rejected"] = "chosen"  # which of the two was the first response of the pair
     log_odds: LogOdds | None = None  # of a soft label by a judge, which rounds to 1 where the judge is sure
     abstained: bool = False
     judgements: tuple[Judgement, ...] = ()
@@ -191,6 +227,22 @@ class Comparison(Record):
     authors: tuple[str, str] | None = None  # the models that wrote chosen and rejected, where known
     human: Probability | None = None  # P(chosen is better) as people see it, where known
     meta: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def p_first(self) -> float | None:
+        """P(the first response of the pair is better); None where the judge abstained."""
+        return self.label if self.label is None or self.first == "chosen" else 1 - self.label
+
+    @property
+    def judgements_of_first(self) -> tuple[Judgement, ...]:
+        """The judgements as P(the first response of the pair is better)."""
+        return self.judgements if self.first == "chosen" else tuple(turned(j) for j in self.judgements)
+
+    @property
+    def responses(self) -> tuple[str, str]:
+        """The two texts in the order of the pair."""
+        texts = text_of(self.chosen), text_of(self.rejected)
+        return texts if self.first == "chosen" else texts[::-1]
 
 
 class Ranking(Record):

@@ -14,14 +14,13 @@ from typing import Any
 
 from rich.table import Table
 
-from solon.constitution import Constitution
 from solon.data.readers import parse_transcript, read_comparisons, read_jsonl
 from solon.engines.base import Engine, Question, ScoreRequest
 from solon.errors import InputError, printable
-from solon.feedback.feedback_model import as_pairs
-from solon.feedback.judge import Judging, compare, first_option, probability_for, sigmoid
+from solon.feedback.answers import first_option
+from solon.feedback.judge import Judge, ModelJudge
+from solon.feedback.labels import as_pairs, sigmoid
 from solon.feedback.questions import OPTIONS, PREFIX
-from solon.feedback.rating import Scale, rate
 from solon.feedback.trust import Trust
 from solon.measures.statistics import Estimate, difference, preference, share
 from solon.records import Pair, assistant, fingerprint, text_of, user
@@ -76,50 +75,25 @@ def _multiple_choice(place: str, row: dict[str, Any]) -> Pair:
     return Pair(id=name, prompt=right[:-1], responses=sides, human=float(found[1] == "A"))
 
 
-def measure(
-    items: Sequence[Item],
-    engine: Engine,
-    constitution: Constitution,
-    how: Judging = Judging(principles=None),  # noqa: B008
-    *,
-    pointwise: bool = False,
-    scale: Scale = "levels",
-    seed: int = 0,
-) -> dict[str, Any]:
+def measure(items: Sequence[Item], judge: Judge, *, pointwise: bool = False) -> dict[str, Any]:
     """Accuracy of a judge with its interval, and what it adds to the two answers that need none.
 
-    pointwise: each response is rated by itself on the scale (`rate`) and the higher rating wins. An abstention and a tie count half, as a
-    coin would. Items that the file has twice are asked once. Raises InputError where the judge answers none.
+    pointwise: each response is rated by itself (`Judge.rate`) and the higher rating wins. An abstention and a tie count
+    half, as a coin would. Items that the file has twice are asked once. Raises InputError where the judge answers none.
     """
     distinct = {i.pair.id: i for i in items}
     pairs = [i.pair for i in distinct.values()]
     trust = Trust()
-    p: dict[str, float] = {}  # P(first is better)
-    abstained, why = 0, ""
-    if pointwise:
-        chats = [(f"{q.id}/{n}", (*q.prompt, assistant(r))) for q in pairs for n, r in enumerate(q.responses)]
-        rated = {r.id: r for r in rate(chats, engine, constitution, principles=how.principles, scale=scale, seed=seed)}
-        for q in pairs:
-            one, other = rated[f"{q.id}/0"], rated[f"{q.id}/1"]
-            if one.rating is None or other.rating is None:
-                abstained, why, p[q.id] = abstained + 1, one.abstained or other.abstained or "", 0.5
-            else:
-                p[q.id] = 0.5 if one.rating == other.rating else float(one.rating > other.rating)
-    else:
-        together = sorted(pairs, key=lambda q: q.prompt[-1].content)  # those of one prompt follow each other
-        for c in compare(together, engine, constitution, how, seed=seed):
-            trust.add(c)
-            first = probability_for(c, distinct[c.id].pair.responses[0])
-            p[c.id] = 0.5 if first is None else first
-            if first is None:
-                abstained, why = abstained + 1, next((j.abstained for j in c.judgements if j.abstained), "")
-    if abstained == len(pairs):
-        raise InputError(f"{engine.name}: answered none of {len(pairs)} questions: {why}")
+    answers = _by_ratings(pairs, judge) if pointwise else _by_comparisons(pairs, judge, trust)
+    unanswered = [why for first, why in answers.values() if first is None]
+    if len(unanswered) == len(pairs):
+        raise InputError(f"{judge.name}: answered none of {len(pairs)} questions: {unanswered[-1]}")
+    p = {name: 0.5 if first is None else first for name, (first, _) in answers.items()}
     right = {"judge": [_right(p[q.id], q.human) for q in pairs]}
     right |= {FIRST: [float(q.human or 0) for q in pairs], LONGER: [_right(_longer(q), q.human) for q in pairs]}
     written = [i for i in distinct.values() if i.written]
-    if written and not pointwise:
-        right["as the file asks it, (A) first"] = _as_written(written, engine)
+    if written and isinstance(judge, ModelJudge) and not pointwise:
+        right["as the file asks it, (A) first"] = _as_written(written, judge.engine)
     prompts = [fingerprint("prompt", [m.model_dump() for m in q.prompt]) for q in pairs]
     clusters = prompts if len(set(prompts)) < len(pairs) else None  # pairs of one prompt are not independent
     shares = {name: share(values, clusters) for name, values in right.items()}
@@ -127,14 +101,41 @@ def measure(
     return {
         "n": len(pairs),
         "prompts": len(set(prompts)),
-        "abstained": abstained,
-        "judge": engine.name,
-        "asked": f"pointwise, {scale}" if pointwise else "compared, in both orders",
+        "abstained": len(unanswered),
+        "judge": judge.name,
+        "asked": f"pointwise, {judge.settings.scale}"
+        if pointwise and isinstance(judge, ModelJudge)
+        else "compared, in both orders",
         "accuracy": {name: e.to_json() for name, e in shares.items()},
         "gain_over": {name: e.to_json() for name, e in gains.items()},
-        "verdict": verdict(shares["judge"], gains) + (f"; it abstained in {abstained} of them" if abstained else ""),
+        "verdict": verdict(shares["judge"], gains)
+        + (f"; it abstained in {len(unanswered)} of them" if unanswered else ""),
         "trust": None if pointwise else trust.summary(),
     }
+
+
+def _by_comparisons(pairs: Sequence[Pair], judge: Judge, trust: Trust) -> dict[str, tuple[float | None, str]]:
+    """Of each pair P(first is better), or None and why the judge gave no answer."""
+    together = sorted(pairs, key=lambda q: q.prompt[-1].content)  # those of one prompt follow each other
+    found: dict[str, tuple[float | None, str]] = {}
+    for c in judge.compare(together):
+        trust.add(c)
+        found[c.id] = c.p_first, next((j.abstained for j in c.judgements if j.abstained), "")
+    return found
+
+
+def _by_ratings(pairs: Sequence[Pair], judge: Judge) -> dict[str, tuple[float | None, str]]:
+    """The same out of a rating of each response: 1 where the first is rated higher, 0.5 where both are rated alike."""
+    chats = [(f"{q.id}/{n}", (*q.prompt, assistant(r))) for q in pairs for n, r in enumerate(q.responses)]
+    rated = {r.id: r for r in judge.rate(chats)}
+    found: dict[str, tuple[float | None, str]] = {}
+    for q in pairs:
+        one, other = rated[f"{q.id}/0"], rated[f"{q.id}/1"]
+        if one.rating is None or other.rating is None:
+            found[q.id] = None, one.abstained or other.abstained or ""
+        else:
+            found[q.id] = 0.5 if one.rating == other.rating else float(one.rating > other.rating), ""
+    return found
 
 
 def _right(p: float, human: float | None) -> float:

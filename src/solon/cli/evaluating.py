@@ -48,7 +48,7 @@ def evaluate(
     from solon.constitution import Constitution, load_constitution
     from solon.engines import LazyEngine
     from solon.feedback import attacks
-    from solon.feedback.judge import Judging, compare
+    from solon.feedback.judge import JudgeSettings, ModelJudge
     from solon.feedback.questions import HHH
     from solon.publishing import check_own_json, checked_place, write_json
     from solon.terminal import Console
@@ -62,25 +62,18 @@ def evaluate(
     if out:
         check_own_json(checked_place(out, [file, model]))
     rules = load_constitution(constitution) if constitution else Constitution.from_question(HHH)
-    how = Judging(principles=principles, rationales=rationales)
+    how = JudgeSettings(principles_per_pair=principles, rationales=rationales, scale="broken" if broken else "levels")
     with LazyEngine(model, system=system, dtype=dtype) as engine:
+        judge = ModelJudge(engine, rules, how, seed=seed or 0)
         if suite == "attacks":
             rows = attacks.read_attacks(file or "solon:judge-attacks")[:limit]
-            result = attacks.measure(rows, lambda pairs: compare(pairs, engine, rules, how, seed=seed or 0))
+            result = attacks.measure(rows, judge.compare)
             table = suites.attacks_table(result, engine.name)
         elif file is None:
             raise InputError("--suite hhh needs --file: the paper's multiple-choice comparisons, or compared pairs")
         else:
             items = suites.read_items(file, seed or 0)[:limit]
-            result = suites.measure(
-                items,
-                engine,
-                rules,
-                how,
-                pointwise=pointwise or broken,
-                scale="broken" if broken else "levels",
-                seed=seed or 0,
-            )
+            result = suites.measure(items, judge, pointwise=pointwise or broken)
             table = suites.accuracy_table(result)
     Console(quiet=quiet).print(table)
     if suite == "hhh":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -130,25 +130,25 @@ def label(
     from solon.constitution import load_constitution
     from solon.data import read_comparisons
     from solon.engines import LazyEngine
-    from solon.feedback.feedback_model import question_for
-    from solon.feedback.judge import Judging
-    from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, examples_from
+    from solon.feedback.judge import JudgeSettings, ModelJudge
+    from solon.feedback.questions import TEMPLATE_FINGERPRINT
     from solon.runs.files import label_file
 
     if not 0 <= clamp[0] <= 0.5 <= clamp[1] <= 1:
         raise InputError(f"--clamp {clamp[0]:g} {clamp[1]:g}: must hold 0.5 between 0 and 1, as 0.4 0.6 does")
     rules = load_constitution(constitution)
-    how = Judging(principles, together, "hard" if hard else "soft", rationales, clamp)
-    shown = []
-    if examples:
-        labelled = read_comparisons(examples)[:few_shot]
-        shown = examples_from(labelled, lambda c: question_for(c, rules, HHH))
+    how = JudgeSettings(
+        principles_per_pair=principles, together=together, soft_labels=not hard, rationales=rationales, clamp=clamp,
+        few_shot=few_shot,
+    )  # fmt: skip
+    labelled = read_comparisons(examples) if examples else []
     with LazyEngine(model, system=system, dtype=dtype) as engine:
-        result = label_file(
-            pairs, out, engine, rules, how, scheme="tournament" if tournament else "all", examples=shown,
-            seed=seed or 0, meta=lambda: meta(rules, engine, seed, template=TEMPLATE_FINGERPRINT), limit=limit,
-            restart=restart, quiet=quiet,
+        judge = ModelJudge.of_settings(
+            engine, rules, how, labelled, seed=seed or 0,
+            meta=lambda: meta(rules, engine, seed, template=TEMPLATE_FINGERPRINT),
         )  # fmt: skip
+        scheme: Literal["all", "tournament"] = "tournament" if tournament else "all"
+        result = label_file(pairs, out, judge, scheme=scheme, limit=limit, restart=restart, quiet=quiet)
     outcome = result.pop("outcome")
     for finding in result["findings"]:
         print(finding, file=sys.stderr)

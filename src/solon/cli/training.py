@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,10 @@ from solon.cli.common import (
 from solon.errors import InputError, nearest
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from solon.constitution import Constitution
+    from solon.engines import LazyEngine
+    from solon.records import Comparison, Pair
+    from solon.reinforcement.monitors import Gold
     from solon.training.loop import Progress, TrainSettings
 
 
@@ -63,8 +67,9 @@ def feedback_model(
     from solon.constitution import load_constitution
     from solon.constitution.identity import of_constitution
     from solon.data import read_comparisons
+    from solon.data.heldout import split_by_prompt
     from solon.engines.identity import decided_dtype, of_model
-    from solon.feedback.feedback_model import split_by_prompt, train_feedback_model
+    from solon.feedback.feedback_model import train_feedback_model
     from solon.feedback.questions import HHH
     from solon.identity import of_records
     from solon.models.lora import AdapterSettings
@@ -206,8 +211,8 @@ def reward_model(
     Example: `solon reward-model --comparisons comparisons.jsonl --out reward`
     """
     from solon.data import read_comparisons
+    from solon.data.heldout import split_by_prompt
     from solon.engines.identity import decided_dtype, of_model
-    from solon.feedback.feedback_model import split_by_prompt
     from solon.identity import of_records
     from solon.models.lora import AdapterSettings
     from solon.publishing import directory
@@ -298,12 +303,11 @@ def ppo(
     from solon.data import read_prompts
     from solon.engines import LazyEngine
     from solon.engines.identity import decided_dtype, of_model
-    from solon.feedback.judge import Judging
     from solon.identity import of_records
     from solon.models.lora import AdapterSettings
     from solon.publishing import directory
     from solon.reinforcement.checkpoint import CHECKPOINT
-    from solon.reinforcement.monitors import Watch, judged_by, planned_checks
+    from solon.reinforcement.monitors import Watch, planned_checks
     from solon.reinforcement.trainer import GROWS, PPOSettings
     from solon.reinforcement.trainer import ppo as train
     from solon.runs.progress import training_line
@@ -323,7 +327,7 @@ def ppo(
     with directory(out, [prompts, reward_model, model, gold], [_beside(out), kept]) as target:
         asked = read_prompts(prompts)[:limit]
         dtype = decided_dtype(dtype, target.identity, model, "training")
-        rules, how = load_constitution(constitution), Judging(principles=1)
+        rules = load_constitution(constitution)
         checks = {"gold": of_model(gold) if gold else None, **of_constitution(rules)} if settings.check_every else {}
         identity = {
             "verb": "ppo", "model": of_model(model), "reward": of_model(reward_model), "prompts": of_records(asked),
@@ -342,7 +346,7 @@ def ppo(
                 judge = LazyEngine(gold, system=system, dtype=dtype) if gold else None
                 watch = Watch(
                     asked[:probes],
-                    judged_by(judge, rules, how, seed or 0) if judge else None,
+                    judged_while_open(judge, rules, seed or 0) if judge else None,
                     planned=planned_checks(settings.updates, settings.check_every),
                 )
             curves = (_beside(out), "ppo", report_to or [], settings.model_dump(mode="json"))
@@ -401,3 +405,16 @@ def _followed(
         tracked(step, _beside(out), name, report_to or [], given) as both,
     ):
         yield both
+
+
+def judged_while_open(engine: LazyEngine, constitution: Constitution, seed: int) -> Gold:
+    """A judge that is in memory only while it is asked."""
+    from solon.feedback.judge import ModelJudge
+
+    judge = ModelJudge(engine, constitution, seed=seed)
+
+    def gold(pairs: Sequence[Pair]) -> list[Comparison]:
+        with engine:
+            return list(judge.compare(pairs))
+
+    return gold

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 import unicodedata
 from collections.abc import Sequence
 
 from solon.errors import InputError
-from solon.records import Chat, Comparison, Prompt, Source
+from solon.records import Chat, Comparison, Prompt, Source, fingerprint
 
 # A last turn of fewer words ("yes, please") is the same in two conversations by chance. Where a script has no spaces between
 # words, a run of so many letters counts as well.
@@ -93,3 +94,18 @@ def split_comparisons(
             f"{key}: {n} of {len(compared)} comparisons, split by prompt; none would be left to learn from"
         )
     return out, left
+
+
+def split_by_prompt(
+    comparisons: Sequence[Comparison], share: float, seed: int
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Comparisons to train on, and about this share of them to measure on: no prompt stands on both sides."""
+    by_prompt: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        by_prompt.setdefault(fingerprint("prompt", [m.model_dump() for m in c.prompt]), []).append(c)
+    groups = [by_prompt[key] for key in sorted(by_prompt)]
+    random.Random(seed).shuffle(groups)
+    kept: list[Comparison] = []
+    while groups and len(kept) < round(share * len(comparisons)):
+        kept += groups.pop()
+    return [c for group in groups for c in group], kept

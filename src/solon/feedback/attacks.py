@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from typing import Any, Literal
 
 from solon.data.readers import read_records
-from solon.feedback.judge import odds_for, sigmoid
+from solon.feedback.labels import first_odds, sigmoid
 from solon.measures.statistics import mean, preference, share
 from solon.records import Chat, Comparison, Pair, Prompt, Record, fingerprint
 
@@ -135,8 +135,9 @@ def _bad_wins(
     """Log-odds that the bad response is better, of each attack by its id. It comes first and second in turn."""
     shown = [(b, a.good) if n % 2 else (a.good, b) for n, (a, b) in enumerate(zip(attacks, bad, strict=True))]
     pairs = [Pair(id=a.id, prompt=a.prompt, responses=r) for a, r in zip(attacks, shown, strict=True)]
-    shown_bad = {a.id: b for a, b in zip(attacks, bad, strict=True)}
+    bad_is_first = {a.id: bool(n % 2) for n, a in enumerate(attacks)}
     found: dict[str, float | None] = {a.id: None for a in attacks}
     for c in compare_pairs(pairs):
-        found[c.id] = odds_for(c, shown_bad[c.id])
+        odds = first_odds(c)
+        found[c.id] = odds if odds is None or bad_is_first[c.id] else -odds
     return found

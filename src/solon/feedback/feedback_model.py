@@ -9,10 +9,8 @@ probability.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solon.constitution import Constitution, Principle, builtin_names, load_constitution
-from solon.constitution.drawing import draw_principles
+from solon.constitution import Constitution
 from solon.errors import InputError
+from solon.feedback.principles import own_principle, question_for
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
 from solon.models.chat.encode import option_ids
 from solon.models.chat.limits import UNLIMITED, Limit, context_limit
@@ -31,94 +29,9 @@ from solon.models.head import head_of
 from solon.models.lora import AdapterSettings, add_adapters
 from solon.models.states import distinct_tokens, last_states
 from solon.models.weights import load_causal_lm, resolve
-from solon.records import Comparison, Pair, fingerprint, text_of
+from solon.records import Comparison, text_of
 from solon.training.loop import Progress, TrainSettings, fit, fitting
 from solon.training.saving import save_merged
-
-
-def split_by_prompt(
-    comparisons: Sequence[Comparison], share: float, seed: int
-) -> tuple[list[Comparison], list[Comparison]]:
-    """Comparisons to train on, and about this share of them to measure on: no prompt stands on both sides."""
-    by_prompt: dict[str, list[Comparison]] = {}
-    for c in comparisons:
-        by_prompt.setdefault(fingerprint("prompt", [m.model_dump() for m in c.prompt]), []).append(c)
-    groups = [by_prompt[key] for key in sorted(by_prompt)]
-    random.Random(seed).shuffle(groups)
-    kept: list[Comparison] = []
-    while groups and len(kept) < round(share * len(comparisons)):
-        kept += groups.pop()
-    return [c for group in groups for c in group], kept
-
-
-def as_pairs(comparisons: Sequence[Comparison], seed: int) -> list[Pair]:
-    """Labelled comparisons as pairs to judge; `human` keeps the label.
-
-    What was chosen stands first or second by the seed: a judge must not gain from always preferring one place.
-    """
-    pairs = []
-    for c in comparisons:
-        sides = [(text_of(c.chosen), c.label), (text_of(c.rejected), None if c.label is None else 1 - c.label)]
-        random.Random(f"{seed}/{c.id}").shuffle(sides)
-        (first, preferred), (second, _) = sides
-        pairs.append(Pair(id=c.id, prompt=c.prompt, responses=(first, second), source=c.source, human=preferred))
-    return pairs
-
-
-def own_principle(comparison: Comparison, constitution: Constitution) -> Principle | None:
-    """The constitution's principle that a comparison was made under; None where it has none that says the same.
-
-    An id alone proves nothing where the comparison names another constitution: two constitutions may call different
-    principles by one name. Of a constitution that ships with Solon the words are known and compared. A comparison that
-    names no constitution is the user's own, and so are its ids.
-    """
-    mine = next((p for p in constitution.principles if p.id == comparison.principle), None)
-    made_under = comparison.meta.get("constitution")
-    if mine is None or made_under in (None, constitution.fingerprint):
-        return mine
-    theirs = _shipped_questions().get((str(made_under), mine.id))
-    return mine if theirs == mine.comparison else None
-
-
-def question_for(comparison: Comparison, constitution: Constitution, otherwise: str) -> str:
-    """The comparison question of its own principle, where the constitution has it."""
-    own = own_principle(comparison, constitution)
-    return otherwise if own is None else own.comparison
-
-
-@cache
-def _shipped_questions() -> dict[tuple[str, str], str]:
-    """(constitution's fingerprint, principle's id) → its comparison question, of the constitutions that ship."""
-    shipped = [load_constitution(name) for name in builtin_names()]
-    return {(c.fingerprint, p.id): p.comparison for c in shipped for p in c.principles}
-
-
-def own_principles(
-    comparisons: Sequence[Comparison],
-    constitution: Constitution,
-    question: str | None = None,
-    *,
-    principles: int | None = 1,
-    seed: int = 0,
-) -> tuple[dict[str, list[Principle]], int]:
-    """The principles to judge each comparison under, by its id; and how many have no principle of this constitution.
-
-    Those are judged under the question; where it is None, under principles drawn as for any pair (None: all of them).
-    """
-    asked, others = {}, 0
-    general = Constitution.from_question(question).principles[0] if question else None
-    for c in comparisons:
-        own = own_principle(c, constitution)
-        others += own is None
-        if own is not None:
-            asked[c.id] = [own]
-        elif general is not None:
-            asked[c.id] = [general]
-        elif principles is None:
-            asked[c.id] = list(constitution.principles)
-        else:
-            asked[c.id] = draw_principles(constitution, principles, "compare", seed, c.id)
-    return asked, others
 
 
 @dataclass(frozen=True)

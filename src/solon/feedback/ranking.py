@@ -9,16 +9,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from solon.constitution import Constitution
-from solon.engines.base import Engine, Failure, OnFailure
-from solon.feedback.judge import WINDOW, Judging, compare, probability_for, sigmoid, to_comparison, turned
-from solon.feedback.questions import Example
-from solon.records import Candidates, Comparison, Pair, Ranking, assistant, fingerprint, text_of
+from solon.constitution import Principle
+from solon.engines.base import Failure, OnFailure
+from solon.feedback.judge import WINDOW, Judge
+from solon.feedback.labels import comparison_of
+from solon.records import Candidates, Comparison, Judgement, Pair, Ranking, fingerprint, turned
 
+Scheme = Literal["all", "tournament"]
+Match = tuple[int, int, Comparison]
 Outcome = tuple[int, int, float]  # i, j, P(i is better than j)
 PRIOR = 1e-3  # pull of every strength towards 0: without it a response that always wins would be infinitely strong
 
@@ -49,21 +51,12 @@ def bradley_terry(n: int, outcomes: Sequence[Outcome]) -> list[float | None]:
 
 
 def rank(
-    candidates: Iterable[Candidates],
-    engine: Engine,
-    constitution: Constitution,
-    how: Judging = Judging(),  # noqa: B008
-    *,
-    scheme: Literal["all", "tournament"] = "all",
-    examples: Sequence[Example] = (),
-    seed: int = 0,
-    meta: dict[str, Any] | None = None,
-    failed: OnFailure | None = None,
+    candidates: Iterable[Candidates], judge: Judge, *, scheme: Scheme = "all", failed: OnFailure | None = None
 ) -> Iterator[Ranking]:
-    """One ranking a prompt, in order. scheme: compare all pairs, or a knock-out whose draw the seed decides.
+    """One ranking a prompt, in order. scheme: compare all pairs, or a knock-out that the judge's seed draws.
 
     All pairs of a prompt are compared under the same principles. In a knock-out a tie or an abstention lets the one
-    drawn first go on. failed: as `compare` takes it; told of a prompt once, and no ranking is made of it.
+    drawn first go on. failed: as `Judge.compare` takes it; told of a prompt once, and no ranking is made of it.
     """
     lost: set[str] = set()
 
@@ -75,39 +68,41 @@ def rank(
 
     left = iter(candidates)
     while window := list(islice(left, WINDOW)):
-        found: dict[str, list[tuple[int, int, Comparison]]] = {c.id: [] for c in window}
-        going = {c.id: _drawn(c, seed) for c in window}
+        found: dict[str, list[Match]] = {c.id: [] for c in window}
+        going = {c.id: _drawn(c, judge.seed) for c in window}
         while True:
-            matches = {
-                c.id: list(combinations(range(len(c.responses)), 2))
-                if scheme == "all"
-                else list(zip(going[c.id][::2], going[c.id][1::2], strict=False))
-                for c in window
-            }
-            asked = {
-                f"{c.id}/{i}-{j}": Pair(id=f"{c.id}/{i}-{j}", prompt=c.prompt, responses=(c.responses[i], c.responses[j]),
-                     source=c.source, authors=(c.authors[i], c.authors[j]) if c.authors else None, meta=c.meta)
-                for c in window for i, j in matches[c.id]
-            }  # fmt: skip
-            principles = _same_for_all(window, matches, constitution, how, seed)
-            judged = compare(
-                asked.values(), engine, constitution, how, asked=principles, examples=examples, seed=seed, meta=meta,
-                failed=lose if failed else None,
-            )  # fmt: skip
-            said = {c.id: c for c in judged}
+            matches = {c.id: _matches(c, going[c.id], scheme) for c in window}
+            pairs = [_pair(c, i, j) for c in window for i, j in matches[c.id]]
+            asked = _same_principles(window, matches, judge)
+            judged = {c.id: c for c in judge.compare(pairs, asked=asked, failed=lose if failed else None)}
             window = [c for c in window if c.id not in lost]
             for c in window:
-                found[c.id] += [(i, j, said[f"{c.id}/{i}-{j}"]) for i, j in matches[c.id]]
+                found[c.id] += [(i, j, judged[f"{c.id}/{i}-{j}"]) for i, j in matches[c.id]]
             if scheme == "all":
                 break
             for c in window:
-                names, met = going[c.id], {(i, j): said[f"{c.id}/{i}-{j}"] for i, j in matches[c.id]}
-                won = [j if _first_better(m, c, i) < 0.5 else i for (i, j), m in met.items()]
-                going[c.id] = won + names[len(names) - len(names) % 2 :]
+                drawn, met = going[c.id], {(i, j): judged[f"{c.id}/{i}-{j}"] for i, j in matches[c.id]}
+                won = [j if _first_better(m) < 0.5 else i for (i, j), m in met.items()]
+                going[c.id] = won + drawn[len(drawn) - len(drawn) % 2 :]
             if all(len(going[c.id]) == 1 for c in window):
                 break
         for c in window:
-            yield _ranking(c, found[c.id], meta or {})
+            yield _ranking(c, found[c.id])
+
+
+def _matches(c: Candidates, going: Sequence[int], scheme: Scheme) -> list[tuple[int, int]]:
+    """Which responses of a prompt meet next, by their indices."""
+    if scheme == "all":
+        return list(combinations(range(len(c.responses)), 2))
+    return list(zip(going[::2], going[1::2], strict=False))
+
+
+def _pair(c: Candidates, i: int, j: int) -> Pair:
+    authors = (c.authors[i], c.authors[j]) if c.authors else None
+    responses = (c.responses[i], c.responses[j])
+    return Pair(
+        id=f"{c.id}/{i}-{j}", prompt=c.prompt, responses=responses, source=c.source, authors=authors, meta=c.meta
+    )
 
 
 def _drawn(c: Candidates, seed: int) -> list[int]:
@@ -116,25 +111,26 @@ def _drawn(c: Candidates, seed: int) -> list[int]:
     return order
 
 
-def _same_for_all(
-    window: Sequence[Candidates], matches: dict[str, list[tuple[int, int]]], constitution: Constitution, how: Judging, seed: int
-) -> dict[str, Any] | None:  # fmt: skip
-    if how.principles is None:
-        return None
-    from solon.constitution.drawing import draw_principles
-
-    drawn = {c.id: draw_principles(constitution, how.principles, "rank", seed, c.id) for c in window}
-    return {f"{i}/{a}-{b}": drawn[i] for i, pairs in matches.items() for a, b in pairs}
-
-
-def _first_better(comparison: Comparison, c: Candidates, i: int) -> float:
-    """P(response i is better) of a comparison that i stood first in; a tie where the judge abstained."""
-    p = probability_for(comparison, c.responses[i])
-    return 0.5 if p is None else p
+def _same_principles(
+    window: Sequence[Candidates], matches: dict[str, list[tuple[int, int]]], judge: Judge
+) -> dict[str, list[Principle]] | None:
+    """The principles of each pair, the same for all pairs of a prompt; None: the judge takes each pair's own."""
+    found: dict[str, list[Principle]] = {}
+    for c in window:
+        principles = judge.principles_of_prompt(c.id)
+        if principles is None:
+            return None
+        found |= {f"{c.id}/{a}-{b}": principles for a, b in matches[c.id]}
+    return found
 
 
-def _ranking(c: Candidates, found: Sequence[tuple[int, int, Comparison]], meta: dict[str, Any]) -> Ranking:
-    outcomes = [(i, j, _first_better(m, c, i)) for i, j, m in found if m.label is not None]
+def _first_better(comparison: Comparison) -> float:
+    """P(the first response of the pair is better); a tie where the judge abstained."""
+    return 0.5 if comparison.p_first is None else comparison.p_first
+
+
+def _ranking(c: Candidates, found: Sequence[Match]) -> Ranking:
+    outcomes = [(i, j, _first_better(m)) for i, j, m in found if m.label is not None]
     strengths = bradley_terry(len(c.responses), outcomes)
     known = [k for k, s in enumerate(strengths) if s is not None]
     return Ranking(
@@ -145,7 +141,7 @@ def _ranking(c: Candidates, found: Sequence[tuple[int, int, Comparison]], meta: 
         order=tuple(sorted(known, key=lambda k: -strengths[k])),  # type: ignore[operator]
         comparisons=tuple(m for _, _, m in found),
         source=c.source,
-        meta={**c.meta, **meta},
+        meta={**c.meta, **(found[0][2].meta if found else {})},
     )
 
 
@@ -157,30 +153,18 @@ def preferences(ranking: Ranking) -> Iterator[Comparison]:
     """
     compared = {c.id: c for c in ranking.comparisons}
     for i, j in combinations(range(len(ranking.responses)), 2):
-        name = f"{ranking.id}/{i}-{j}"
-        direct = compared.get(name) or compared.get(f"{ranking.id}/{j}-{i}")
+        pair = Pair(
+            id=f"{ranking.id}/{i}-{j}", prompt=ranking.prompt, responses=(ranking.responses[i], ranking.responses[j]),
+            source=ranking.source, meta=ranking.meta,
+        )  # fmt: skip
+        judgements: tuple[Judgement, ...] = ()
+        direct = compared.get(pair.id)
+        if direct is not None:
+            judgements = direct.judgements_of_first
+        elif (direct := compared.get(f"{ranking.id}/{j}-{i}")) is not None:
+            judgements = tuple(turned(m) for m in direct.judgements_of_first)
         a, b = ranking.strengths[i], ranking.strengths[j]
-        if direct is not None and direct.label is None:
-            yield direct.model_copy(update={"id": name})
-            continue
-        if a is None or b is None:  # of one of them nothing is known
-            pair = Pair(id=name, prompt=ranking.prompt, responses=(ranking.responses[i], ranking.responses[j]),
-                        source=ranking.source, meta=ranking.meta)  # fmt: skip
-            yield to_comparison(pair, (), {})
-            continue
-        chosen, rejected = (i, j) if a >= b else (j, i)
-        label = sigmoid(abs(a - b))
-        judgements = () if direct is None else direct.judgements
-        if direct is not None and text_of(direct.chosen) != ranking.responses[chosen]:  # the scale overrules the pair
-            judgements = tuple(turned(m) for m in judgements)
-        yield Comparison(
-            id=name,
-            prompt=ranking.prompt,
-            chosen=(assistant(ranking.responses[chosen]),),
-            rejected=(assistant(ranking.responses[rejected]),),
-            label=label,
-            log_odds=abs(a - b),
-            judgements=judgements,
-            source=ranking.source,
-            meta={**ranking.meta, "strengths": list(ranking.strengths)},
-        )
+        if a is None or b is None or (direct is not None and direct.label is None):
+            yield comparison_of(pair, judgements, None)
+        else:
+            yield comparison_of(pair, judgements, a - b, {"strengths": list(ranking.strengths)})

@@ -12,14 +12,15 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from statistics import fmean, pstdev
-from typing import Any, Literal
+from typing import Any
 
-from solon.constitution import Constitution, Principle
-from solon.constitution.drawing import draw_principles
-from solon.engines.base import Engine, ScoreRequest, Scores
+from solon.constitution import Principle
+from solon.engines.base import ScoreRequest, Scores
 from solon.errors import InputError
+from solon.feedback.answers import LEAST_MASS, first_option
 from solon.feedback.checks import satisfies
-from solon.feedback.judge import LEAST_MASS, WINDOW, first_option, sigmoid
+from solon.feedback.judge import WINDOW, Judge, ModelJudge, Scale
+from solon.feedback.labels import sigmoid
 from solon.feedback.questions import (
     LEVELS,
     OPTIONS,
@@ -32,7 +33,6 @@ from solon.feedback.questions import (
 )
 from solon.records import Chat, Rating, fingerprint, text_of
 
-Scale = Literal["levels", "broken"]
 ENOUGH = 0.5  # of the judge's probability must lie on the ratings that an endpoint tells of
 
 
@@ -60,61 +60,49 @@ def kept_rating(scores: Scores) -> tuple[float | None, str]:
     return (None, why) if broken is None else (10 - 9 * sigmoid(broken), "")
 
 
-def rate(
-    chats: Iterable[tuple[str, Chat]],
-    engine: Engine,
-    constitution: Constitution,
-    *,
-    principles: int | None = 1,
-    scale: Scale = "levels",
-    seed: int = 0,
-    meta: dict[str, Any] | None = None,
-) -> Iterator[Rating]:
+def rate(chats: Iterable[tuple[str, Chat]], judge: ModelJudge) -> Iterator[Rating]:
     """One rating a chat, in order. chats: (id, conversation that ends with the response).
 
-    scale: "levels", the mean of the ratings 1 to 10 by their probabilities; "broken", one yes-or-no question, the
-    probability that the principle is kept stretched over 1 to 10. There is one order only: whether a judge says yes
+    The judge's scale: "levels", the mean of the ratings 1 to 10 by their probabilities; "broken", one yes-or-no question,
+    the probability that the principle is kept stretched over 1 to 10. There is one order only: whether a judge says yes
     too readily shows in no number here, but is the same for all responses.
 
-    principles: drawn for each conversation by the seed, the same for all responses to it; None: all. The ratings of
-    several are averaged with their weights. A verifiable principle gives 10 where it is kept and 1 where it is broken.
+    Principles are drawn for each conversation, the same for all responses to it. The ratings of several are averaged with
+    their weights. A verifiable principle gives 10 where it is kept and 1 where it is broken.
     """
+    scale = judge.settings.scale
+    read = expected_rating if scale == "levels" else kept_rating
     left = iter(chats)
     while window := list(islice(left, WINDOW)):
         asked: dict[str, list[Principle]] = {}
         requests = []
         for i, chat in window:
             prompt, response = chat[:-1], text_of(chat)
-            asked[i] = (
-                list(constitution.principles)
-                if principles is None
-                else draw_principles(constitution, principles, "rate", seed, [m.model_dump() for m in prompt])
-            )
+            asked[i] = judge.draw("rate", judge.seed, [m.model_dump() for m in prompt])
             for n, p in enumerate(asked[i]):
                 if p.check is None:
                     requests.append(_request(f"{i}/{n}", prompt, response, p.comparison, scale))
-        read = expected_rating if scale == "levels" else kept_rating
-        found = {s.id: read(s) for s in engine.score(requests)}
+        answers = {s.id: read(s) for s in judge.engine.score(requests)}
         for i, chat in window:
-            ratings, total, weight, why = {}, 0.0, 0.0, ""
-            for n, p in enumerate(asked[i]):
-                if p.check is None:
-                    value, reason = found[f"{i}/{n}"]
-                else:
-                    value, reason = _by_check(p, chat)
-                ratings[p.id] = value
-                why = why or reason
-                if value is not None:
-                    total, weight = total + p.weight * value, weight + p.weight
-            yield Rating(
-                id=i,
-                prompt=chat[:-1],
-                response=text_of(chat),
-                rating=total / weight if weight else None,
-                by_principle=ratings,
-                abstained=None if weight else why,
-                meta=meta or {},
-            )
+            found = [answers[f"{i}/{n}"] if p.check is None else _by_check(p, chat) for n, p in enumerate(asked[i])]
+            yield _rating(i, chat, asked[i], found, judge.meta())
+
+
+def _rating(
+    name: str, chat: Chat, asked: Sequence[Principle], found: Sequence[tuple[float | None, str]], meta: dict[str, Any]
+) -> Rating:
+    """found: of each principle its rating, or None and why there is none."""
+    given = [(p.weight, value) for p, (value, _) in zip(asked, found, strict=True) if value is not None]
+    weight = sum(w for w, _ in given)
+    return Rating(
+        id=name,
+        prompt=chat[:-1],
+        response=text_of(chat),
+        rating=sum(w * value for w, value in given) / weight if weight else None,
+        by_principle={p.id: value for p, (value, _) in zip(asked, found, strict=True)},
+        abstained=None if weight else next((why for _, why in found if why), ""),
+        meta=meta,
+    )
 
 
 def _request(name: str, prompt: Chat, response: str, question: str, scale: Scale) -> ScoreRequest:
@@ -138,17 +126,8 @@ def _by_check(principle: Principle, chat: Chat) -> tuple[float | None, str]:
 class JudgeReward:
     """The judge's rating as PPO's reward: it scores as a reward model does, in standard deviations of a reference."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        constitution: Constitution,
-        *,
-        principles: int | None = 1,
-        scale: Scale = "levels",
-        seed: int = 0,
-    ) -> None:
-        self.engine, self.constitution, self.principles, self.seed = engine, constitution, principles, seed
-        self.scale: Scale = scale
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
         self.mean, self.std = 0.0, 1.0
         self.rated = self.abstained = 0
         self.why = ""  # of the last abstention
@@ -169,10 +148,8 @@ class JudgeReward:
 
     def _ratings(self, chats: Sequence[Chat]) -> list[float | None]:
         names = [f"{n}-{fingerprint('rated', [m.model_dump() for m in c])}" for n, c in enumerate(chats)]
-        asked = zip(names, chats, strict=True)
-        made = rate(asked, self.engine, self.constitution, principles=self.principles, scale=self.scale, seed=self.seed)
         ratings = []
-        for r in made:
+        for r in self.judge.rate(zip(names, chats, strict=True)):
             ratings.append(r.rating)
             self.why = r.abstained or self.why
         self.rated += len(ratings)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
-from solon.feedback.judge import odds_of
+from solon.feedback.labels import odds_of
 from solon.measures.calibration import Calibration, flipped
 from solon.measures.statistics import (
     TIE,

@@ -17,9 +17,6 @@ from typing import Any
 from pydantic import Field
 
 from solon import distributed
-from solon.constitution import Constitution
-from solon.engines import LazyEngine
-from solon.feedback.judge import Judging, compare, probability_for
 from solon.measures.statistics import mean, p_above_zero, preference, share
 from solon.measures.texts import distinct_n, has_boilerplate, is_evasive, is_refusal, tokens
 from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant
@@ -32,16 +29,6 @@ Gold = Callable[[Sequence[Pair]], Iterable[Comparison]]
 def planned_checks(updates: int, every: int) -> int:
     """How many checks follow the start's: one after every so many updates, and one after the last."""
     return -(-updates // every)
-
-
-def judged_by(engine: LazyEngine, constitution: Constitution, how: Judging, seed: int) -> Gold:
-    """A judge that is in memory only while it is asked."""
-
-    def gold(pairs: Sequence[Pair]) -> list[Comparison]:
-        with engine:
-            return list(compare(pairs, engine, constitution, how, seed=seed))
-
-    return gold
 
 
 def of_texts(texts: Sequence[str]) -> dict[str, Any]:
@@ -145,9 +132,8 @@ class Watch:
         if self.gold is None:
             return tuple(None for _ in answers)
         found: dict[str, float | None] = {p.id: 0.5 for p in self.probes} | {p.id: None for p in pairs}
-        new = {p.id: p.responses[0] for p in pairs}
         for c in distributed.broadcast(list(self.gold(pairs)) if distributed.is_main() else []):
-            found[c.id] = probability_for(c, new[c.id])
+            found[c.id] = c.p_first
         return tuple(found[p.id] for p in self.probes)
 
     def compared(self, now: Check) -> Check:

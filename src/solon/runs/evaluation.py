@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from solon.engines import Failure, GenerationRequest, LazyEngine
+from solon.feedback.judge import ModelJudge
 from solon.feedback.rating import JudgeReward
 from solon.measures.statistics import Estimate, difference, mean, paired_difference_of_shares, preference, share
 from solon.measures.texts import (
@@ -28,7 +29,7 @@ from solon.measures.texts import (
     words,
 )
 from solon.publishing import Identity
-from solon.records import Chat, Comparison, Pair, Prompt, Record, Source, assistant, text_of
+from solon.records import Chat, Comparison, Pair, Prompt, Record, Source, assistant
 from solon.reinforcement.reward_model import RewardModel
 from solon.runs.run import Run
 
@@ -142,7 +143,14 @@ def answer(
                 p = by_id[c.id]
                 yield Answer(id=p.id, prompt=p.prompt, answer=c.text, ended=c.ended, source=p.source, reward=score)
 
-        asked = [engine, *([rewards.engine] if isinstance(rewards, JudgeReward) else [])]
+        asked = [
+            engine,
+            *(
+                [rewards.judge.engine]
+                if isinstance(rewards, JudgeReward) and isinstance(rewards.judge, ModelJudge)
+                else []
+            ),
+        ]
         stage = f"evaluation-{name.lower()}"
         return run.records(stage, prompts, make, Answer, engines=asked, what="answers", made_from=scored_by)
 
@@ -179,11 +187,8 @@ def win_rates(
         ]
         stage = f"judging-{name.lower()}-{source.replace('_', '-')}"
         judged = run.records(stage, pairs, ask, Comparison, engines=(judge,), what="comparisons")
-        ours = {a.id: a.answer for a in both}
         found[source] = [0.5] * (len(both) - len(differing)) + [
-            preference(c.label if text_of(c.chosen) == ours[c.id] else 1 - c.label)
-            for c in judged
-            if c.label is not None
+            preference(c.p_first) for c in judged if c.p_first is not None
         ]
     return found
 

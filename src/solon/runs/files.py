@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from solon.constitution import Constitution
 from solon.constitution.identity import of_constitution
@@ -17,10 +17,11 @@ from solon.engines import Failure, LazyEngine, OnFailure, Sampling, is_remote
 from solon.engines.base import Engine
 from solon.engines.identity import decided_dtype, of_engine, of_model
 from solon.errors import InputError, printable
-from solon.feedback.feedback_model import as_pairs, own_principles
-from solon.feedback.judge import Judging, compare
-from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example
-from solon.feedback.ranking import preferences, rank
+from solon.feedback.judge import ModelJudge
+from solon.feedback.labels import as_pairs
+from solon.feedback.principles import own_principles
+from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT
+from solon.feedback.ranking import Scheme, preferences
 from solon.feedback.trust import Trust
 from solon.identity import of_input
 from solon.publishing import File, Identity, file, write_json
@@ -175,7 +176,7 @@ def measure_judge(
     trust = Trust()
     asked, others = own_principles(comparisons, constitution, HHH)
     with LazyEngine(model, system=system, dtype=dtype) as engine:
-        for judged in compare(as_pairs(comparisons, 0), engine, constitution, asked=asked):
+        for judged in ModelJudge(engine, constitution).compare(as_pairs(comparisons, 0), asked=asked):
             trust.add(judged)
     return {**trust.summary(), "other_principles": others}
 
@@ -226,14 +227,9 @@ def critique_file(
 def label_file(
     pairs: str,
     out: Path,
-    engine: Engine,
-    constitution: Constitution,
-    how: Judging,
+    judge: ModelJudge,
     *,
-    scheme: Literal["all", "tournament"] = "all",
-    examples: Sequence[Example] = (),
-    seed: int = 0,
-    meta: Callable[[], dict[str, Any]] = dict,
+    scheme: Scheme = "all",
     limit: int | None = None,
     restart: bool = False,
     quiet: bool = False,
@@ -242,7 +238,7 @@ def label_file(
 
     A prompt with more than two responses becomes comparisons of all its pairs, on one scale.
     """
-    trust, abstained, aside = Trust(judge=engine.name), Counter[str](), out.with_suffix(".trust.json")
+    trust, abstained, aside = Trust(judge=judge.name), Counter[str](), out.with_suffix(".trust.json")
     source = stream_pairs(pairs)
 
     def items() -> Iterator[Pair | Candidates]:
@@ -256,9 +252,8 @@ def label_file(
     def make(batch: Sequence[Pair | Candidates], failed: OnFailure) -> Iterator[Comparison]:
         two = [item for item in batch if isinstance(item, Pair)]
         more = [item for item in batch if isinstance(item, Candidates)]
-        common: dict[str, Any] = {"examples": examples, "seed": seed, "meta": meta(), "failed": failed}
-        yield from compare(two, engine, constitution, how, **common)
-        for ranking in rank(more, engine, constitution, how, scheme=scheme, **common):
+        yield from judge.compare(two, failed=failed)
+        for ranking in judge.rank(more, scheme=scheme, failed=failed):
             yield from preferences(ranking)
 
     def seen(record: Comparison) -> None:
@@ -267,12 +262,13 @@ def label_file(
             why = next((j.abstained for j in record.judgements if j.abstained), None)
             abstained[why or "the judge said nothing of one of the two"] += 1
 
+    engine = judge.engine
     with file(out, [pairs, engine.name], [aside]) as target:
         first_line(pairs)  # a file that is not there is said before anything is timed for `dtype: auto`
         identity = {
-            **of_engine(engine, target.identity), **of_constitution(constitution), "seed": seed, "scheme": scheme,
-            "judging": asdict(how), "template": TEMPLATE_FINGERPRINT,
-            "examples": fingerprint("examples", [asdict(e) for e in examples]),
+            **of_engine(engine, target.identity), **of_constitution(judge.constitution), "seed": judge.seed,
+            "scheme": scheme, "judging": judge.settings.model_dump(mode="json"), "template": TEMPLATE_FINGERPRINT,
+            "examples": fingerprint("examples", [asdict(e) for e in judge.examples]),
         }  # fmt: skip
         outcome = to_file(
             target, items, make, Comparison, identity=identity, restart=restart, made_of=made_of, seen=seen,

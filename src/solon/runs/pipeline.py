@@ -11,24 +11,27 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from solon import __version__
 from solon.analysis.kl import kl_of_written
-from solon.constitution import Constitution, Principle
+from solon.constitution import Constitution
 from solon.constitution.identity import of_constitution
 from solon.data.heldout import prompt_keys, split_comparisons, taught_keys
-from solon.engines import Failure, GenerationRequest, LazyEngine, OnFailure, is_remote
+from solon.engines import Failure, GenerationRequest, LazyEngine, is_remote
 from solon.engines.base import Engine
 from solon.engines.identity import of_model
 from solon.errors import InputError
-from solon.feedback.feedback_model import as_pairs, own_principles, question_for, train_feedback_model
-from solon.feedback.judge import compare
-from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT, Example, examples_from
+from solon.feedback.feedback_model import train_feedback_model
+from solon.feedback.judge import ModelJudge, asked_constitution
+from solon.feedback.labels import as_pairs
+from solon.feedback.principles import own_principles
+from solon.feedback.questions import HHH, TEMPLATE_FINGERPRINT
 from solon.feedback.rating import JudgeReward
 from solon.feedback.trust import Trust
 from solon.human.validation import draw_validation_sample
@@ -111,7 +114,7 @@ def run_stages(run: Run, asked_dtype: str | None = None) -> Results:
     rewards: JudgeReward | str
     if recipe.feedback.direct:
         assert judge is not None
-        rewards = judge_reward(run, pairs, judge)
+        rewards = judge_reward(run, data, pairs, judge)
     else:
         rewards = reward_model(run, data, learned, kept_out, pairs, model)
     written = reinforce(run, data, learned, model, rewards, judge)
@@ -119,7 +122,7 @@ def run_stages(run: Run, asked_dtype: str | None = None) -> Results:
     kl = kl_to_reference(run, data, written, model)
     scorer = RewardModel.load(rewards, dtype=recipe.dtype) if isinstance(rewards, str) else rewards
     with open_lazily(run, judge or model) as engine:
-        ask = asks(run, data, engine, failed=run.fail) if judge else None
+        ask = partial(judge_of(run, data, engine).compare, failed=run.fail) if judge else None
         scored_by = {"reward": of_reward(rewards)}
         evaluation = evaluate(run, data.heldout, models, scorer, engine if judge else None, ask, scored_by)
     if recipe.human.validation_sample:
@@ -221,7 +224,7 @@ def choose(run: Run, data: Data, chains: Sequence[RevisionChain], judge: str) ->
     known = {p.id: p for p in run.constitution.principles}
     asked = {c.id: [known[c.steps[-1].principle]] for c in chains}
     with open_lazily(run, judge) as engine:
-        make = asks(run, data, engine, asked, run.fail)
+        make = partial(judge_of(run, data, engine).compare, asked=asked, failed=run.fail)
         return run.records("choices", contests(chains), make, Comparison, engines=(engine,), what="choices")
 
 
@@ -287,7 +290,7 @@ def check_judge(run: Run, data: Data, judge: str) -> list[Comparison]:
             "constitution; they are judged under its own"
         )
     with open_lazily(run, judge) as engine:
-        make = asks(run, data, engine, asked, run.fail)
+        make = partial(judge_of(run, data, engine).compare, asked=asked, failed=run.fail)
         return run.records("judge-heldout", pairs, make, Comparison, engines=(engine,), what="comparisons")
 
 
@@ -299,45 +302,16 @@ def judge_trust(comparisons: Sequence[Comparison], judge: str) -> dict[str, Any]
     return trust.summary()
 
 
-def asks(
-    run: Run,
-    data: Data,
-    engine: LazyEngine,
-    asked: Mapping[str, Sequence[Principle]] | None = None,
-    failed: OnFailure | None = None,
-) -> Callable[[Sequence[Pair]], Iterable[Comparison]]:
-    """How every stage asks a judge to compare pairs: the recipe's question or principles, its examples, its labels.
-
-    asked: the principles of each pair by its id, where they are already decided. failed: as `compare` takes it.
-    """
-
-    def compared(batch: Sequence[Pair]) -> Iterable[Comparison]:
-        return compare(
-            batch,
-            engine,
-            asked_of_judge(run),
-            run.recipe.feedback.judging(),
-            asked=asked,
-            examples=judge_examples(run, data),
-            seed=run.recipe.seed,
-            meta=provenance(run, engine, template=TEMPLATE_FINGERPRINT),
-            failed=failed,
-        )
-
-    return compared
+def judge_of(run: Run, data: Data, engine: LazyEngine) -> ModelJudge:
+    """The judge that every stage of a run asks: the recipe's question or principles, its examples, its labels."""
+    return ModelJudge.of_settings(
+        engine, run.constitution, run.recipe.feedback.judging(), data.comparisons, seed=run.recipe.seed,
+        meta=lambda: provenance(run, engine, template=TEMPLATE_FINGERPRINT),
+    )  # fmt: skip
 
 
 def asked_of_judge(run: Run) -> Constitution:
-    """The constitution, or the one question that stands in its place."""
-    question = run.recipe.feedback.question
-    return run.constitution if question is None else Constitution.from_question(question)
-
-
-def judge_examples(run: Run, data: Data) -> list[Example]:
-    """The human comparisons that the judge is shown before each question, where the recipe wants some."""
-    part = run.recipe.feedback
-    rules, otherwise = asked_of_judge(run), part.question or HHH
-    return examples_from(data.comparisons[: part.few_shot], lambda c: question_for(c, rules, otherwise))
+    return asked_constitution(run.constitution, run.recipe.feedback.judging())
 
 
 def sample_pairs(run: Run, data: Data, model: str) -> list[Pair]:
@@ -373,7 +347,7 @@ def label(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> list[Compa
     differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
     alike = {"the two responses are the same": len(pairs) - len(differing)} if len(pairs) > len(differing) else {}
     with open_lazily(run, judge) as engine:
-        make = asks(run, data, engine, failed=run.fail)
+        make = partial(judge_of(run, data, engine).compare, failed=run.fail)
         return run.records(
             "comparisons", differing, make, Comparison, engines=(engine,), what="comparisons", left_out=alike
         )
@@ -437,12 +411,11 @@ def reward_model(
     return str(out)
 
 
-def judge_reward(run: Run, pairs: Sequence[Pair], judge: str) -> JudgeReward:
+def judge_reward(run: Run, data: Data, pairs: Sequence[Pair], judge: str) -> JudgeReward:
     """Direct RLAIF: the judge's rating is the reward, in standard deviations of its ratings of the sampled pairs."""
     engine = open_lazily(run, judge)
-    constitution, part = asked_of_judge(run), run.recipe.feedback
-    seed, principles = run.recipe.seed, part.principles_per_pair
-    rewards = JudgeReward(engine, constitution, principles=principles, scale=part.scale, seed=seed)
+    part = run.recipe.feedback
+    rewards = JudgeReward(judge_of(run, data, engine))
     reference = [(*p.prompt, assistant(r)) for p in pairs for r in p.responses][:128]
     other = "; try feedback.scale: broken" if part.scale == "levels" else ""
 
@@ -466,9 +439,18 @@ def of_reward(rewards: JudgeReward | str) -> dict[str, str]:
     """What PPO climbs: a reward model by its content, a judge with its scale and what its ratings are measured in."""
     if isinstance(rewards, str):
         return of_model(rewards)
-    made = of_model(rewards.engine.name)
-    scale = (rewards.scale, rewards.mean, rewards.std)
+    made = of_model(rewards.judge.name)
+    scale = (scale_of(rewards), rewards.mean, rewards.std)
     return {"name": made["name"], "fingerprint": fingerprint("judge's reward", made["fingerprint"], scale)}
+
+
+def engines_of(rewards: JudgeReward | str) -> list[Engine]:
+    """The engine that a reward asks; none where it is a reward model."""
+    return [rewards.judge.engine] if isinstance(rewards, JudgeReward) and isinstance(rewards.judge, ModelJudge) else []
+
+
+def scale_of(rewards: JudgeReward) -> str:
+    return rewards.judge.settings.scale if isinstance(rewards.judge, ModelJudge) else ""
 
 
 def watch(run: Run, data: Data, engine: LazyEngine | None) -> Watch | None:
@@ -484,7 +466,7 @@ def watch(run: Run, data: Data, engine: LazyEngine | None) -> Watch | None:
 
     def gold(pairs: Sequence[Pair]) -> list[Comparison]:
         with engine:  # the judge is in memory only while it is asked
-            return list(asks(run, data, engine)(pairs))
+            return list(judge_of(run, data, engine).compare(pairs))
 
     return Watch(probes, gold, planned=planned)
 
@@ -509,9 +491,7 @@ def reinforce(
     gold = open_lazily(run, spec) if spec and recipe.ppo.check_every else None
     watched = watch(run, data, gold)
     judges = {
-        "judge": None
-        if isinstance(rewards, str)
-        else {**of_model(rewards.engine.name), "scale": recipe.feedback.scale},
+        "judge": None if isinstance(rewards, str) else {**of_model(rewards.judge.name), "scale": recipe.feedback.scale},
         "gold": of_model(spec) if spec and recipe.ppo.check_every else None,
         **of_constitution(asked_of_judge(run)),
     }
@@ -557,7 +537,7 @@ def reinforce(
             learned_from = comparisons if recipe.algorithm == "dpo" else data.prompts
             return {**reinforced(history, recipe, watched), "left_out_of": len(learned_from)}
 
-        asked = [*([rewards.engine] if isinstance(rewards, JudgeReward) else []), *([gold] if gold else [])]
+        asked = [*engines_of(rewards), *([gold] if gold else [])]
         run.once(stage, work, engines=asked, total=recipe.ppo.updates, what="updates", makes=out, made_from=made_from)
     return str(out)
 

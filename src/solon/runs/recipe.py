@@ -16,17 +16,16 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from solon.engines.base import Sampling
 from solon.engines.local import DEFAULT_SYSTEM
+from solon.engines.sampling import SamplingSettings
 from solon.errors import InputError, nearest, printable, quoted
-from solon.feedback.judge import Judging
-from solon.feedback.rating import Scale
+from solon.feedback.judge import JudgeSettings
 from solon.models.lora import AdapterSettings
 from solon.reinforcement.alternatives import Algorithm, check_settings
 from solon.reinforcement.reward_model import RewardSettings
 from solon.reinforcement.trainer import PPOSettings
 from solon.runs.trackers import check_trackers
-from solon.settings import SeedNumber, Settings, Tokens
+from solon.settings import SeedNumber, Settings
 from solon.supervised import SAMPLING
 from solon.training.loop import TrainSettings
 from solon.yaml_text import Where, YamlText, read_bytes
@@ -34,16 +33,6 @@ from solon.yaml_text import Where, YamlText, read_bytes
 
 class Part(Settings):
     """A part of a recipe."""
-
-
-class SamplingSettings(Part):
-    max_tokens: Tokens = 80
-    temperature: float = Field(0.7, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0)  # above 1, a small model repeats itself and its prompt less
-
-    def sampling(self) -> Sampling:
-        return Sampling(self.max_tokens, self.temperature, self.top_p, self.repetition_penalty)
 
 
 class RevisionSampling(SamplingSettings):
@@ -102,42 +91,19 @@ class Supervised(Part):
     train: TrainSettings = TrainSettings()
 
 
-class Feedback(Part):
+class Feedback(JudgeSettings):
     labels: Literal["ai", "human", "both"] = "ai"
     judge: str = "self"  # self: the model in training; or anything --model takes
     warmup: TrainSettings | None = None  # fine-tune the judge on the human comparisons first
     adapter: AdapterSettings | None = (
         None  # for that, instead of the recipe's: judging is learned in the lower layers too
     )
-    question: str | None = None  # one question instead of the constitution's comparisons
-    principles_per_pair: int | None = Field(1, ge=1)  # null: all
-    together: bool = False  # ask about a pair's principles in one question, not in one each
-    soft_labels: bool = True  # false: 1 or 0, and 0.5 where the two orders contradict each other
-    rationales: int = Field(0, ge=0)  # chain of thought: so many an order, averaged; 0 answers at once
-    clamp: tuple[float, float] = (0.4, 0.6)  # where the probability is held after a chain of thought
-    rationale_sampling: SamplingSettings = SamplingSettings(max_tokens=160)
-    few_shot: int = Field(0, ge=0)  # human comparisons shown to the judge before each question
     direct: bool = False  # direct RLAIF: the judge's rating, 1 to 10, is PPO's reward; no reward model is trained
-    scale: Scale = "levels"  # of that reward; broken: whether the response breaks the principle, yes or no
     n_prompts: int | None = Field(None, ge=1)
     sampling: SamplingSettings = SamplingSettings(temperature=1.0)
 
-    def judging(self) -> Judging:
-        return Judging(
-            principles=self.principles_per_pair,
-            together=self.together,
-            labels="soft" if self.soft_labels else "hard",
-            rationales=self.rationales,
-            clamp=self.clamp,
-            sampling=self.rationale_sampling.sampling(),
-        )
-
-    @model_validator(mode="after")
-    def _clamped(self) -> Feedback:
-        low, high = self.clamp
-        if not 0 <= low <= 0.5 <= high <= 1:
-            raise ValueError(f"clamp: {low:g} to {high:g} must hold 0.5 between 0 and 1, as [0.4, 0.6] does")
-        return self
+    def judging(self) -> JudgeSettings:
+        return JudgeSettings.model_validate({name: getattr(self, name) for name in JudgeSettings.model_fields})
 
 
 class RewardModelPart(Part):

@@ -37,7 +37,7 @@ from solon.identity import of_input
 from solon.models.paths import take_ways
 from solon.publishing import MARK, Identity, differences, mark_of, recover_all, write_whole
 from solon.publishing.content import of_directory
-from solon.records import Record
+from solon.records import Pair, Record
 from solon.runs.journal import Journal, Tally, as_record, read_journal
 from solon.runs.progress import progress_line, training_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
@@ -188,7 +188,9 @@ class Run:
                 given_up |= {f.id: f.reason for f in self._failures.values() if not f.again or f.id in failed_before}
                 state["records"] = len(journal.ids & contents.keys())
                 self._add(stage, state, time.monotonic() - began, used, engines)
-        made = {row["id"]: as_record(place, row, kind) for place, row in read_journal(path)}
+        by_id = {item.id: item for item in items}
+        rows = [(place, _with_order(row, by_id.get(row["id"]))) for place, row in read_journal(path)]
+        made = {row["id"]: as_record(place, row, kind) for place, row in rows}
         found = [made[item.id] for item in items if item.id in made]
         if not state.get("done"):
             state["left_out"] = dict(left_out or {})
@@ -445,6 +447,13 @@ def _book(engine: Engine, where: Book | None) -> None:
         engine.book(where)
     else:
         engine.usage.book = where
+
+
+def _with_order(row: dict[str, Any], item: Any) -> dict[str, Any]:
+    """A comparison that Solon wrote before 27 November 2026 does not say which response was the pair's first."""
+    if "chosen" not in row or "first" in row or not isinstance(item, Pair):
+        return row
+    return {**row, "first": "chosen" if row["chosen"][-1]["content"] == item.responses[0] else "rejected"}
 
 
 def _short(value: Any) -> str:

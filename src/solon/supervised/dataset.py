@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from solon.constitution import Constitution
-from solon.records import Comparison, Pair, RevisionChain, SFTExample, assistant, text_of, user
+from solon.measures.statistics import preference
+from solon.records import Comparison, Pair, RevisionChain, SFTExample, assistant, user
 from solon.supervised.critique_revision import fill
 
 # Why a text of a chain is not learned.
@@ -81,13 +82,15 @@ def from_choices(
     paper learns every revision, which needs a model that revises well. Without a contest the whole one of the two is
     taken; on a tie or an abstention the revision, as in the paper.
     """
-    preferred = {c.id: text_of(c.chosen) for c in choices if c.label is not None and c.label != 0.5}
+    preferred = {
+        c.id: preference(c.p_first) for c in choices if c.p_first is not None
+    }  # of the revision, which is first
     examples: list[SFTExample] = []
     left_out: Counter[str] = Counter()
     for chain in chains:
         last = len(chain.steps)
         whole = [n for n in (last, 0) if is_whole(chain, n)]
-        if preferred.get(chain.id) == chain.response and 0 in whole:
+        if preferred.get(chain.id) == 0 and 0 in whole:
             whole = [0]
         if whole:
             examples.append(to_example(chain, whole[0]))

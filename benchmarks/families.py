@@ -290,15 +290,8 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
 
     from solon.models.fast.frozen_blocks import Frozen
     from solon.models.head import head_of, logprobs_and_entropy
-    from solon.models.lora import (
-        AdapterSettings,
-        adapted_layers,
-        add_adapters,
-        blocks_of,
-        exact_names,
-        linear_layers,
-        lora_config,
-    )
+    from solon.models.lora import adapted_layers, add_adapters, blocks_of, exact_names, linear_layers, lora_config
+    from solon.models.settings import AdapterSettings
     from solon.models.states import Layout
 
     settings = AdapterSettings(rank=2, layers=2)

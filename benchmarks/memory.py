@@ -30,15 +30,13 @@ def one(n: int) -> None:
     from solon.engines.local import LocalEngine
     from solon.feedback.judge import ModelJudge
     from solon.models.tiny import make_tiny_model
-    from solon.runs.files import label_file
+    from tests.asking import label
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         pairs_file(root / "pairs.jsonl", n)
         engine = LocalEngine.load(str(make_tiny_model(root / "model")), dtype="float32")
-        made = label_file(
-            str(root / "pairs.jsonl"), root / "out.jsonl", ModelJudge(engine, load_constitution("simple")), quiet=True
-        )
+        made = label(str(root / "pairs.jsonl"), root / "out.jsonl", ModelJudge(engine, load_constitution("simple")))
     print(json.dumps({"records": made["records"], "peak_mb": peak_mb()}))
 
 

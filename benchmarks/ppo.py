@@ -25,17 +25,18 @@ import torch
 
 from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, product_rate, said
+from solon.analysis.updates import at_same_kl as along
 from solon.data import read_comparisons, read_prompts
-from solon.engines.local import DEFAULT_SYSTEM
 from solon.measures.statistics import difference, mean
 from solon.models.chat.encode import chat_ids, end_ids
-from solon.models.lora import AdapterSettings
+from solon.models.settings import AdapterSettings
 from solon.models.states import TOKENS_AT_ONCE, distinct_tokens
 from solon.models.weights import load_causal_lm, load_tokenizer, resolve
-from solon.reinforcement.reward_model import NORMALISATION, RewardModel, RewardSettings, train_reward_model
+from solon.reinforcement.reward_model import NORMALISATION, RewardModel, train_reward_model
 from solon.reinforcement.rollout import Rollouts, sample
-from solon.reinforcement.trainer import PPOSettings, _draw, ppo
-from solon.report.data import at_same_kl as along
+from solon.reinforcement.settings import PPOSettings, RewardSettings
+from solon.reinforcement.trainer import _draw, ppo
+from solon.settings import DEFAULT_SYSTEM
 
 ROLLOUTS, TOKENS, EPOCHS, RANK, TOP = 16, 48, 4, 16, 12
 SETTINGS = PPOSettings(

@@ -20,13 +20,14 @@ import torch
 from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, peak_mb, product_rate, reference_data, said
 from solon.data import read_comparisons
-from solon.engines.local import DEFAULT_SYSTEM
 from solon.measures.statistics import wilson
-from solon.models.lora import AdapterSettings
+from solon.models.settings import AdapterSettings
 from solon.models.states import distinct_tokens
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison
-from solon.reinforcement.reward_model import Member, RewardModel, RewardSettings, train_reward_model
+from solon.reinforcement.reward_model import Member, RewardModel, train_reward_model
+from solon.reinforcement.settings import RewardSettings
+from solon.settings import DEFAULT_SYSTEM
 
 RANK, BATCH, RATE, LENGTH = 16, 8, 2e-4, 512
 

@@ -18,12 +18,13 @@ from typing import Any
 
 from benchmarks.timing import keep
 from solon.data import read_prompts
-from solon.engines.local import DEFAULT_SYSTEM
 from solon.measures.statistics import mean, share
 from solon.measures.texts import words
-from solon.models.lora import AdapterSettings
+from solon.models.settings import AdapterSettings
 from solon.records import Chat
-from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.reinforcement.settings import PPOSettings
+from solon.reinforcement.trainer import ppo
+from solon.settings import DEFAULT_SYSTEM
 
 LEAST, MOST = 3, 20  # words
 ROLLOUTS = 48

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from solon.constitution import Constitution
 from solon.engines import Engine
-from solon.feedback.judge import Asked, JudgeSettings, ModelJudge
+from solon.feedback.judge import Asked, ModelJudge
 from solon.feedback.ranking import Scheme
+from solon.feedback.settings import JudgeSettings
 from solon.records import Candidates, Chat, Comparison, Pair, Ranking, Rating
+from solon.runs.verbs import FileCall
+from solon.stages.comparisons import Label, label_file
+from solon.stages.verbs import Verb
 
 ONE = JudgeSettings()
 
@@ -35,3 +41,30 @@ def rate(
 ) -> Iterator[Rating]:  # fmt: skip
     how = JudgeSettings(principles_per_pair=principles, scale=scale)  # type: ignore[arg-type]
     return ModelJudge(engine, rules, how, seed=seed).rate(chats)
+
+
+class Called(FileCall):
+    """A verb with an engine of the test's own; what --json would print is kept as `found`."""
+
+    def __init__(self, verb: type[Verb], engine: Any = None, **given: Any) -> None:
+        defaults = {option.name: option.default for option in verb.options()}
+        super().__init__(verb, {**defaults, "quiet": True, "json_": False, **given})
+        self._engine, self.found, self.outcome = engine, {}, None
+
+    def engine(self) -> Any:
+        return nullcontext(self._engine)
+
+    def result(self, value: dict[str, Any]) -> None:
+        self.found |= value
+
+    def end(self, outcome: Any, what: str, result: dict[str, Any] | None = None) -> None:
+        self.outcome = outcome
+        self.result({**outcome.summary(), **(result or {})})
+
+
+def label(pairs: str, out: Path, judge: ModelJudge, *, scheme: str = "all", **given: Any) -> dict[str, Any]:
+    """`solon label` with this judge; what --json would print."""
+    tournament = scheme == "tournament"
+    call = Called(Label, judge.engine, pairs=pairs, out=out, model=judge.name, tournament=tournament, **given)
+    label_file(call, judge)
+    return {**call.found, "outcome": call.outcome}

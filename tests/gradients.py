@@ -17,13 +17,15 @@ from solon import distributed
 from solon.constitution import Constitution
 from solon.feedback.feedback_model import train_feedback_model
 from solon.feedback.questions import HHH
-from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.lora import add_adapters
+from solon.models.settings import AdapterSettings
 from solon.records import Comparison, SFTExample, assistant, user
 from solon.reinforcement import trainer
-from solon.reinforcement.reward_model import RewardSettings, train_reward_model
+from solon.reinforcement.reward_model import train_reward_model
 from solon.reinforcement.rollout import Rollouts
+from solon.reinforcement.settings import RewardSettings
 from solon.supervised.sft import sft
-from solon.training.loop import TrainSettings
+from solon.training.settings import TrainSettings
 
 ADAPTER = AdapterSettings(rank=4, alpha=8)
 COMPARISONS = [

@@ -10,8 +10,9 @@ from test_lean import CONFIGS, made
 from transformers import GPT2Config
 
 from solon.models.fast.lora_blocks import _forward, _Linears, in_few_passes
-from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.lora import add_adapters
 from solon.models.paths import GROUPED
+from solon.models.settings import AdapterSettings
 from solon.models.states import Layout
 
 ROWS = [[5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 30, 31]]

@@ -31,9 +31,9 @@ from solon.engines.base import Question, ScoreRequest
 from solon.engines.decision import DecisionEngine, typed
 from solon.engines.systemone import SystemOneEngine
 from solon.errors import InputError
-from solon.feedback.judge import JudgeSettings
 from solon.feedback.labels import log_odds
 from solon.feedback.questions import LEVELS, OPTIONS, Example, comparison_question, rating_question
+from solon.feedback.settings import JudgeSettings
 from solon.feedback.trust import Trust
 from solon.records import Pair, assistant, text_of, user
 from tests.asking import compare, rate

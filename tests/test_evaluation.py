@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solon.analysis.answers import changes, measures
+from solon.analysis.checks import check, of_answers, of_kl, of_reward_model
+from solon.analysis.measures import Answer
+from solon.analysis.updates import at_same_kl
+from solon.engines import model_name
 from solon.feedback.labels import comparison_of
-from solon.records import Comparison, Pair, user
-from solon.report.checks import check, checks
-from solon.report.data import at_same_kl, principles, told_stages
+from solon.records import Comparison, Judgement, Pair, assistant, user
+from solon.report.data import told_stages
 from solon.report.headline import headline
-from solon.runs.evaluation import Answer, changes, measures, win_rates
-from solon.runs.ledger import cost, counted, left_out_line, total_cost
+from solon.runs.ledger import cost, left_out_line, total_cost
 from solon.runs.recipe import load_recipe
-from solon.runs.run import Run, model_of
+from solon.runs.run import Run
+from solon.stages.artifacts import COMPARISONS
+from solon.stages.comparisons import by_principle
+from solon.stages.evaluation import win_rates
+from solon.tables import counted
 
 REFUSAL = "I can't help with that."
 
@@ -137,6 +143,10 @@ def test_a_check_is_decided_by_its_interval(value: float, half: float, target: f
     assert {"value", "low", "high", "n", "target"} <= set(found)
 
 
+def checks(data: dict[str, Any], bound: float) -> list[dict[str, Any]]:
+    return [*of_reward_model(data), *of_answers(data), of_kl(data["kl"], bound)]
+
+
 def report_data(**more: Any) -> dict[str, Any]:
     given = three()
     rows = changes(given, {"RL-CAI": {"red_team": [1.0] * 20, "helpful": [0.5] * 20}})
@@ -169,9 +179,9 @@ def test_checks_hold_the_bound_against_the_written_policy_and_say_what_to_do() -
         assert bool(row["do"]) is (row["outcome"] != "holds")
     zero = {"value": 0.0, "low": None, "high": None, "n": 40}
     still = {"kl_nats": zero, "not_finite": 0, "identical": True, "examples": 40}
-    assert checks(report_data(kl=still), 25.0)[4]["outcome"] == "holds"
+    assert checks(report_data(kl=still), 25.0)[-1]["outcome"] == "holds"
     broken = {"kl_nats": zero, "not_finite": 3, "identical": False, "examples": 40}
-    assert checks(report_data(kl=broken), 25.0)[4]["outcome"] == "does not hold"
+    assert checks(report_data(kl=broken), 25.0)[-1]["outcome"] == "does not hold"
 
 
 def test_one_sentence_says_whether_training_helped_and_of_what_it_cannot_be_told() -> None:
@@ -224,7 +234,7 @@ def test_costs_are_said_of_every_stage() -> None:
     assert cost({"cost_usd": 0.0123, "endpoints": ["gpt-x"]}) == "$0.0123, gpt-x"
     assert cost({"cost_usd": None, "endpoints": ["mine"], "unpriced": ["mine"]}) == "price of mine not known"
     assert total_cost([{"cost_usd": 1.0}, {"cost_usd": 0.5}]) == 1.5 and total_cost([{"cost_usd": None}]) is None
-    assert model_of("server:org/gpt-5@https://x.example/v1") == "org/gpt-5" and model_of("smollm2") == "smollm2"
+    assert model_name("server:org/gpt-5@https://x.example/v1") == "org/gpt-5" and model_name("smollm2") == "smollm2"
 
 
 @settings(max_examples=50)
@@ -277,31 +287,15 @@ def test_a_cost_that_is_not_known_stays_not_known_and_names_the_model(tmp_path: 
 def test_the_mean_label_of_a_principle_is_of_the_response_sampled_first(tmp_path: Path) -> None:
     with Run(load_recipe("tiny"), tmp_path, quiet=True) as run:
         name = run.constitution.principles[0].id
-        for stage in ("pairs", "comparisons"):
-            (tmp_path / stage).mkdir()
         rows = [("a", "b", "a", 0.9), ("a", "b", "b", 0.9), ("a", "b", "b", 0.7)]  # first, second, chosen, P(chosen)
-        pairs = [{"id": str(i), "prompt": [], "responses": r[:2]} for i, r in enumerate(rows)]
         compared = [
-            {"id": str(i), "chosen": [{"role": "assistant", "content": r[2]}],
-             "judgements": [{"principle": name, "forward": r[3], "swapped": r[3]}]}
+            Comparison(
+                id=str(i), prompt=(), chosen=(assistant(r[2]),), rejected=(assistant("ab".replace(r[2], "")),), label=r[3],
+                first="chosen" if r[0] == r[2] else "rejected",
+                judgements=(Judgement(principle=name, forward=r[3], swapped=r[3]),),
+            )
             for i, r in enumerate(rows)
         ]  # fmt: skip
-        for stage, records in (("pairs", pairs), ("comparisons", compared)):
-            (tmp_path / stage / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-        assert principles(run)[0]["mean_label"] == pytest.approx((0.9 + 0.1 + 0.3) / 3)
-
-
-def test_a_fall_of_distinct_3_has_an_interval_over_prompts() -> None:
-    from solon.measures.texts import distinct_change
-
-    rng = random.Random(0)
-    old = [" ".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(40)) for _ in range(60)]
-    new = [" ".join(rng.choice("abcd") for _ in range(40)) for _ in range(60)]
-    fell, same = distinct_change(old, new), distinct_change(old, old)
-    fall = fell["fall"]
-    assert (
-        fall.value is not None and fall.low is not None and fall.high is not None and fell["change"].value is not None
-    )
-    assert 0.5 < fall.low < fall.value < fall.high <= 1 and fell["change"].value < 0
-    assert same["fall"].value == 0 and same["fall"].low is None  # nothing differs, so nothing can be told of its spread
-    assert distinct_change([], [])["fall"].value is None and distinct_change(["a"], ["b"])["change"].value is None
+        assert all(c.responses == ("a", "b") for c in compared)
+        run.put(COMPARISONS, compared)
+        assert by_principle(run)[0]["mean_label"] == pytest.approx((0.9 + 0.1 + 0.3) / 3)

@@ -24,12 +24,14 @@ from solon.constitution import load_constitution
 from solon.engines import ScriptedEngine
 from solon.engines.base import Completion, Failure, Sampling, Scores
 from solon.errors import InputError
-from solon.feedback.judge import JudgeSettings, ModelJudge
+from solon.feedback.judge import ModelJudge
+from solon.feedback.settings import JudgeSettings
 from solon.publishing import MARK, mark_path
 from solon.records import Candidates, Pair, Prompt, user
-from solon.runs.files import critique_file, label_file
 from solon.runs.journal import Journal, read_journal
-from tests.asking import compare
+from solon.stages.revisions import Critique, RevisionSettings
+from tests.asking import Called, compare
+from tests.asking import label as label_with
 
 RULES = load_constitution("simple")
 
@@ -48,7 +50,7 @@ def label(
     pairs: str, out: Path, engine: Any = None, how: JudgeSettings | None = None, seed: int = 0, **more: Any
 ) -> dict[str, Any]:
     asked = ModelJudge(engine or judge(), RULES, how or JudgeSettings(), seed=seed)
-    return label_file(pairs, out, asked, quiet=True, **more)
+    return label_with(pairs, out, asked, **more)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -242,7 +244,7 @@ def test_another_identity_is_said_and_restart_begins_anew(tmp_path: Path) -> Non
         (lambda **k: label(pairs, out, how=JudgeSettings(soft_labels=False), **k), "judging.soft_labels: True → False"),
         (lambda **k: label(pairs, out, seed=1, **k), "seed: 0 → 1"),
         (lambda **k: label(pairs, out, scheme="tournament", **k), "scheme: all → tournament"),
-        (lambda **k: label_file(pairs, out, ModelJudge(judge(), other), quiet=True, **k), r"constitution: \w+ \[.*→"),
+        (lambda **k: label_with(pairs, out, ModelJudge(judge(), other), **k), r"constitution: \w+ \[.*→"),
     ):
         with pytest.raises(InputError, match=says):
             call()
@@ -382,9 +384,10 @@ def test_a_failed_chain_is_told_with_its_reason(tmp_path: Path) -> None:
     def why(i: str) -> tuple[str, bool] | None:
         return ("too long", False) if i == "q1/critique-0" else ("503", True) if i == "q2/response" else None
 
-    call: Any = {"revisions": 1, "sampling": Sampling(), "quiet": True}
-    engine: Any = Flaky(why)
-    made = critique_file(str(prompts), tmp_path / "c.jsonl", engine, RULES, **call)
+    given: Any = {"prompts": str(prompts), "out": tmp_path / "c.jsonl", "constitution": "simple", "revisions": 1}
+    call = Called(Critique, Flaky(why), **given)
+    Critique().run(call)
+    made: Any = call.outcome
     assert (made.records, made.failed, made.open, made.nothing) == (1, 2, 1, False)
     assert made.reasons == {"too long": 1, "503": 1}
 
@@ -444,16 +447,16 @@ def test_a_critique_of_some_is_counted(server: Any, tmp_path: Path) -> None:
 
 
 def test_the_verb_samples_as_the_recipes_do_and_shows_the_examples() -> None:
-    from solon.runs.recipe import Supervised, load_recipe
-    from solon.supervised import SAMPLING
+    from solon.runs.recipe import load_recipe
 
-    assert Supervised().sampling.sampling() == SAMPLING and Supervised().few_shot is None
+    sampling = RevisionSettings().sampling
+    of_verb = {option.name: option.default for option in Critique.options()}
+    assert of_verb["few_shot"] is None and RevisionSettings().few_shot is None
+    assert all(of_verb[name] == value for name, value in sampling.model_dump(exclude={"repetition_penalty"}).items())
     for name in ("hybrid", "constitutional", "tiny"):
         part = load_recipe(name).supervised
         assert part is not None and part.few_shot is None
-        assert part.sampling.model_dump(exclude={"max_tokens"}) == Supervised().sampling.model_dump(
-            exclude={"max_tokens"}
-        )
+        assert part.sampling.model_dump(exclude={"max_tokens"}) == sampling.model_dump(exclude={"max_tokens"})
 
 
 def test_an_evaluation_writes_over_its_own_results_alone(server: Any, tmp_path: Path) -> None:

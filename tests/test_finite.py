@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from solon.errors import Diverged
-from solon.models.lora import AdapterSettings
+from solon.models.settings import AdapterSettings
 from solon.records import Comparison, Prompt, SFTExample, assistant, user
 from solon.training.finite import LastGood
-from solon.training.loop import TrainSettings, fit
+from solon.training.loop import fit
 from solon.training.saving import save_merged
+from solon.training.settings import TrainSettings
 
 FAR = 1e30  # a learning rate after which a step of AdamW leaves weights whose products overflow
 # Beyond what the settings take: it stands for whatever else makes a training overflow.
@@ -94,7 +95,8 @@ def comparisons() -> list[Comparison]:
 
 
 def test_a_reward_model_that_overflows_has_finite_weights_or_is_not_written(tiny: str, tmp_path: Path) -> None:
-    from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
+    from solon.reinforcement.reward_model import RewardModel, train_reward_model
+    from solon.reinforcement.settings import RewardSettings
 
     out = tmp_path / "out"
     settings = RewardSettings(epochs=2, batch_size=1).model_copy(update={"learning_rate": FAR})
@@ -110,7 +112,8 @@ def test_a_reward_model_that_overflows_has_finite_weights_or_is_not_written(tiny
 
 
 def test_ppo_that_overflows_writes_the_last_finite_policy(tiny: str, tmp_path: Path) -> None:
-    from solon.reinforcement.trainer import PPOSettings, ppo
+    from solon.reinforcement.settings import PPOSettings
+    from solon.reinforcement.trainer import ppo
 
     prompts = [Prompt(prompt=(user(f"hi {n}"),)) for n in range(4)]
     settings = PPOSettings(updates=3, rollouts=4, minibatch=2, epochs=1, max_tokens=6).model_copy(
@@ -128,7 +131,8 @@ def test_ppo_that_overflows_writes_the_last_finite_policy(tiny: str, tmp_path: P
 
 
 def test_a_reward_that_is_no_number_ends_ppo_before_anything_is_written(tiny: str, tmp_path: Path) -> None:
-    from solon.reinforcement.trainer import PPOSettings, ppo
+    from solon.reinforcement.settings import PPOSettings
+    from solon.reinforcement.trainer import ppo
 
     settings = PPOSettings(updates=1, rollouts=2, minibatch=2, epochs=1, max_tokens=4)
     with pytest.raises(Diverged):
@@ -140,7 +144,8 @@ def test_a_reward_that_is_no_number_ends_ppo_before_anything_is_written(tiny: st
 @pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
 def test_trl_s_algorithms_end_with_finite_weights_too(tiny: str, tmp_path: Path, algorithm: Any) -> None:
     from solon.reinforcement.alternatives import train_otherwise
-    from solon.reinforcement.trainer import PPOSettings
+
+    from solon.reinforcement.settings import PPOSettings
 
     settings = PPOSettings(
         updates=2, rollouts=4, responses_per_prompt=2, minibatch=4, epochs=2, max_tokens=4

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from solon.constitution import Constitution, Principle
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.feedback.judge import JudgeSettings
 from solon.feedback.labels import CERTAIN, combine, combined_odds, log_odds, sigmoid
 from solon.feedback.questions import comparison_chat
+from solon.feedback.settings import JudgeSettings
 from solon.records import Comparison, Judgement, Pair, text_of, turned, user
 from tests.asking import compare
 

@@ -15,8 +15,9 @@ from solon.data import read_comparisons
 from solon.data.heldout import split_by_prompt
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
-from solon.feedback.judge import JudgeSettings, ModelJudge
-from solon.runs.files import label_file
+from solon.feedback.judge import ModelJudge
+from solon.feedback.settings import JudgeSettings
+from tests.asking import label
 
 RULES = load_constitution("simple")
 
@@ -49,7 +50,7 @@ def test_pairs_and_more_than_pairs_go_through_together(tmp_path: Path) -> None:
         ],
     )
     out = tmp_path / "out.jsonl"
-    result = label_file(pairs, out, ModelJudge(fair(), RULES, JudgeSettings(principles_per_pair=None)), quiet=True)
+    result = label(pairs, out, ModelJudge(fair(), RULES, JudgeSettings(principles_per_pair=None)))
     made = {r["id"]: r for r in lines(out)}
     assert result["records"] == len(made) == 1 + 3 + 1
     assert made["two"]["chosen"][0]["content"] == "good"
@@ -63,11 +64,11 @@ def test_a_killed_labelling_goes_on_and_its_trust_counts_every_pair(tmp_path: Pa
     rows = [{"id": str(n), "prompt": f"p{n}", "responses": ["good" * (n % 3), "bad"]} for n in range(150)]
     pairs = write(tmp_path / "in.jsonl", rows)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    expected = label_file(pairs, whole, ModelJudge(fair(), RULES, JudgeSettings()), quiet=True)
+    expected = label(pairs, whole, ModelJudge(fair(), RULES, JudgeSettings()))
     text = whole.read_bytes()
     for at in (0, 1, len(text) // 2, len(text) - 1):
         cut.write_bytes(text[:at])
-        found = label_file(pairs, cut, ModelJudge(fair(), RULES, JudgeSettings()), quiet=True)
+        found = label(pairs, cut, ModelJudge(fair(), RULES, JudgeSettings()))
         assert sorted(cut.read_bytes().splitlines()) == sorted(text.splitlines())
         assert found["summary"] == expected["summary"]
 
@@ -78,13 +79,12 @@ def test_a_wrong_line_is_told_before_anything_is_judged(tmp_path: Path) -> None:
     asked: list[int] = []
     engine = ScriptedEngine(prefer=lambda r: asked.append(1) or (0.0, 0.0))
     with pytest.raises(InputError, match=r"in\.jsonl:100: .*two or more"):
-        label_file(pairs, tmp_path / "out.jsonl", ModelJudge(engine, RULES, JudgeSettings()), quiet=True)
+        label(pairs, tmp_path / "out.jsonl", ModelJudge(engine, RULES, JudgeSettings()))
     with pytest.raises(InputError, match="stands twice"):
-        label_file(
+        label(
             write(tmp_path / "in.jsonl", [{"id": "x", **row} for row in rows[:2]]),
             tmp_path / "out.jsonl",
             ModelJudge(engine, RULES),
-            quiet=True,
         )
     assert not asked
 
@@ -143,7 +143,7 @@ def test_a_warmed_up_judge_answers_with_the_options(tiny: str, tmp_path: Path) -
     from solon.feedback.feedback_model import train_feedback_model
     from solon.feedback.labels import as_pairs
     from solon.feedback.questions import HHH, OPTIONS, PREFIX, comparison_chat
-    from solon.training.loop import TrainSettings
+    from solon.training.settings import TrainSettings
     from tests.asking import compare
 
     found = [c for c in read_comparisons("solon:comparisons-harmless")[:40] if c.label is not None]

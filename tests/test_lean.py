@@ -80,7 +80,8 @@ def test_what_it_does_not_reproduce_it_leaves_alone(change: str) -> None:
     else:
         model = made(CONFIGS["llama"])
     if change == "adapters":
-        from solon.models.lora import AdapterSettings, add_adapters
+        from solon.models.lora import add_adapters
+        from solon.models.settings import AdapterSettings
 
         model = add_adapters(model, AdapterSettings(rank=2)).get_base_model()
     if change == "other arithmetic":  # a block that adds its input twice, as no Llama does

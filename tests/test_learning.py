@@ -20,21 +20,19 @@ from solon.feedback.rating import JudgeReward
 from solon.models.fast.frozen_blocks import Frozen
 from solon.models.fast.llama_forward import Lean
 from solon.models.fast.llama_forward import lean as lean_form
-from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.lora import add_adapters
+from solon.models.settings import AdapterSettings
 from solon.models.tiny import make_tiny_model
 from solon.models.weights import load_causal_lm
 from solon.records import Chat, Comparison, Prompt, RolloutSummary, SFTExample, assistant, user
-from solon.reinforcement.reward_model import (
-    RewardModel,
-    RewardSettings,
-    preference_loss,
-    train_reward_model,
-)
+from solon.reinforcement.reward_model import RewardModel, preference_loss, train_reward_model
 from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.rollout import Rollouts, sample
-from solon.reinforcement.trainer import PPOSettings, _start, learn, ppo
+from solon.reinforcement.settings import PPOSettings, RewardSettings
+from solon.reinforcement.trainer import _start, learn, ppo
 from solon.supervised.sft import IGNORE, encode, sft
-from solon.training.loop import TrainSettings, fit
+from solon.training.loop import fit
+from solon.training.settings import TrainSettings
 
 ADAPTER = AdapterSettings(rank=8, alpha=16)
 PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)]

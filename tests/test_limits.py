@@ -15,9 +15,9 @@ from solon.engines.base import GenerationRequest, Sampling, ScoreRequest
 from solon.engines.local import CACHED_TOKENS, LocalEngine
 from solon.errors import InputError, Unfit
 from solon.models.chat.limits import Limit, context_limit
-from solon.models.lora import AdapterSettings
+from solon.models.settings import AdapterSettings
 from solon.records import Comparison, Prompt, SFTExample, assistant, user
-from solon.training.loop import TrainSettings
+from solon.training.settings import TrainSettings
 
 ADAPTER = AdapterSettings(rank=2, alpha=4)
 LONG = "tea is a drink " * 150  # beyond 512 tokens, within 2,048
@@ -140,7 +140,8 @@ def test_a_reward_model_and_a_feedback_model_leave_out_what_is_too_long(tiny: st
     from solon.constitution import load_constitution
     from solon.feedback.feedback_model import train_feedback_model
     from solon.feedback.questions import HHH
-    from solon.reinforcement.reward_model import RewardModel, RewardSettings, train_reward_model
+    from solon.reinforcement.reward_model import RewardModel, train_reward_model
+    from solon.reinforcement.settings import RewardSettings
 
     rows = [comparison("a", "hi", "yes"), comparison("b", "hi", LONG), comparison("c", BEYOND, "yes")]
     common: dict[str, Any] = {"adapter": ADAPTER, "system": "be kind", "dtype": "float32"}
@@ -162,7 +163,8 @@ def test_a_reward_model_and_a_feedback_model_leave_out_what_is_too_long(tiny: st
 
 
 def test_ppo_leaves_out_prompts_that_leave_no_room_for_a_response(tiny: str, tmp_path: Path) -> None:
-    from solon.reinforcement.trainer import PPOSettings, ppo
+    from solon.reinforcement.settings import PPOSettings
+    from solon.reinforcement.trainer import ppo
 
     prompts = [Prompt(prompt=(user(text),)) for text in ("hi", BEYOND, "tea")]
     settings = PPOSettings(updates=1, rollouts=4, minibatch=4, epochs=1, max_tokens=4)
@@ -179,8 +181,10 @@ def test_ppo_leaves_out_prompts_that_leave_no_room_for_a_response(tiny: str, tmp
 
 
 def test_scores_of_a_file_tell_what_was_too_long(tiny: str, tmp_path: Path) -> None:
-    from solon.reinforcement.reward_model import RewardSettings, train_reward_model
-    from solon.runs.files import score_file
+    from solon.reinforcement.reward_model import train_reward_model
+    from solon.reinforcement.settings import RewardSettings
+    from solon.stages.score import Score
+    from tests.asking import Called
 
     train_reward_model([comparison("a", "hi", "yes")], tiny, tmp_path / "rm", settings=RewardSettings(), adapter=ADAPTER,
                        system=None, reference=[], dtype="float32")  # fmt: skip
@@ -188,7 +192,8 @@ def test_scores_of_a_file_tell_what_was_too_long(tiny: str, tmp_path: Path) -> N
         {"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": "yes"}]} for t in ("hi", BEYOND)
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    outcome = score_file(
-        str(tmp_path / "rm"), str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", dtype="float32", quiet=True
-    )
+    given = {"reward_model": str(tmp_path / "rm"), "input_": str(tmp_path / "in.jsonl"), "out": tmp_path / "out.jsonl"}
+    call = Called(Score, **given, dtype="float32")
+    Score().run(call)
+    outcome: Any = call.outcome
     assert outcome.records == 1 and outcome.failed == 1 and "2048" in next(iter(outcome.reasons))

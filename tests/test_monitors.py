@@ -14,10 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from solon.errors import InputError
 from solon.feedback.labels import comparison_of
-from solon.models.lora import AdapterSettings
+from solon.models.settings import AdapterSettings
 from solon.records import Chat, Comparison, Pair, Prompt, RolloutSummary, assistant, user
 from solon.reinforcement.monitors import LEVEL, Check, Watch, commonest, of_texts, planned_checks
-from solon.reinforcement.trainer import PPOSettings, ppo
+from solon.reinforcement.settings import PPOSettings
+from solon.reinforcement.trainer import ppo
 from solon.runs.trackers import tracked, trackers
 
 PROMPTS = [

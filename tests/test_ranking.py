@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.feedback.judge import JudgeSettings
 from solon.feedback.labels import sigmoid
 from solon.feedback.ranking import bradley_terry, preferences
+from solon.feedback.settings import JudgeSettings
 from solon.records import Candidates, text_of, user
 from tests.asking import rank
 

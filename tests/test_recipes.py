@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.cli.common import assignment
+from solon.engines.sampling import SamplingSettings
 from solon.errors import InputError
-from solon.models.lora import AdapterSettings
-from solon.reinforcement.reward_model import RewardSettings
-from solon.reinforcement.trainer import PPOSettings
-from solon.runs.recipe import SamplingSettings, Supervised, builtin_recipes, dump_recipe, load_recipe
-from solon.training.loop import TrainSettings
+from solon.models.settings import AdapterSettings
+from solon.reinforcement.settings import PPOSettings, RewardSettings
+from solon.runs.recipe import builtin_recipes, dump_recipe, load_recipe
+from solon.stages.revisions import RevisionSettings
+from solon.training.settings import TrainSettings
+from solon.yaml_text import assignment
 
 texts = st.text(st.characters(codec="utf-8"))
 
@@ -78,7 +79,7 @@ NUMBERS = [
     (name, key)
     for name, kind in {
         "ppo": PPOSettings, "warmup.train": TrainSettings, "reward_model.train": RewardSettings,
-        "supervised.sampling": SamplingSettings, "adapter": AdapterSettings, "supervised": Supervised,
+        "supervised.sampling": SamplingSettings, "adapter": AdapterSettings, "supervised": RevisionSettings,
     }.items()
     for key, field in kind.model_fields.items()
     if field.annotation in (int, float, int | None, float | None)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from solon import records
+from solon.analysis.measures import Answer
 from solon.records import Chat, Message, Record
-from solon.runs.evaluation import Answer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SHARE = st.floats(0, 1)

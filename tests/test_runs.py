@@ -140,8 +140,10 @@ def test_the_other_recipes_go_through(name: str, more: dict[str, Any], models: l
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo", "dpo"])
 def test_another_algorithm_is_one_line_of_the_recipe(algorithm: str, tmp_path: Path) -> None:
-    ppo = {**SMALL["ppo"], "responses_per_prompt": 2, "epochs": 2}
-    recipe = small("rlhf", **HUMAN, **{"warmup.train": {"epochs": 1}, "algorithm": algorithm, "ppo": ppo})
+    online = {"max_steps": 8, "generation_batch_size": 4, "per_device_train_batch_size": 2, "num_generations": 2,
+              "max_completion_length": 6}  # fmt: skip
+    own = {"num_train_epochs": 2, "per_device_train_batch_size": 2} if algorithm == "dpo" else online
+    recipe = small("rlhf", **HUMAN, **{"warmup.train": {"epochs": 1}, "algorithm": algorithm, algorithm: own})
     finish(recipe, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     found = records(tmp_path / "out")
@@ -162,9 +164,10 @@ def test_another_algorithm_is_one_line_of_the_recipe(algorithm: str, tmp_path: P
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"algorithm": "grpo"}, "set ppo.responses_per_prompt to 2 or more"),
-        ({"algorithm": "rloo", "ppo.responses_per_prompt": 2, "ppo.rollouts": 6, "ppo.minibatch": 4}, "not a multiple"),
-        ({"algorithm": "dpo", "ppo.check_every": 2}, "set ppo.check_every to 0"),
+        ({"algorithm": "ppp"}, 'the algorithms are dpo, grpo, ppo, rloo; did you mean "ppo"'),
+        ({"algorithm": "grpo", "grpo.num_generations": 1}, "grpo.num_generations: input should be greater"),
+        ({"algorithm": "rloo", "rloo.generation_batch_size": 6, "rloo.num_generations": 4}, "not a multiple"),
+        ({"algorithm": "dpo", "dpo.check_every": 2}, 'unknown key "dpo.check_every"'),
         ({"algorithm": "dpo", "feedback.direct": True}, "feedback.direct makes none"),
         ({"reward_model.train.uncertainty_penalty": 1.0}, "set members to 3 or more"),
     ],

@@ -15,8 +15,9 @@ from solon.cli import app
 from solon.constitution import Constitution
 from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
-from solon.feedback.judge import JudgeSettings, ModelJudge
+from solon.feedback.judge import ModelJudge
 from solon.feedback.questions import HHH
+from solon.feedback.settings import JudgeSettings
 from solon.records import Pair, user
 
 RULES = Constitution.from_question(HHH)

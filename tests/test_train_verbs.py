@@ -160,7 +160,7 @@ def test_held_out_comparisons_of_a_reward_model_share_no_prompt_with_training(
 @pytest.mark.parametrize(
     ("verb", "says"),
     [
-        (["ppo", "--set", "kl_stopp=1"], 'no such setting of PPO; did you mean "kl_stop"?'),
+        (["ppo", "--set", "kl_stopp=1"], 'no such setting of solon ppo; did you mean "kl_stop"?'),
         (["ppo", "--set", "kl_stop"], "expected KEY=VALUE"),
         (["ppo", "--updates", "0"], "--updates: "),
         (["ppo", "--gold", "smollm2"], "add --set check_every=10"),

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest
 from solon.engines.local import LocalEngine
-from solon.feedback.judge import JudgeSettings
 from solon.feedback.labels import log_odds
+from solon.feedback.settings import JudgeSettings
 from solon.models.fast import prefix_tree as tree
 from solon.models.fast.prefix_tree import Row, TreeScorer, grow, packs
 from solon.models.forward import with_attention

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,14 +20,18 @@ from hypothesis import strategies as st
 
 from solon.constitution import Constitution, Principle
 from solon.engines import ScoreRequest, ScriptedEngine
-from solon.feedback.judge import JudgeSettings
 from solon.feedback.labels import log_odds, sigmoid
+from solon.feedback.settings import JudgeSettings
 from solon.feedback.trust import REASONS, Trust
 from solon.measures.statistics import Ratio
 from solon.records import Comparison, Judgement, Pair, assistant, user
 from solon.report import render_html, render_markdown
-from solon.report.plots import reliability
-from solon.runs import pipeline
+from solon.runs.recipe import load_recipe
+from solon.runs.run import Run
+from solon.stages.artifacts import DATA, HELDOUT_JUDGED, JUDGE
+from solon.stages.judge_heldout import JudgeHeldout
+from solon.stages.judging import trust_in
+from solon.stages.plots import reliability
 from tests.asking import compare
 
 N = 400
@@ -390,7 +395,7 @@ def test_every_interval_holds_its_value_and_is_plain_json() -> None:
 # --- in a run and its report ---------------------------------------------------------------------------------
 
 
-def test_the_held_out_comparisons_carry_what_people_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_held_out_comparisons_carry_what_people_chose(tmp_path: Path) -> None:
     """Whichever side a person's choice is shown on, a judge that knows the quality agrees with the person."""
     quality = responses()
     texts = list(quality)
@@ -398,21 +403,31 @@ def test_the_held_out_comparisons_carry_what_people_chose(monkeypatch: pytest.Mo
     for i in range(60):
         a, b = sorted(texts[2 * i : 2 * i + 2], key=lambda t: -quality[t])
         heldout.append(comparison(i, 1.0, chosen=a, rejected=b, labeler="human"))
-    engine = ScriptedEngine(prefer=lambda request: fair(*shown(request)))
-    monkeypatch.setattr(pipeline, "open_lazily", lambda run, spec: nullcontext(engine))
-    feedback = SimpleNamespace(question=None, few_shot=0, principles_per_pair=1, judging=JudgeSettings)
-    run: Any = SimpleNamespace(
-        recipe=SimpleNamespace(seed=0, feedback=feedback),
-        constitution=RULES,
-        records=lambda stage, items, make, kind, **_: list(make(items)),
-        fail=None,
-    )
-    data: Any = SimpleNamespace(heldout_comparisons=heldout, comparisons=[])
-    judged_pairs = pipeline.check_judge(run, data, "judge")
+    engine: Any = ScriptedEngine(prefer=lambda request: fair(*shown(request)))
+    recipe = load_recipe("tiny")
+
+    class Here(Run):
+        """A run whose judge is the engine, and that keeps nothing."""
+
+        def engine(self, spec: str) -> Any:
+            return nullcontext(engine)
+
+        def records(self, stage: str, items: Any, make: Any, kind: Any, **_: Any) -> Any:
+            return list(make(items))
+
+    run = Here(recipe, tmp_path)
+    run.put(DATA, SimpleNamespace(heldout_comparisons=heldout, comparisons=[]))
+    run.put(JUDGE, "judge")
+
+    def judged_heldout() -> list[Comparison]:
+        JudgeHeldout().run(run)
+        return run.get(HELDOUT_JUDGED)
+
+    judged_pairs = judged_heldout()
     assert all(c.human == 1.0 for c in judged_pairs)
-    assert pipeline.judge_trust(judged_pairs, "judge")["calibration"]["accuracy"]["value"] == 1
+    assert trust_in(judged_pairs, "judge")["calibration"]["accuracy"]["value"] == 1
     engine.prefer = lambda request: (1.0, 0.0)  # the first place: it must not gain by the side people's choice is on
-    found = pipeline.judge_trust(pipeline.check_judge(run, data, "judge"), "judge")
+    found = trust_in(judged_heldout(), "judge")
     assert found["calibration"]["accuracy"]["value"] == 0.5
 
 

@@ -36,6 +36,10 @@ class Outage(Exception):
     """
 
 
+class NothingAnswered(Exception):
+    """A command whose every item was left without an answer. The message says so in one line; the exit code is 1."""
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`; did you mean "x"?` for the known word closest to `word`, or an empty string."""
     import difflib

@@ -16,8 +16,13 @@ Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no other
 
 
+DEFAULT_SYSTEM = "You are a helpful assistant."
+
+
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    """Settings whose fields carry a docstring each: `--help` and the recipe reference are made of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod

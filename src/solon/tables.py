@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from solon.errors import printable
 
 MISSING = "not measured"
 DIGITS = {
@@ -29,6 +32,7 @@ class Section:
     points: tuple[str, ...] = ()  # sentences before the table
     plot: str = ""  # an <svg> element out of numbers alone, shown in HTML only: the table has its numbers
     level: int = 2  # of the title; 3: part of the section before
+    first: bool = False  # stands before what the other stages show
 
 
 def number(value: Any, digits: int | None = None) -> str:
@@ -100,3 +104,13 @@ def at(found: Any, path: str) -> Any:
 
 def source(row: dict[str, Any]) -> str:
     return text(row.get("source")).replace("red_team", "red-team")
+
+
+SHOWN = 5  # reasons; a server may give another text for every failure
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """`2 empty revision, 1 too long`: the commonest first."""
+    said = sorted(reasons.items(), key=lambda x: (-x[1], x[0]))
+    more = f", {number(sum(n for _, n in said[SHOWN:]))} for other reasons" if len(said) > SHOWN else ""
+    return ", ".join(f"{number(n)} {printable(clean(why), 120)}" for why, n in said[:SHOWN]) + more

@@ -191,3 +191,11 @@ def a(kind: str) -> str:
 
 def fail(file: str, line: int, message: str) -> NoReturn:
     raise InputError(" ".join(f"{file}:{line}: {message}".split("\n")))
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f'--set "{text}": expected KEY=VALUE, such as ppo.updates=4')
+    return key.strip(), YamlText(f"--set {key.strip()}", value, what="setting").read_value()

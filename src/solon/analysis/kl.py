@@ -26,8 +26,8 @@ from solon.models.states import TOKENS_AT_ONCE
 from solon.models.weights import load_causal_lm
 from solon.records import Prompt, fingerprint
 from solon.reinforcement.rollout import Rollouts
-from solon.training.loop import Progress
 from solon.training.saving import give_memory_back
+from solon.training.settings import Progress
 
 AT_ONCE = 64  # prompts that are answered together
 

@@ -12,22 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from solon import __version__
-from solon.cli import evaluating, feedback, pipeline, things, training
+from solon.cli import pipeline, things
 from solon.cli.common import OneLine, guarded
+from solon.cli.derived import command_of
+from solon.stages import all_verbs
 
 app = typer.Typer(
     cls=OneLine, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
 VERBS: dict[str, Callable[..., Any]] = {
     "run": pipeline.run,
-    "critique": feedback.critique,
-    "label": feedback.label,
-    "feedback-model": training.feedback_model,
-    "sft": training.sft,
-    "reward-model": training.reward_model,
-    "ppo": training.ppo,
-    "score": feedback.score,
-    "evaluate": evaluating.evaluate,
+    **{name: command_of(verb) for name, verb in all_verbs().items()},
     "report": pipeline.report,
     "env": things.env,
 }

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from solon import __version__, distributed
+from solon import distributed
 from solon.cli.faults import told, without_keys
 from solon.errors import InputError, printable
 from solon.terminal import safe_streams
@@ -29,41 +30,21 @@ Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of ev
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.", envvar="SOLON_QUIET")]
 AsJson = Annotated[bool, typer.Option("--json", help="A machine-readable last line on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
-Model = Annotated[
-    str,
-    typer.Option(
-        help="smollm2, a directory, a .gguf file, a hub id, or server:MODEL@http://host:port/v1; "
-        "for a judge also decision:DIR_OR_ID or systemone:MODEL@http://host:port/v1.",
-        envvar="SOLON_MODEL",
-    ),
-]
-TrainedModel = Annotated[
-    str,
-    typer.Option(help="The model to train: smollm2, a directory, a .gguf file or a hub id.", envvar="SOLON_MODEL"),
-]
 MaxConnections = Annotated[
     int | None,
-    typer.Option(min=1, max=1000, help="Requests to a server at once; default 8.", envvar="SOLON_MAX_CONNECTIONS"),
+    typer.Option(
+        min=1, max=1000, help="Requests to a server at once; 8 where none is given.", envvar="SOLON_MAX_CONNECTIONS"
+    ),
 ]
-ConstitutionName = Annotated[
-    str, typer.Option("--constitution", help="A built-in name or a file.", envvar="SOLON_CONSTITUTION")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")]
-System = Annotated[str, typer.Option(help='The system message every chat starts with; "" sends none.')]
 
 
-def _dtype(text: str) -> str:
+def parse_dtype(text: str) -> str:
     if text not in ("auto", "float32", "bfloat16"):
         raise typer.BadParameter(f'"{text}": expected auto, float32 or bfloat16')
     return text
 
 
-Dtype = Annotated[str, typer.Option(parser=_dtype, metavar="DTYPE", help="auto, float32 or bfloat16.")]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Begin anew where --out holds what Solon made of other settings or inputs.")
-]
-ReportTo = Annotated[list[str] | None, typer.Option(help="Trackers beside TensorBoard: wandb, trackio, mlflow …")]
-SYSTEM = "You are a helpful assistant."
+Dtype = Annotated[str, typer.Option(parser=parse_dtype, metavar="DTYPE", help="auto, float32 or bfloat16.")]
 
 
 def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,9 +61,9 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
                 _calm()
                 _check_options(options)
                 if distributed.world_size() > 1:
-                    _one_of_several(verb.__name__, options)
+                    _one_of_several(verb, options)
                 with _connections(options.get("max_connections")):
-                    _look_at_models(verb.__name__, options)
+                    _look_at_models(verb, options)
                     verb(*args, **options)
                 sys.stdout.flush()
             except typer.Exit:
@@ -124,18 +105,16 @@ def _is_text(text: str) -> bool:
     return "\0" not in text
 
 
-TRAINED = ("sft", "feedback_model", "reward_model", "ppo")  # verbs whose --model is trained
-
-
-def _look_at_models(verb: str, options: dict[str, Any]) -> None:
+def _look_at_models(verb: Callable[..., Any], options: dict[str, Any]) -> None:
     """The models and the constitution that a verb's options name are looked at before it works; a recipe's by `run`."""
-    if verb == "run":
+    if verb.__name__ == "run":
         return
+    trains = getattr(getattr(verb, "verb", None), "trains", False)
     given = {f"--{name}": options[name] for name in ("model", "gold") if isinstance(options.get(name), str)}
     if given:
         from solon.engines.look import look_at
 
-        look_at(given, trained=("--model",) if verb in TRAINED else ())
+        look_at(given, trained=("--model",) if trains else ())
     rewards = options.get("reward_model")
     if isinstance(rewards, str) and not Path(rewards).expanduser().is_dir():
         raise InputError(f"--reward-model {rewards}: no such directory; give one that `solon reward-model` wrote")
@@ -191,14 +170,19 @@ def _usage_in_one_line() -> Iterator[None]:
         context: Any = getattr(error, "ctx", None)
         verb = context.command_path if context is not None else "solon"
         with safe_streams():
-            print(f"solon: {printable(said(), 2000).rstrip('.')}; see {verb} --help", file=sys.stderr)
+            print(f"solon: {_plainly(printable(said(), 2000)).rstrip('.')}; see {verb} --help", file=sys.stderr)
         raise typer.Exit(2) from None
 
 
-def _one_of_several(verb: str, options: dict[str, Any]) -> None:
+def _plainly(message: str) -> str:
+    """`--epochs: …` for click's `Invalid value for '--epochs': …`."""
+    return re.sub(r"^Invalid value for '(--[\w-]+)'[^:]*: (\w)", lambda m: f"{m[1]}: {m[2].lower()}", message)
+
+
+def _one_of_several(verb: Callable[..., Any], options: dict[str, Any]) -> None:
     """Of several processes the first one speaks."""
-    if verb not in ("sft", "reward_model", "ppo"):
-        name = verb.replace("_", "-")
+    if not getattr(getattr(verb, "verb", None), "processes", False):
+        name = verb.__name__.replace("_", "-")
         raise InputError(f"{name} runs in one process; accelerate launch is for sft, reward-model and ppo")
     if not distributed.is_main():
         options["quiet"] = True
@@ -225,27 +209,6 @@ def _calm() -> None:
 def last_line(as_json: bool, value: dict[str, Any]) -> None:
     if as_json:
         print(json.dumps(value, ensure_ascii=False))
-
-
-def meta(rules: Any, engine: Any, seed: int | None, **more: Any) -> dict[str, Any]:
-    return {
-        "constitution": rules.fingerprint,
-        "model": engine.name,
-        "model_fingerprint": engine.fingerprint,
-        "seed": seed or 0,
-        "solon": __version__,
-        **more,
-    }
-
-
-def assignment(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as YAML."""
-    from solon.yaml_text import YamlText
-
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f'--set "{text}": expected KEY=VALUE, such as ppo.updates=4')
-    return key.strip(), YamlText(f"--set {key.strip()}", value, what="setting").read_value()
 
 
 def number(value: float | None) -> str:

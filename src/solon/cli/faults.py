@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from solon.errors import Diverged, InputError, Outage, printable
+from solon.errors import Diverged, InputError, NothingAnswered, Outage, printable
 
 KEPT = "everything finished so far is kept; run the same command again to go on"
 MACHINE = {
@@ -52,7 +52,7 @@ def told(error: BaseException) -> tuple[int, str]:
     """Exit code and the one line for an error. A fault of Solon has its traceback written to a file first."""
     if isinstance(error, InputError):
         return 2, str(error)
-    if isinstance(error, Diverged):
+    if isinstance(error, Diverged | NothingAnswered):
         return 1, str(error)
     if isinstance(error, Outage):
         return 1, f"{error}; {KEPT}"

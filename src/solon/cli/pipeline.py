@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from solon.cli.common import AsJson, MaxConnections, Out, Quiet, Seed, assignment, last_line
+from solon.cli.common import AsJson, MaxConnections, Out, Quiet, Seed, last_line
 from solon.errors import InputError, printable
 
 
@@ -38,17 +38,22 @@ def run(
     from solon.engines.look import look_at
     from solon.report.render import checks_table, summary_lines, summary_table
     from solon.report.run import run_recipe
-    from solon.runs.data import Data
     from solon.runs.estimate import estimate, estimate_table
     from solon.runs.ledger import total_cost
     from solon.runs.pipeline import chosen
     from solon.runs.recipe import load_recipe
+    from solon.stages.data import Data
+    from solon.stages.feedback_model import FeedbackModelSettings
     from solon.terminal import Console
+    from solon.yaml_text import assignment
 
     overrides: dict[str, Any] = dict(assignment(text) for text in set_ or [])
     overrides |= {k: v for k, v in (("model", model), ("constitution", constitution), ("seed", seed)) if v is not None}
     loaded = load_recipe(recipe, overrides)
-    look_at(loaded.models(), trained=("model",) if loaded.feedback.warmup is None else ("model", "feedback.judge"))
+    look_at(
+        loaded.models(),
+        trained=("model",) if loaded.of(FeedbackModelSettings).warmup is None else ("model", "feedback.judge"),
+    )
     if dry_run:
         rows, data = estimate(loaded), Data(loaded)
         if not quiet:

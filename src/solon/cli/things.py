@@ -76,8 +76,8 @@ def recipes_cp(name: str, to: Path, seed: Seed = None, quiet: Quiet = False, jso
 def recipes_validate(recipe: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
     """Check a recipe and the files it names. Example: `solon recipes validate mine.yaml`"""
     from solon.constitution import load_constitution
-    from solon.runs.data import Data
     from solon.runs.recipe import load_recipe
+    from solon.stages.data import Data
 
     loaded = load_recipe(recipe)
     load_constitution(loaded.constitution)

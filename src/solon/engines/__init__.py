@@ -34,6 +34,7 @@ __all__ = [
     "ScriptedEngine",
     "Usage",
     "is_remote",
+    "model_name",
     "open_engine",
 ]
 
@@ -66,6 +67,11 @@ def open_engine(spec: str, *, system: str | None, dtype: str = "auto") -> Engine
 def is_remote(spec: str) -> bool:
     """Whether the model runs behind an endpoint, and may cost money."""
     return spec.startswith(("server:", "systemone:"))
+
+
+def model_name(spec: str) -> str:
+    """The model's name in what `--model` takes: `server:gpt-5@https://…` is gpt-5."""
+    return spec.partition(":")[2].rpartition("@")[0] or spec if is_remote(spec) else spec
 
 
 class LazyEngine:

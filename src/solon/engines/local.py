@@ -22,8 +22,8 @@ from solon.models.paths import Paths, paths_of
 from solon.models.states import Layout
 from solon.models.weights import load_causal_lm, model_fingerprint
 from solon.records import fingerprint
+from solon.settings import DEFAULT_SYSTEM
 
-DEFAULT_SYSTEM = "You are a helpful assistant."
 REQUESTS = 4096  # score requests looked at together
 CACHED_TOKENS = (
     32_768  # tokens of prompts and answers that are held at once; a token takes 46 kB in SmolLM2, as float32

@@ -24,10 +24,10 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError, ValidatorF
 from solon.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest, Scores
 from solon.engines.decision import ROUNDED
 from solon.engines.endpoint import Endpoint, Failed, key_for, parse_spec, price_usd, where
-from solon.engines.local import DEFAULT_SYSTEM
 from solon.errors import printable
 from solon.models.chat.reasoning import in_reasoning, without_reasoning
 from solon.records import Chat, Message, fingerprint, user
+from solon.settings import DEFAULT_SYSTEM
 from solon.terminal import note
 
 NOT_TOLD = -9000.0  # OpenAI writes -9999 for "very unlikely" in place of a log-probability

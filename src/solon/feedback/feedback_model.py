@@ -26,12 +26,14 @@ from solon.models.chat.encode import option_ids
 from solon.models.chat.limits import UNLIMITED, Limit, context_limit
 from solon.models.chat.template import named
 from solon.models.head import head_of
-from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.lora import add_adapters
+from solon.models.settings import AdapterSettings
 from solon.models.states import distinct_tokens, last_states
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison, text_of
-from solon.training.loop import Progress, TrainSettings, fit, fitting
+from solon.training.loop import fit, fitting
 from solon.training.saving import save_merged
+from solon.training.settings import Progress, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -130,3 +132,25 @@ def train_feedback_model(
         "tokens": settings.epochs * sum(len(e.first) + len(e.second) for e in encoded),
         **fitted.to_json(),
     }
+
+
+def measure_judge(
+    model: str, comparisons: Sequence[Comparison], constitution: Constitution, *, system: str | None, dtype: str
+) -> dict[str, Any]:
+    """How far a judge can be trusted, on comparisons that people labelled, each under its own principle.
+
+    other_principles: of these, asked the general question, as the constitution has no principle that says the same.
+    """
+    from solon.engines import LazyEngine
+    from solon.feedback.judge import ModelJudge
+    from solon.feedback.labels import as_pairs
+    from solon.feedback.principles import own_principles
+    from solon.feedback.questions import HHH
+    from solon.feedback.trust import Trust
+
+    trust = Trust()
+    asked, others = own_principles(comparisons, constitution, HHH)
+    with LazyEngine(model, system=system, dtype=dtype) as engine:
+        for judged in ModelJudge(engine, constitution).compare(as_pairs(comparisons, 0), asked=asked):
+            trust.add(judged)
+    return {**trust.summary(), "other_principles": others}

@@ -15,51 +15,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from solon.constitution import Constitution, Principle, draw_principles
 from solon.engines.base import Engine, Failure, OnFailure
-from solon.engines.sampling import SamplingSettings
 from solon.errors import InputError
 from solon.feedback.answers import Task, ask, ask_with_rationales
 from solon.feedback.checks import judge_by_check
 from solon.feedback.labels import to_comparison
 from solon.feedback.principles import question_for
 from solon.feedback.questions import HHH, Example, examples_from
+from solon.feedback.settings import JudgeSettings
 from solon.records import Candidates, Chat, Comparison, Judgement, Pair, Ranking, Rating
-from solon.settings import Settings
 
 if TYPE_CHECKING:
     from solon.feedback.ranking import Scheme
 
 WINDOW = 64  # pairs whose requests go to the engine together
-Scale = Literal["levels", "broken"]
 Asked = Mapping[str, Sequence[Principle]]  # the principles of each pair, by the pair's id
-
-
-class JudgeSettings(Settings):
-    """How a judge is asked."""
-
-    question: str | None = None  # one question instead of the constitution's comparisons
-    principles_per_pair: int | None = Field(1, ge=1)  # drawn by the seed and their weights; null: all
-    together: bool = False  # ask about a pair's principles in one question, not in one each
-    soft_labels: bool = True  # false: 1 or 0, and 0.5 where the two orders contradict each other
-    rationales: int = Field(0, ge=0)  # chain of thought: samples an order, averaged; 0 answers at once
-    # After a chain of thought the probability is near 0 or 1 and badly calibrated: it is held inside these
-    # (Bai et al. 2022, section 4.1, found 40 to 60 % best).
-    clamp: tuple[float, float] = (0.4, 0.6)
-    rationale_sampling: SamplingSettings = SamplingSettings(max_tokens=160)
-    few_shot: int = Field(0, ge=0)  # labelled comparisons shown to the judge before each question
-    scale: Scale = "levels"  # of ratings: 1 to 10; or "broken", whether the response breaks the principle
-
-    @model_validator(mode="after")
-    def _clamp_holds_a_half(self) -> JudgeSettings:
-        low, high = self.clamp
-        if not 0 <= low <= 0.5 <= high <= 1:
-            raise ValueError(f"clamp: {low:g} to {high:g} must hold 0.5 between 0 and 1, as [0.4, 0.6] does")
-        return self
 
 
 class Judge(ABC):

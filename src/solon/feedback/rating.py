@@ -19,7 +19,7 @@ from solon.engines.base import ScoreRequest, Scores
 from solon.errors import InputError
 from solon.feedback.answers import LEAST_MASS, first_option
 from solon.feedback.checks import satisfies
-from solon.feedback.judge import WINDOW, Judge, ModelJudge, Scale
+from solon.feedback.judge import WINDOW, Judge, ModelJudge
 from solon.feedback.labels import sigmoid
 from solon.feedback.questions import (
     LEVELS,
@@ -31,6 +31,7 @@ from solon.feedback.questions import (
     rating_chat,
     rating_question,
 )
+from solon.feedback.settings import Scale
 from solon.records import Chat, Rating, fingerprint, text_of
 
 ENOUGH = 0.5  # of the judge's probability must lie on the ratings that an endpoint tells of

@@ -108,7 +108,8 @@ def _generation(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
 
 def _training(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
     from solon.models.head import head_of, logprobs_and_entropy
-    from solon.models.lora import AdapterSettings, add_adapters
+    from solon.models.lora import add_adapters
+    from solon.models.settings import AdapterSettings
     from solon.models.states import Layout
 
     policy = add_adapters(model, AdapterSettings())

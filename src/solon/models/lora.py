@@ -7,14 +7,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from solon.errors import InputError, printable
 from solon.models.forward import base_of, blocks_of
 from solon.models.paths import paths_of
-from solon.settings import Settings
+from solon.models.settings import AdapterSettings
 
 
 def linear_layers(model: Any, layers: int | None = None) -> list[str]:
@@ -103,14 +102,6 @@ def check_adapted(model: Any, asked: list[str]) -> None:
         raise InputError(
             f"adapters were asked for on {len(asked)} layers and stand on {len(found)}; it differs at {odd[0]}"
         )
-
-
-class AdapterSettings(Settings):
-    """LoRA (Hu et al. 2021) on every linear layer of the top `layers` blocks."""
-
-    rank: int = Field(16, ge=1, le=4096)
-    alpha: int = Field(32, ge=1, le=65536)
-    layers: int | None = Field(None, ge=1)  # None: all. Fewer train faster: nothing below them needs a gradient
 
 
 def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -> Any:

@@ -21,11 +21,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from solon import distributed
@@ -45,8 +44,9 @@ from solon.models.loading import (
     read_json,
     tensor_shapes,
 )
-from solon.models.lora import AdapterSettings, add_adapters, exact_names
+from solon.models.lora import add_adapters, exact_names
 from solon.models.paths import note_way
+from solon.models.settings import AdapterSettings
 from solon.models.sharding import is_shared, placed
 from solon.models.states import base_of, distinct_tokens, last_states
 from solon.models.weights import (
@@ -57,33 +57,17 @@ from solon.models.weights import (
     model_fingerprint,
     resolve_dtype,
 )
-from solon.records import Chat, Comparison, Labeler
-from solon.settings import Epochs
-from solon.training.loop import Fitted, Progress, TrainSettings, fit, fitting
+from solon.records import Chat, Comparison
+from solon.reinforcement.settings import RewardSettings
+from solon.training.loop import Fitted, fit, fitting
 from solon.training.saving import save_merged
+from solon.training.settings import Progress
 
 NORMALISATION = "solon_reward.json"
 ADAPTERS = "adapters"  # of each member, on the model that training started from; the first is merged into the weights
 HEAD = "score.weight"
 HEAD_RATE = 10  # the new head learns this many times as fast as the adapters
 TIE = 1e-6  # a label this near to 0.5 is a tie
-
-
-class RewardSettings(TrainSettings):
-    epochs: Epochs = 1  # a second one over-fits (Stiennon et al. 2020, appendix B.2)
-    margin: float = Field(0.0, ge=0)  # by which a certain label wants the scores apart, nats; a tie wants none
-    ties: Literal["equal", "skip"] = "equal"  # equal: pulls the two scores together; skip: is left out
-    weights: dict[Labeler, float] = Field(default_factory=dict)  # of a comparison in the loss, by who made it; else 1
-    members: int = Field(1, ge=1, le=16)  # of the ensemble
-    uncertainty_penalty: float = Field(0.0, ge=0)  # so many standard deviations between the members off the score
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RewardSettings:
-        if any(not 0 <= w < math.inf for w in self.weights.values()):
-            raise ValueError("weights: a weight is a finite number, 0 or more")
-        if self.uncertainty_penalty and self.members == 1:
-            raise ValueError("uncertainty_penalty: one member cannot disagree with itself; set members to 3 or more")
-        return self
 
 
 def preference_loss(

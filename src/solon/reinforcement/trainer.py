@@ -12,10 +12,9 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from solon import distributed
@@ -26,7 +25,8 @@ from solon.models.chat.encode import answer_text, chat_ids, end_ids
 from solon.models.chat.limits import context_limit
 from solon.models.decoding import Generated
 from solon.models.fast.frozen_blocks import Frozen
-from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.lora import add_adapters
+from solon.models.settings import AdapterSettings
 from solon.models.states import TOKENS_AT_ONCE
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
@@ -47,63 +47,13 @@ from solon.reinforcement.ppo import (
 )
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.rollout import Rollouts, sample
-from solon.settings import Epochs, LearningRate, Settings
+from solon.reinforcement.settings import GROWS, PPOSettings
 from solon.training.finite import LastGood
-from solon.training.loop import Progress, fitting
+from solon.training.loop import fitting
 from solon.training.saving import give_memory_back, save_merged
+from solon.training.settings import Progress
 
-GROWS = {
-    "updates",
-    "checkpoint_every",
-    "kl_bound",
-}  # settings that a training may be taken up again with other values of
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
-
-
-class PPOSettings(Settings):
-    updates: int = Field(8, ge=1)
-    rollouts: int = Field(32, ge=2)  # responses per update
-    responses_per_prompt: int = Field(1, ge=1)  # of those; several are each other's baseline
-    epochs: Epochs = 4  # passes over them
-    minibatch: int = Field(8, ge=1)  # responses per optimiser step
-    learning_rate: LearningRate = 1e-4
-    value_learning_rate: LearningRate = 1e-3
-    max_tokens: int = Field(64, ge=4, le=1_000_000)  # a response's limit
-    temperature: float = Field(0.7, gt=0)
-    clip: float = Field(0.2, gt=0)
-    value_clip: float = Field(0.2, gt=0)
-    gamma: float = Field(1.0, gt=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
-    value_coefficient: float = Field(0.5, ge=0)
-    value_start: Literal["zero", "reward-model"] = "zero"  # the value head's weights at first
-    entropy_bonus: float = Field(0.0, ge=0)  # reward for a token's entropy, a nat
-    whiten_rewards: bool = False  # to unit variance, before the advantages (which are always whitened)
-    kl_estimator: Literal["k1", "k3"] = "k1"  # of the penalty; k1 is reported
-    kl_coefficient: float = Field(0.05, ge=0)
-    kl_target: float | None = Field(6.0, gt=0)  # nats per response; null keeps the coefficient fixed
-    kl_bound: float = Field(25.0, gt=0)  # nats per response; training stops above it
-    kl_stop: float | None = Field(None, gt=0)  # nats a token from the policy that sampled; ends the update's epochs
-    missing_end_penalty: float = Field(1.0, ge=0)  # taken off the score of a response cut at max_tokens
-    length_target: int | None = Field(None, ge=1)  # tokens that a response should have
-    length_coefficient: float = Field(1.0, ge=0)  # off the score for each such length too much or too little
-    max_grad_norm: float = Field(1.0, gt=0)
-    checkpoint_every: int = Field(1, ge=1)  # updates
-    check_every: int = Field(0, ge=0)  # updates between two checks on the probe prompts (monitors.py); 0: none
-    stop_when_gamed: bool = False  # training ends where a check finds the reward gamed
-
-    @model_validator(mode="after")
-    def _checked(self) -> PPOSettings:
-        if self.stop_when_gamed and not self.check_every:
-            raise ValueError("stop_when_gamed: nothing is checked; set check_every, to 10 say")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_groups(self) -> PPOSettings:
-        if self.rollouts % self.responses_per_prompt:
-            raise ValueError(
-                f"rollouts: {self.rollouts} is not a multiple of responses_per_prompt: {self.responses_per_prompt}"
-            )
-        return self
 
 
 def ppo(

@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from solon.report.reinforcement import curves
-from solon.report.sections import answers, check_row, facts, measure_row, models, sections
+from solon.report.sections import answers, check_row, facts, sections
 from solon.runs.ledger import left_out_line
+from solon.stages.show_answers import measure_row, models
+from solon.stages.show_reinforcement import curves
 from solon.tables import MISSING, Section, clean, text
 
 # --- Markdown ----------------------------------------------------------------------------------------------

@@ -16,7 +16,5 @@ def run_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, A
     """Run every stage of the recipe in `out`, or what is left of them, and write the report. Returns its data."""
     began = time.monotonic()
     with Run(resolved(recipe, out), out, quiet=quiet) as run:
-        found = run_stages(run, recipe.dtype)
-        return write_report(
-            run, found.models, found.evaluation, found.trust, found.kl, found.split, time.monotonic() - began
-        )
+        run_stages(run, recipe.dtype)
+        return write_report(run, time.monotonic() - began)

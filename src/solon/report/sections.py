@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from solon.report import judging, reinforcement
-from solon.runs.ledger import cost, counted, left_out
-from solon.tables import MISSING, Section, clean, duration, estimate, money, number, source, text
+from solon.runs.ledger import cost, left_out
+from solon.stages import all_stages
+from solon.stages.show_answers import models
+from solon.tables import MISSING, Section, clean, counted, duration, estimate, money, number, source, text
 
-BETTER = {"higher": "higher", "lower": "lower"}
 KINDS = {"red_team": "red-team", "helpful": "helpful"}
 
 
@@ -60,27 +60,11 @@ def _machine(found: dict[str, Any]) -> str:
     return f"{text(found.get('cpu'))}, {number(found.get('cores'))} cores; {gpus}; {size}; {text(found.get('system'))}"
 
 
-def models(data: dict[str, Any]) -> list[str]:
-    """The models' names in the run's order; where none are listed, those that a measure names."""
-    named = data.get("models") or [m for row in data.get("measures") or [] for m in row.get("values") or {}]
-    return list(dict.fromkeys(map(str, named)))
-
-
 def sections(data: dict[str, Any]) -> list[Section]:
-    """Every table of the report, in its order."""
-    return [
-        _checks(data),
-        *_measures(data),
-        _changes(data),
-        *reinforcement.reward_model(data),
-        *judging.judge(data),
-        *judging.trust(data),
-        *reinforcement.ppo(data),
-        reinforcement.kl(data),
-        _stages(data),
-        _left_out(data),
-        _principles(data),
-    ]
+    """Every table of the report, in its order: the checks, what each stage shows, and the ledger."""
+    shown = [section for stage in all_stages() for section in stage.sections(data)]
+    first = [s for s in shown if s.first]
+    return [_checks(data), *first, *(s for s in shown if not s.first), _stages(data), _left_out(data)]
 
 
 def _checks(data: dict[str, Any]) -> Section:
@@ -101,59 +85,6 @@ def check_row(check: dict[str, Any]) -> tuple[str, ...]:
 
 def _outcome(check: dict[str, Any]) -> str:
     return text(check.get("outcome"))
-
-
-def _measures(data: dict[str, Any]) -> list[Section]:
-    groups: dict[bool | None, tuple[str, str]] = {
-        False: (
-            "Measures that nothing was trained on",
-            "Only these can catch training being gamed. Value [95 % interval], n = answers.",
-        ),
-        True: (
-            "Measures that training pushed on",
-            "Reward model and judge trained these models: a rise here is expected and proves little alone.",
-        ),
-        None: ("Other measures", "The data does not say whether training pushed on these."),
-    }
-    given = data.get("measures") or []
-    found = []
-    for trained_on, (title, note) in groups.items():
-        rows = tuple(measure_row(m, models(data)) for m in given if m.get("trained_on") is trained_on)
-        if rows or trained_on is not None:
-            found.append(Section(title, note, ("measure", "better", *map(clean, models(data))), rows))
-    return found
-
-
-def measure_row(row: dict[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    values = row.get("values") or {}
-    unit = row.get("unit") or ""
-    better = BETTER.get(row.get("better") or "", "–")
-    return (text(row.get("name")), better, *(estimate(values.get(name), unit) for name in names))
-
-
-def _changes(data: dict[str, Any]) -> Section:
-    given = data.get("changes") or []
-    steps = list(dict.fromkeys(step for c in given for step in c.get("steps") or {}))
-    rows = tuple(
-        (
-            text(c.get("name")),
-            BETTER.get(c.get("better") or "", "–"),
-            "yes" if c.get("trained_on") else "no",
-            *(_change(c, step) for step in steps),
-        )
-        for c in sorted(given, key=lambda c: bool(c.get("trained_on")))
-    )
-    note = (
-        "The later model less the earlier one, prompt by prompt; the judge's preference less 50 %. An interval that holds 0 "
-        "does not say that nothing changed: it cannot be told."
-    )
-    head = ("measure", "better", "training pushed on it", *map(clean, steps))
-    return Section("Changes from model to model", note, head, rows)
-
-
-def _change(row: dict[str, Any], step: str) -> str:
-    found = (row.get("steps") or {}).get(step)
-    return "–" if found is None else estimate(found, row.get("unit") or "", sign=True)
 
 
 def _stages(data: dict[str, Any]) -> Section:
@@ -195,24 +126,6 @@ def _left_out(data: dict[str, Any]) -> Section:
     if given and not rows:
         return Section("Left out", "", ("stage", "left out"), (("every stage", "nothing"),))
     return Section("Left out", note, ("stage", "left out", "of", "why"), rows)
-
-
-def _principles(data: dict[str, Any]) -> Section:
-    rows = (
-        (
-            text(p.get("id")),
-            number(p.get("revisions")),
-            number(p.get("comparisons")),
-            number(p.get("mean_label"), 3),
-        )
-        for p in data.get("principles") or []
-    )
-    note = (
-        "Mean label: P(the response that was sampled first is better), asked in both orders. Which of two samples comes first is "
-        "chance, so over many comparisons it is about 0.5."
-    )
-    head = ("principle", "revisions", "comparisons", "mean label")
-    return Section("Principles", note, head, tuple(rows))
 
 
 def answers(data: dict[str, Any]) -> list[dict[str, Any]]:

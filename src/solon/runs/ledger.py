@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from solon.errors import printable
-from solon.tables import MISSING, clean, money, number
+from solon.tables import MISSING, clean, counted, money, number
 
-SHOWN = 5  # reasons; a server may give another text for every failure
 FAILED = "failed for a reason that is not known"
 
 
@@ -52,13 +50,6 @@ def left_out(stage: Mapping[str, Any]) -> tuple[dict[str, int], int]:
     among = sum((stage.get("abstained") or {}).values()) + int(result.get("not_finite") or 0)
     among += int(result.get("abstained") or 0) if stage.get("name") == "judge-reward" else 0
     return dict(found), int(stage.get("records") or 0) + sum(found.values()) - among
-
-
-def counted(reasons: Mapping[str, int]) -> str:
-    """`2 empty revision, 1 too long`: the commonest first."""
-    said = sorted(reasons.items(), key=lambda x: (-x[1], x[0]))
-    more = f", {number(sum(n for _, n in said[SHOWN:]))} for other reasons" if len(said) > SHOWN else ""
-    return ", ".join(f"{number(n)} {printable(clean(why), 120)}" for why, n in said[:SHOWN]) + more
 
 
 def left_out_line(stage: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from solon.training.loop import Progress as Training
+from solon.training.settings import Progress as Training
 
 
 @contextmanager

@@ -10,184 +10,72 @@ import io
 import typing
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from solon.engines.local import DEFAULT_SYSTEM
-from solon.engines.sampling import SamplingSettings
 from solon.errors import InputError, nearest, printable, quoted
-from solon.feedback.judge import JudgeSettings
-from solon.models.lora import AdapterSettings
-from solon.reinforcement.alternatives import Algorithm, check_settings
-from solon.reinforcement.reward_model import RewardSettings
-from solon.reinforcement.trainer import PPOSettings
 from solon.runs.trackers import check_trackers
-from solon.settings import SeedNumber, Settings
-from solon.supervised import SAMPLING
-from solon.training.loop import TrainSettings
+from solon.settings import Settings
+from solon.stages import all_stages
+from solon.stages.common import Common
+from solon.stages.reinforcement import Reinforcement
 from solon.yaml_text import Where, YamlText, read_bytes
 
 
-class Part(Settings):
-    """A part of a recipe."""
-
-
-class RevisionSampling(SamplingSettings):
-    """As `solon critique` samples."""
-
-    max_tokens: int = Field(SAMPLING.max_tokens, ge=1)
-    temperature: float = Field(SAMPLING.temperature, ge=0)
-    top_p: float = Field(SAMPLING.top_p, gt=0, le=1)
-    repetition_penalty: float = Field(SAMPLING.repetition_penalty, gt=0)
-
-
-class Prompts(Part):
-    """Files or shipped names (solon:…). The numbers take the first so many of each; null takes all.
-
-    Where the held-out prompts are not named: of a shipped set those that ship with it; of a file of yours a share of it,
-    drawn by the seed and kept out of training.
-    """
-
-    red_team: str = "solon:red-team"
-    helpful: str = "solon:helpful"
-    heldout_red_team: str | None = None
-    heldout_helpful: str | None = None
-    heldout_share: float = Field(0.2, gt=0, le=0.5)  # of the different prompts of a file of yours
-    n_red_team: int | None = Field(None, ge=0)
-    n_helpful: int | None = Field(None, ge=0)
-    n_heldout: int | None = Field(None, ge=1)  # of each kind
-
-
-class Human(Part):
-    """What people wrote and chose. The shipped sets stand where a user's own data goes."""
-
-    demonstrations: tuple[str, ...] = ()
-    revision_demonstrations: str | None = None  # revision chains that teach how to criticise and revise
-    comparisons: tuple[str, ...] = ()
-    heldout_comparisons: int = Field(60, ge=0)  # kept away from all training, to measure on
-    n_demonstrations: int | None = Field(None, ge=1)
-    n_comparisons: int | None = Field(None, ge=2)
-    validation_sample: int = Field(0, ge=0)  # AI comparisons drawn for people to check
-
-
-class Warmup(Part):
-    """SFT of the start model on human demonstrations, before anything else."""
-
-    train: TrainSettings = TrainSettings()
-    adapter: AdapterSettings | None = None  # instead of the recipe's: a small model needs all its layers to learn this
-
-
-class Supervised(Part):
-    revisions: int = Field(2, ge=1, le=5)
-    critique: bool = True  # false: direct revisions
-    few_shot: int | None = Field(None, ge=0)  # of a principle's examples, before each request; null: all, 0: none
-    responder: Literal["self", "start"] = "self"  # who writes the first response: the warmed-up or the start model
-    sampling: RevisionSampling = RevisionSampling()
-    sft_on: Literal["final", "all", "best"] = "final"  # best: the judge chooses between response and last revision
-    demonstration_share: float = Field(0.25, ge=0, lt=1)  # of the SFT set, so that nothing is forgotten
-    train: TrainSettings = TrainSettings()
-
-
-class Feedback(JudgeSettings):
-    labels: Literal["ai", "human", "both"] = "ai"
-    judge: str = "self"  # self: the model in training; or anything --model takes
-    warmup: TrainSettings | None = None  # fine-tune the judge on the human comparisons first
-    adapter: AdapterSettings | None = (
-        None  # for that, instead of the recipe's: judging is learned in the lower layers too
-    )
-    direct: bool = False  # direct RLAIF: the judge's rating, 1 to 10, is PPO's reward; no reward model is trained
-    n_prompts: int | None = Field(None, ge=1)
-    sampling: SamplingSettings = SamplingSettings(temperature=1.0)
-
-    def judging(self) -> JudgeSettings:
-        return JudgeSettings.model_validate({name: getattr(self, name) for name in JudgeSettings.model_fields})
-
-
-class RewardModelPart(Part):
-    train: RewardSettings = RewardSettings()
-    heldout_ai: float = Field(0.15, ge=0, lt=1)  # share of the AI comparisons kept to measure on
-
-
-class GoldPart(Part):
-    """Who checks PPO while it runs, every ppo.check_every updates: see reinforcement/monitors.py."""
-
-    judge: str | None = None  # anything --model takes; null: the judge of the feedback
-    probes: int = Field(32, ge=2)  # training prompts that are answered again and again, half of them red-team
-
-
-class Evaluation(Part):
-    sampling: SamplingSettings = SamplingSettings()
-    judge_comparisons: int = Field(48, ge=0)  # pairs a model against the start model
-
-
-class Recipe(Part):
-    name: str
-    description: str = ""
-    seed: SeedNumber = 0
-    model: str = "smollm2"
-    constitution: str = "solon"
-    system: str | None = DEFAULT_SYSTEM  # null sends none
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of models that generate or judge
-    training_dtype: Literal["auto", "float32", "bfloat16"] | None = None  # of models that learn; null: as dtype
-    batch_size: int = Field(64, ge=1)  # prompts worked on together; a killed run repeats at most one such batch
-    adapter: AdapterSettings | None = AdapterSettings()  # null trains all weights
-    prompts: Prompts = Prompts()
-    human: Human = Human()
-    warmup: Warmup | None = None
-    supervised: Supervised | None = None
-    feedback: Feedback = Feedback()
-    reward_model: RewardModelPart = RewardModelPart()
-    algorithm: Algorithm = "ppo"  # or TRL's rloo, grpo, dpo on the same data and reward, with ppo's settings
-    ppo: PPOSettings = PPOSettings()
-    gold: GoldPart = GoldPart()
-    report_to: tuple[str, ...] = ()  # trackers beside TensorBoard: wandb, trackio, mlflow …
-    evaluation: Evaluation = Evaluation()
+class RecipeBase(Common):
+    """What a recipe can do beside holding its settings."""
 
     def models(self) -> dict[str, str]:
         """Every model that the recipe names, by its key."""
         named = {"model": self.model}
-        if self.feedback.judge != "self" and self.feedback.labels != "human":
-            named["feedback.judge"] = self.feedback.judge
-        if self.gold.judge is not None:
-            named["gold.judge"] = self.gold.judge
+        for stage in all_stages():
+            named |= stage.models(self)
         return named
 
-    @property
-    def learning_dtype(self) -> str:
-        """The dtype of models that learn."""
-        return self.training_dtype or self.dtype
-
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        if self.warmup and not (self.human.demonstrations or self.human.revision_demonstrations):
-            raise ValueError("warmup needs human.demonstrations or human.revision_demonstrations to learn from")
-        if self.feedback.labels != "ai" and not self.human.comparisons:
-            raise ValueError(f"feedback.labels: {self.feedback.labels} needs human.comparisons")
-        if self.feedback.warmup and not self.human.comparisons:
-            raise ValueError("feedback.warmup needs human.comparisons to learn from")
-        if self.feedback.warmup and self.feedback.judge.startswith(("server:", "systemone:", "decision:")):
-            raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server or decision judge")
-        if self.feedback.direct and self.feedback.labels != "ai":
-            raise ValueError(f"feedback.direct: the reward is the judge's; labels: {self.feedback.labels} go to none")
-        if self.feedback.few_shot and not self.human.comparisons:
-            raise ValueError("feedback.few_shot needs human.comparisons to take its examples from")
-        if self.supervised and self.supervised.sft_on == "best" and self.feedback.labels == "human":
-            raise ValueError("supervised.sft_on: best needs a judge, and feedback.labels: human has none")
-        if self.adapter is None:
-            raise ValueError("ppo needs adapter: the reference model is the policy without it")
-        if self.algorithm == "dpo" and self.feedback.direct:
-            raise ValueError("algorithm: dpo learns from comparisons, and feedback.direct makes none")
-        if self.feedback.direct and self.ppo.value_start == "reward-model":
-            raise ValueError("ppo.value_start: reward-model, and feedback.direct trains none; set it to zero")
+    def _consistent(self) -> Self:
+        known = [s.name for s in all_stages() if isinstance(s, Reinforcement)]
+        if self.algorithm not in known:
+            raise ValueError(
+                f"algorithm: {quoted(self.algorithm)}: the algorithms are {', '.join(sorted(known))}"
+                f"{nearest(self.algorithm, known)}"
+            )
+        for stage in all_stages():
+            if stage.settings is None or self.find(stage.settings) is not None:
+                stage.check(self)
         try:
-            check_settings(self.algorithm, self.ppo)
             check_trackers(self.report_to)
         except InputError as error:
             raise ValueError(str(error)) from error
         return self
+
+
+def _parts() -> dict[str, Any]:
+    """A field for each part that stages have in a recipe; several stages may share one."""
+    kinds: dict[str, list[type[Settings]]] = {}
+    optional: dict[str, bool] = {}
+    for stage in all_stages():
+        if stage.part and stage.settings is not None:
+            kinds.setdefault(stage.part, []).append(stage.settings)
+            optional[stage.part] = optional.get(stage.part, True) and stage.optional
+    fields: dict[str, Any] = {}
+    for part, settings in kinds.items():
+        kind = settings[0] if len(settings) == 1 else create_model(part, __base__=tuple(settings))
+        about = " ".join(dict.fromkeys((s.__doc__ or "").split("\n")[0] for s in settings))
+        if optional[part]:
+            fields[part] = (kind | None, Field(None, description=about))
+        else:
+            fields[part] = (kind, Field(kind(), description=about))
+    return fields
+
+
+if TYPE_CHECKING:
+    Recipe = RecipeBase
+else:
+    Recipe = create_model("Recipe", __base__=RecipeBase, __module__=__name__, **_parts())
 
 
 def builtin_recipes() -> dict[str, Path]:

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from solon import __version__
 from solon.constitution import Constitution, load_constitution, to_yaml
-from solon.engines import Book, LazyEngine, is_remote
+from solon.engines import Book, LazyEngine, is_remote, model_name
 from solon.engines.base import Engine, Failure, Usage
 from solon.engines.identity import of_model
 from solon.errors import InputError, Outage, printable
@@ -41,19 +41,25 @@ from solon.records import Pair, Record
 from solon.runs.journal import Journal, Tally, as_record, read_journal
 from solon.runs.progress import progress_line, training_line
 from solon.runs.recipe import Recipe, dump_recipe, load_recipe
+from solon.runs.trackers import tracked, trackers
+from solon.settings import Settings
+from solon.stages.base import Context
 from solon.terminal import Console
-from solon.training.loop import Progress
 from solon.training.saving import give_memory_back
+from solon.training.settings import Log, Progress
 
 R = TypeVar("R", bound=Record)
 LEDGER = {"done", "records", "seconds", "requests", "prompt_tokens", "completion_tokens"}  # what every stage.json has
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
-class Run:
+class Run(Context):
     """One run directory, open for work. Use as a context manager: two processes cannot work on the same one."""
 
+    recipe: Any
+
     def __init__(self, recipe: Recipe, out: Path, *, quiet: bool = False) -> None:
+        super().__init__()
         self.recipe, self.dir = recipe, out
         self.constitution: Constitution = load_constitution(recipe.constitution)
         self.console = Console(stderr=True, quiet=quiet)
@@ -87,11 +93,15 @@ class Run:
         path = self.dir / name
         if not path.is_file():
             write_whole(path, text)
-        elif path.read_bytes() != text.encode("utf-8"):
+        elif path.read_bytes() != text.encode("utf-8") and not self._same_recipe(path):
             raise InputError(
                 f"{path}: this run was started with another {path.stem}{self._difference(path, text)}; "
                 "give --out a new directory, or the old one back its file"
             )
+
+    def _same_recipe(self, path: Path) -> bool:
+        """Whether a recipe.yaml that an older Solon wrote, with fewer or other keys, says the same."""
+        return path.name == "recipe.yaml" and load_recipe(str(path)) == self.recipe
 
     def _difference(self, path: Path, text: str) -> str:
         if path.name == "recipe.yaml":
@@ -105,6 +115,25 @@ class Run:
 
     def path(self, stage: str, name: str = "records.jsonl") -> Path:
         return self.dir / stage / name
+
+    @contextmanager
+    def journal(self, stage: str) -> Iterator[Callable[[dict[str, Any]], Any]]:
+        with Journal(self.path(stage), keep=False) as journal:
+            yield journal.append
+
+    def journalled(self, stage: str) -> list[dict[str, Any]]:
+        return [record for _, record in read_journal(self.path(stage))]
+
+    @contextmanager
+    def log(self, stage: str, config: Mapping[str, Any]) -> Iterator[Log]:
+        with trackers(self.dir / "tensorboard", stage, self.recipe.report_to, config) as log:
+            yield log
+
+    @contextmanager
+    def tracked(self, stage: str, step: Progress, settings: Settings) -> Iterator[Progress]:
+        config = settings.model_dump(mode="json")
+        with tracked(step, self.dir / "tensorboard", stage, self.recipe.report_to, config) as both:
+            yield both
 
     def model(self, name: str) -> Path:
         return self.dir / "models" / name
@@ -367,8 +396,8 @@ class Run:
             "peak_memory_mb": max(state.get("peak_memory_mb", 0), peak_memory_mb()),
             "peak_gpu_memory_mb": max(state.get("peak_gpu_memory_mb", 0), peak_gpu_memory_mb()),
             "cost_usd": None if used.cost_usd is None else round(used.cost_usd, 6),
-            "endpoints": sorted({*state.get("endpoints", []), *(model_of(e.name) for e in paid)}),
-            "unpriced": sorted({*state.get("unpriced", []), *(model_of(e.name) for e in unpriced)}),
+            "endpoints": sorted({*state.get("endpoints", []), *(model_name(e.name) for e in paid)}),
+            "unpriced": sorted({*state.get("unpriced", []), *(model_name(e.name) for e in unpriced)}),
             "versions": versions(),
             "ways": {**state.get("ways", {}), **take_ways()},  # through which models, in words
         }
@@ -430,11 +459,6 @@ def versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def model_of(spec: str) -> str:
-    """The model's name in what `--model` takes: `server:gpt-5@https://…` is gpt-5."""
-    return spec.partition(":")[2].rpartition("@")[0] or spec if is_remote(spec) else spec
 
 
 def all_remote(engines: Sequence[Engine]) -> bool:

@@ -6,16 +6,14 @@ clearml, dvclive, swanlab, with the settings that each reads from its environmen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from solon import distributed
 from solon.errors import InputError, nearest
-from solon.training.loop import Progress
-
-Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
+from solon.training.settings import Log, Progress
 
 
 def check_trackers(names: Sequence[str]) -> dict[str, Any]:

@@ -22,12 +22,14 @@ from solon.models.chat.encode import chat_ids_and_turns
 from solon.models.chat.limits import UNLIMITED, Limit, context_limit
 from solon.models.chat.reasoning import without_reasoning
 from solon.models.head import head_of, logprobs_and_entropy
-from solon.models.lora import AdapterSettings, add_adapters
+from solon.models.lora import add_adapters
+from solon.models.settings import AdapterSettings
 from solon.models.states import Layout
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import SFTExample
-from solon.training.loop import Fitted, Progress, TrainSettings, fitting
+from solon.training.loop import Fitted, fitting
 from solon.training.saving import save_merged
+from solon.training.settings import Progress, TrainSettings
 from solon.training.trl_trainers import watching, without_printers
 
 IGNORE = -100  # torch's and transformers' label for "no loss here"

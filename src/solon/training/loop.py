@@ -10,26 +10,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from solon import distributed
 from solon.errors import InputError, Unfit
 from solon.models.fast.prefix_tree import parts_of
 from solon.models.states import TOKENS_AT_ONCE
-from solon.settings import Epochs, LearningRate, Settings
 from solon.training.finite import LastGood
+from solon.training.settings import Progress, TrainSettings
 
 R = TypeVar("R")
 T = TypeVar("T")
-Progress = Callable[[int, int, dict[str, float]], None]  # step, steps, what to show
-
-
-class TrainSettings(Settings):
-    epochs: Epochs = 2
-    batch_size: int = Field(8, ge=1)
-    learning_rate: LearningRate = 2e-4
-    max_length: int = Field(512, ge=16, le=1_000_000)  # tokens; longer examples are left out, and counted
 
 
 def fitting(kind: str, items: Iterable[T], encode: Callable[[T], R]) -> tuple[list[R], dict[str, int]]:

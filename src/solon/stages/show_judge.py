@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from solon.report.plots import reliability
+from solon.stages.plots import reliability
 from solon.tables import Section, at, estimate, number, text
 
 TRUST_PARTS = {"labels": "labels of this run", "heldout": "held-out human comparisons"}

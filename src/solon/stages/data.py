@@ -16,7 +16,7 @@ from solon.data import read_comparisons, read_demonstrations, read_prompts, read
 from solon.data.heldout import prompt_keys, split_comparisons, split_off, taught_keys
 from solon.errors import InputError
 from solon.records import Chat, Prompt, RevisionChain, SFTExample, Source
-from solon.runs.recipe import Recipe
+from solon.stages.common import Common
 
 R = TypeVar("R")
 HELDOUT_OF = {"solon:red-team": "solon:red-team-heldout", "solon:helpful": "solon:helpful-heldout"}
@@ -33,7 +33,7 @@ class Data:
         """SHA-256 of each file that was read: a resumed run must see the same, or held-out pairs could move."""
         return {name: hashlib.sha256(shipped_path(name).read_bytes()).hexdigest() for name in self.names}
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Common) -> None:
         p, h = recipe.prompts, recipe.human
         rng = random.Random(recipe.seed)
         self.names: list[str] = []
@@ -97,7 +97,7 @@ class Data:
             self.removed[kind] = self.removed.get(kind, 0) + len(rows) - len(left)
         return left
 
-    def _enough(self, recipe: Recipe) -> None:
+    def _enough(self, recipe: Common) -> None:
         """Raises InputError where nothing is left to train on."""
         h = recipe.human
         told = {

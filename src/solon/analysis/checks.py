@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from solon.analysis.answers import DISTINCT
+from solon.analysis.measures.builtin import OVER_REFUSAL
 from solon.measures.statistics import FAILS, HOLDS, UNKNOWN, Outcome, outcome
-from solon.runs.evaluation import DISTINCT, OVER_REFUSAL
 
 REWARD_RIGHT = 0.65  # share of held-out comparisons
 OVER_REFUSAL_RISE = 10.0  # points
@@ -16,9 +17,9 @@ DISTINCT_FALL = 20.0  # %
 MORE = "hold out more"
 
 
-def checks(data: dict[str, Any], kl_bound: float) -> list[dict[str, Any]]:
-    """Every check of the report's data, in its order. kl_bound: nats a response, the recipe's `ppo.kl_bound`."""
-    found = [
+def of_reward_model(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each source of comparisons: whether the reward model is right often enough on those kept out of training."""
+    return [
         check(
             f"reward model right on held-out {row['source']} comparisons",
             "above",
@@ -30,7 +31,11 @@ def checks(data: dict[str, Any], kl_bound: float) -> list[dict[str, Any]]:
         )
         for row in data["reward_model"]["by_source"]
     ]
-    found += [
+
+
+def of_answers(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether the reward rises from model to model, and whether benign prompts are still answered, in different ways."""
+    found = [
         check(
             f"held-out reward rises, {step}",
             "above",
@@ -42,8 +47,6 @@ def checks(data: dict[str, Any], kl_bound: float) -> list[dict[str, Any]]:
         )
         for step, change in data["differences"].items()
     ]
-    if kl := data.get("kl"):
-        found.append(_kl(kl, kl_bound))
     whole = f"{data['models'][0]} → {data['models'][-1]}"
     changes = {c["name"]: c for c in data["changes"]}
     found.append(
@@ -92,7 +95,7 @@ def check(
     }
 
 
-def _kl(kl: dict[str, Any], bound: float) -> dict[str, Any]:
+def of_kl(kl: dict[str, Any], bound: float) -> dict[str, Any]:
     found = check(
         "KL to the reference",
         "below",

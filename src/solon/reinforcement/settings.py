@@ -1,0 +1,180 @@
+"""The settings of the reward model and of each reinforcement algorithm."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from solon.records import Labeler
+from solon.settings import Epochs, LearningRate, Settings, Tokens
+from solon.training.settings import TrainSettings
+
+KL_BOUND = 25.0  # nats per response: a policy beyond it has left its reference
+
+
+class RewardSettings(TrainSettings):
+    epochs: Epochs = 1
+    """How often the training goes over its comparisons; a second time over-fits (Stiennon et al. 2020, appendix B.2)."""
+    margin: float = Field(0.0, ge=0)
+    """Margin, in nats, by which the chosen score must exceed the rejected one for a label of 1; a tie has none."""
+    ties: Literal["equal", "skip"] = "equal"
+    """Labels of 0.5: `equal` pulls the two scores together, `skip` leaves the comparison out."""
+    weights: dict[Labeler, float] = Field(default_factory=dict)
+    """Weight of a comparison in the loss by who labelled it, as in {human: 2}; 1 where it is not named."""
+    members: int = Field(1, ge=1, le=16)
+    """Members of the ensemble: adapters on the same weights, trained from different seeds."""
+    uncertainty_penalty: float = Field(0.0, ge=0)
+    """Standard deviations between the members that are taken off the score (Coste et al. 2024)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RewardSettings:
+        if any(not 0 <= w < math.inf for w in self.weights.values()):
+            raise ValueError("weights: a weight is a finite number, 0 or more")
+        if self.uncertainty_penalty and self.members == 1:
+            raise ValueError("uncertainty_penalty: one member cannot disagree with itself; set members to 3 or more")
+        return self
+
+
+class PPOSettings(Settings):
+    """Proximal policy optimisation, Solon's own."""
+
+    updates: int = Field(8, ge=1)
+    """Updates of the policy. A finished training goes on where this is raised."""
+    rollouts: int = Field(32, ge=2)
+    """Responses sampled for one update."""
+    responses_per_prompt: int = Field(1, ge=1)
+    """Responses to the same prompt; where there are several, each one's baseline is the mean reward of the others."""
+    epochs: Epochs = 4
+    """How often an update goes over its rollouts."""
+    minibatch: int = Field(8, ge=1)
+    """Responses per optimiser step."""
+    learning_rate: LearningRate = 1e-4
+    """Learning rate of the policy's adapters."""
+    value_learning_rate: LearningRate = 1e-3
+    """Learning rate of the value head."""
+    max_tokens: int = Field(64, ge=4, le=1_000_000)
+    """Tokens of a response at most."""
+    temperature: float = Field(0.7, gt=0)
+    """Temperature of sampling, and of the log-probabilities that are trained on."""
+    clip: float = Field(0.2, gt=0)
+    """Clip range of the probability ratio."""
+    value_clip: float = Field(0.2, gt=0)
+    """Clip range of the values around those of the rollout."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of later rewards."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """Lambda of generalised advantage estimation."""
+    value_coefficient: float = Field(0.5, ge=0)
+    """Weight of the value loss."""
+    value_start: Literal["zero", "reward-model"] = "zero"
+    """Weights of the value head at first: zero, or the reward model's head."""
+    entropy_bonus: float = Field(0.0, ge=0)
+    """Reward for a token's entropy, per nat."""
+    whiten_rewards: bool = False
+    """Scale rewards to unit variance before the advantages, which are always whitened."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """Estimator of the KL penalty; k1 is what is reported (Schulman 2020)."""
+    kl_coefficient: float = Field(0.05, ge=0)
+    """Weight of the KL penalty at first."""
+    kl_target: float | None = Field(6.0, gt=0)
+    """KL to the reference, in nats per response, that the coefficient steers towards; null keeps the coefficient."""
+    kl_bound: float = Field(KL_BOUND, gt=0)
+    """KL, in nats per response, beyond which training stops."""
+    kl_stop: float | None = Field(None, gt=0)
+    """KL, in nats per token, to the policy that sampled, beyond which an update's epochs end."""
+    missing_end_penalty: float = Field(1.0, ge=0)
+    """Taken off the score of a response that was cut at max_tokens."""
+    length_target: int | None = Field(None, ge=1)
+    """Tokens that a response should have."""
+    length_coefficient: float = Field(1.0, ge=0)
+    """Taken off the score for each length_target of tokens too many or too few."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Norm that gradients are clipped to."""
+    checkpoint_every: int = Field(1, ge=1)
+    """Updates between two checkpoints."""
+    check_every: int = Field(0, ge=0)
+    """Updates between two checks on the probe prompts (reinforcement/monitors.py); 0: none."""
+    stop_when_gamed: bool = False
+    """End training where a check finds that the reward is being gamed."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> PPOSettings:
+        if self.stop_when_gamed and not self.check_every:
+            raise ValueError("stop_when_gamed: nothing is checked; set check_every, to 10 say")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> PPOSettings:
+        if self.rollouts % self.responses_per_prompt:
+            raise ValueError(
+                f"rollouts: {self.rollouts} is not a multiple of responses_per_prompt: {self.responses_per_prompt}"
+            )
+        return self
+
+
+GROWS = {"updates", "checkpoint_every", "kl_bound"}  # of PPO: may change when a training is taken up again
+
+
+class OnlineSettings(Settings):
+    """What GRPO and RLOO share. The names are those of TRL's GRPOConfig and RLOOConfig."""
+
+    max_steps: int = Field(64, ge=1)
+    """Optimiser steps."""
+    learning_rate: LearningRate = 1e-4
+    """Learning rate of the adapters."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    """Responses per optimiser step."""
+    generation_batch_size: int = Field(32, ge=2)
+    """Responses that are sampled together and then learned from."""
+    num_generations: int = Field(4, ge=2)
+    """Responses to the same prompt; their rewards are compared with each other."""
+    num_iterations: int = Field(2, ge=1)
+    """How often each batch of responses is learned from."""
+    max_completion_length: Tokens = 64
+    """Tokens of a response at most."""
+    temperature: float = Field(0.7, gt=0)
+    """Temperature of sampling."""
+    epsilon: float = Field(0.2, gt=0)
+    """Clip range of the probability ratio."""
+    beta: float = Field(0.05, ge=0)
+    """Weight of the KL penalty."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Norm that gradients are clipped to."""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> OnlineSettings:
+        batch = self.generation_batch_size
+        for name in ("per_device_train_batch_size", "num_generations"):
+            if batch % getattr(self, name):
+                raise ValueError(f"generation_batch_size: {batch} is not a multiple of {name}: {getattr(self, name)}")
+        return self
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimiser steps between two samplings."""
+        return self.num_iterations * self.generation_batch_size // self.per_device_train_batch_size
+
+
+class GRPOSettings(OnlineSettings):
+    """Group relative policy optimisation (Shao et al. 2024), by TRL's trainer."""
+
+
+class RLOOSettings(OnlineSettings):
+    """REINFORCE leave-one-out (Ahmadian et al. 2024), by TRL's trainer."""
+
+
+class DPOSettings(Settings):
+    """Direct preference optimisation (Rafailov et al. 2023), by TRL's trainer. The names are those of DPOConfig."""
+
+    num_train_epochs: Epochs = 1
+    """How often the training goes over the comparisons."""
+    learning_rate: LearningRate = 1e-4
+    """Learning rate of the adapters."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    """Comparisons per optimiser step."""
+    beta: float = Field(0.1, gt=0)
+    """How strongly the policy is held to its reference."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Norm that gradients are clipped to."""

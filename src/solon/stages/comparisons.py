@@ -1,0 +1,193 @@
+"""Comparisons: the judge compares each pair under principles, in both orders (Bai et al. 2022, section 4.1)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import combinations, islice
+from typing import TYPE_CHECKING, Any
+
+from solon.engines import OnFailure
+from solon.feedback.settings import JudgeSettings
+from solon.records import Candidates, Comparison, Pair
+from solon.stages.artifacts import CHAINS, COMPARISONS, JUDGE, PAIRS
+from solon.stages.base import Context, Stage
+from solon.stages.common import Common
+from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
+from solon.stages.judging import judge_of, trust_in
+from solon.stages.verbs import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, REQUIRED, Call, Option, Verb
+from solon.tables import Section, number, text
+
+if TYPE_CHECKING:
+    from solon.feedback.judge import ModelJudge
+    from solon.stages.plan import Plan
+
+
+class Comparisons(Stage):
+    name = "comparisons"
+    part, settings = "feedback", JudgeSettings
+    needs, uses, makes = (PAIRS, JUDGE), (CHAINS,), (COMPARISONS,)
+
+    def runs(self, recipe: Common) -> bool:
+        return asks_judge(recipe) and not recipe.of(LabelSettings).direct
+
+    def estimate(self, plan: Plan) -> None:
+        from solon.stages.pairs import asked_prompts, response_tokens
+
+        n, response = len(asked_prompts(plan.recipe, plan.data.prompts)), response_tokens(plan.recipe)
+        plan.add(self.name, n, questions=[plan.comparing(judge_spec(plan.recipe), n, response)])
+
+    def run(self, run: Context) -> None:
+        pairs = run.get(PAIRS)
+        differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
+        alike = len(pairs) - len(differing)
+        with run.engine(run.get(JUDGE)) as engine:
+            make = partial(judge_of(run, engine).compare, failed=run.fail)
+            found = run.records(
+                self.name, differing, make, Comparison, engines=(engine,), what="comparisons",
+                left_out={"the two responses are the same": alike} if alike else {},
+            )  # fmt: skip
+        run.put(COMPARISONS, found)
+
+    def gather(self, run: Context) -> dict[str, Any]:
+        found = run.get(COMPARISONS)
+        trust = {"trust": {"labels": trust_in(found, run.get(JUDGE))}} if found else {}
+        return {**trust, "principles": by_principle(run)}
+
+    def sections(self, data: dict[str, Any]) -> list[Section]:
+        rows = tuple(
+            (
+                text(p.get("id")),
+                number(p.get("revisions")),
+                number(p.get("comparisons")),
+                number(p.get("mean_label"), 3),
+            )
+            for p in data.get("principles") or []
+        )
+        note = (
+            "Mean label: P(the response that was sampled first is better), asked in both orders. Which of two samples comes "
+            "first is chance, so over many comparisons it is about 0.5."
+        )
+        return [Section("Principles", note, ("principle", "revisions", "comparisons", "mean label"), rows)]
+
+
+def by_principle(run: Context) -> list[dict[str, Any]]:
+    """How often each principle was used, and P(the first of the two responses is better) by it, on average."""
+    revised = Counter(step.principle for chain in run.find(CHAINS) or [] for step in chain.steps)
+    found: dict[str, list[float]] = {}
+    for c in run.find(COMPARISONS) or []:
+        for j in c.judgements_of_first:
+            if j.forward is not None and j.swapped is not None:
+                found.setdefault(j.principle, []).append((j.forward + j.swapped) / 2)
+    ids = [p.id for p in run.constitution.principles]
+    return [
+        {
+            "id": i,
+            "revisions": revised[i],
+            "comparisons": len(found.get(i, [])),
+            "mean_label": sum(found[i]) / len(found[i]) if i in found else None,
+        }
+        for i in [*ids, *sorted(set(found) - set(ids))]
+    ]
+
+
+class Label(Verb):
+    """AI preference labels for given pairs, in both orders, with soft labels, and how far to trust the judge.
+
+    Example: `solon label --pairs pairs.jsonl --constitution simple --out comparisons.jsonl`
+    """
+
+    name = "label"
+    takes = (
+        Option("pairs", str, REQUIRED, "Pairs of responses: Solon's, TRL preference or HH form."),
+        OUT, CONSTITUTION, MODEL, MAX_CONNECTIONS,
+        Option("principles", int | None, None, "Principles per pair, drawn by the seed; all where none is given.", 1),
+        Option("hard", bool, False, "Labels 1 or 0; 0.5 where the two orders contradict each other."),
+        Option("examples", str | None, None, "Labelled comparisons to show the judge first."),
+        Option("few_shot", int, 4, "How many of them.", 0),
+        Option("tournament", bool, False, "More than two responses: a knock-out instead of all pairs."),
+    )  # fmt: skip
+    settings = (JudgeSettings,)
+    hidden = ("question", "principles_per_pair", "soft_labels", "rationale_sampling", "scale",
+              "max_tokens", "temperature", "top_p", "repetition_penalty")  # fmt: skip
+
+    def run(self, call: Call) -> None:
+        from solon.data import read_comparisons
+        from solon.feedback.judge import ModelJudge
+        from solon.feedback.questions import TEMPLATE_FINGERPRINT
+
+        how = call.of(
+            JudgeSettings,
+            principles_per_pair=call["principles"],
+            soft_labels=not call["hard"],
+            few_shot=call["few_shot"],
+        )
+        labelled = read_comparisons(call["examples"]) if call["examples"] else []
+        with call.engine() as engine:
+            judge = ModelJudge.of_settings(
+                engine, call.constitution, how, labelled, seed=call.seed,
+                meta=lambda: call.meta(engine, template=TEMPLATE_FINGERPRINT),
+            )  # fmt: skip
+            label_file(call, judge)
+
+
+def label_file(call: Call, judge: ModelJudge) -> None:
+    """Comparisons of a file's pairs in --out, and how far the judge can be trusted beside it, in OUT.trust.json.
+
+    A prompt with more than two responses becomes comparisons of all its pairs, on one scale.
+    """
+    from solon.constitution import of_constitution
+    from solon.data.readers import first_line, stream_pairs
+    from solon.engines import is_remote
+    from solon.engines.identity import of_engine
+    from solon.feedback.questions import TEMPLATE_FINGERPRINT
+    from solon.feedback.ranking import Scheme, preferences
+    from solon.feedback.trust import Trust
+    from solon.publishing import write_json
+    from solon.records import fingerprint
+    from solon.terminal import note
+
+    trust, abstained, aside = Trust(judge=judge.name), Counter[str](), call.out.with_suffix(".trust.json")
+    scheme: Scheme = "tournament" if call["tournament"] else "all"
+    source = stream_pairs(call["pairs"])
+
+    def made_of(item: Pair | Candidates) -> list[str]:
+        if isinstance(item, Pair):
+            return [item.id]
+        return [f"{item.id}/{i}-{j}" for i, j in combinations(range(len(item.responses)), 2)]
+
+    def make(batch: Sequence[Pair | Candidates], failed: OnFailure) -> Iterator[Comparison]:
+        yield from judge.compare([item for item in batch if isinstance(item, Pair)], failed=failed)
+        more = [item for item in batch if isinstance(item, Candidates)]
+        for ranking in judge.rank(more, scheme=scheme, failed=failed):
+            yield from preferences(ranking)
+
+    def seen(record: Comparison) -> None:
+        trust.add(record)
+        if record.abstained:
+            why = next((j.abstained for j in record.judgements if j.abstained), None)
+            abstained[why or "the judge said nothing of one of the two"] += 1
+
+    engine = judge.engine
+    with call.file([call["pairs"], engine.name], [aside]) as target:
+        first_line(call["pairs"])  # a file that is not there is said before anything is timed for `dtype: auto`
+        identity = {
+            **of_engine(engine, target.identity), **of_constitution(judge.constitution), "seed": judge.seed,
+            "scheme": scheme, "judging": judge.settings.model_dump(mode="json"), "template": TEMPLATE_FINGERPRINT,
+            "examples": fingerprint("examples", [asdict(e) for e in judge.examples]),
+        }  # fmt: skip
+        outcome = call.records(
+            target, lambda: islice(source, call.limit), make, Comparison, identity=identity, made_of=made_of, seen=seen,
+            served=is_remote(engine.name), what="comparisons",
+        )  # fmt: skip
+        outcome.abstained = abstained
+        summary = trust.summary()
+        write_json(aside, summary)
+    if source.repeated:
+        note(f"{call['pairs']}: {source.repeated} of its records stand there more than once and are taken once")
+    for finding in summary["findings"]:
+        call.tell(finding)
+    more = {"repeated": source.repeated, "trust": str(aside), "findings": summary["findings"], "summary": summary}
+    call.end(outcome, "comparisons", more)

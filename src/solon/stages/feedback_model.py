@@ -1,0 +1,183 @@
+"""The feedback model: the judge, first trained on human comparisons where the recipe says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from solon.feedback.settings import FeedbackTrainSettings, JudgeSettings
+from solon.models.settings import AdapterSettings
+from solon.settings import Settings
+from solon.stages.artifacts import DATA, JUDGE, START_MODEL, WARM_MODEL
+from solon.stages.base import Context, Stage
+from solon.stages.common import Common
+from solon.stages.verbs import CONSTITUTION, OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Call, Option, Training, Verb
+from solon.training.settings import Progress
+
+if TYPE_CHECKING:
+    from solon.stages.plan import Plan
+
+
+class LabelSettings(Settings):
+    """Whose comparisons the reward model learns."""
+
+    labels: Literal["ai", "human", "both"] = "ai"
+    """The judge's, people's, or both; with `human` no judge is asked at all."""
+    direct: bool = False
+    """Direct RLAIF: the judge's rating is the reward of PPO, and no reward model is trained."""
+
+
+class FeedbackModelSettings(Settings):
+    """Who judges."""
+
+    judge: str = "self"
+    """The judge: self (the model in training), or anything that --model takes."""
+    warmup: FeedbackTrainSettings | None = None
+    """Train the judge on the human comparisons first; null: use it as it is."""
+    adapter: AdapterSettings | None = None
+    """Adapters of that training instead of the recipe's: judging is learned in the lower blocks too."""
+
+
+def asks_judge(recipe: Common) -> bool:
+    """Whether this recipe has AI feedback."""
+    return recipe.of(LabelSettings).labels != "human"
+
+
+def judge_spec(recipe: Common) -> str:
+    """The judge's model, as far as it is known before a run."""
+    judge = recipe.of(FeedbackModelSettings).judge
+    return recipe.model if judge == "self" else judge
+
+
+class FeedbackModel(Stage):
+    name = "feedback-model"
+    part, settings = "feedback", FeedbackModelSettings
+    needs, uses, makes = (START_MODEL, DATA), (WARM_MODEL,), (JUDGE,)
+
+    def runs(self, recipe: Common) -> bool:
+        return asks_judge(recipe)
+
+    def check(self, recipe: Common) -> None:
+        part, labels = recipe.of(FeedbackModelSettings), recipe.of(LabelSettings)
+        if labels.labels != "ai" and not recipe.human.comparisons:
+            raise ValueError(f"feedback.labels: {labels.labels} needs human.comparisons")
+        if part.warmup and not recipe.human.comparisons:
+            raise ValueError("feedback.warmup needs human.comparisons to learn from")
+        if part.warmup and part.judge.startswith(("server:", "systemone:", "decision:", "judge:")):
+            raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server or decision judge")
+        if labels.direct and labels.labels != "ai":
+            raise ValueError(f"feedback.direct: the reward is the judge's; labels: {labels.labels} go to none")
+        if recipe.of(JudgeSettings).few_shot and not recipe.human.comparisons:
+            raise ValueError("feedback.few_shot needs human.comparisons to take its examples from")
+
+    def models(self, recipe: Common) -> dict[str, str]:
+        judge = recipe.of(FeedbackModelSettings).judge
+        return {} if judge == "self" or not asks_judge(recipe) else {"feedback.judge": judge}
+
+    def told(self, recipe: Common) -> Iterable[str]:
+        part = recipe.of(FeedbackModelSettings)
+        judge = "the model in training" if part.judge == "self" else part.judge
+        yield f"judge: {judge}{', first trained on the human comparisons' if part.warmup else ''}"
+
+    def gather(self, run: Context) -> dict[str, Any]:
+        return {"judge_model": run.recipe.of(FeedbackModelSettings).judge}
+
+    def warnings(self, run: Context) -> list[str]:
+        if run.recipe.of(FeedbackModelSettings).judge != "self":
+            return []
+        return [
+            "The judge is the model's own kin: reward and judge columns are measured by what trained the model, so read them "
+            "beside the measures that nothing was trained on."
+        ]
+
+    def estimate(self, plan: Plan) -> None:
+        if (train := plan.recipe.of(FeedbackModelSettings).warmup) is not None:
+            orders = 2 * len(plan.data.comparisons)
+            plan.add(self.name, orders, trained=train.epochs * orders * (plan.prompt + 130))
+
+    def run(self, run: Context) -> None:
+        from solon.engines.identity import of_model
+        from solon.feedback.feedback_model import train_feedback_model
+        from solon.feedback.judge import asked_constitution
+        from solon.feedback.questions import HHH
+        from solon.identity import of_inputs
+
+        recipe, part = run.recipe, run.recipe.of(FeedbackModelSettings)
+        judge = run.get(WARM_MODEL, START_MODEL) if part.judge == "self" else part.judge
+        if part.warmup is None:
+            run.put(JUDGE, judge)
+            return
+        settings, out, how = part.warmup, run.model(self.name), recipe.of(JudgeSettings)
+        comparisons = run.get(DATA).comparisons
+
+        def work(step: Progress) -> dict[str, Any]:
+            with run.tracked(self.name, step, settings) as step:
+                return train_feedback_model(
+                    comparisons, asked_constitution(run.constitution, how), judge, out, question=how.question or HHH,
+                    settings=settings, adapter=part.adapter or recipe.adapter, system=recipe.system, seed=recipe.seed,
+                    dtype=recipe.learning_dtype, progress=step,
+                )  # fmt: skip
+
+        made_from = {"judge": of_model(judge), "comparisons": of_inputs(comparisons)}
+        run.once(self.name, work, makes=out, made_from=made_from)
+        run.put(JUDGE, str(out))
+
+
+class FeedbackModelVerb(Verb):
+    """Train a small model to judge, and measure it on comparisons that it was not trained on.
+
+    Example: `solon feedback-model --comparisons solon:comparisons-harmless --comparisons solon:comparisons-helpful --out judge`
+    """
+
+    name = "feedback-model"
+    takes = (
+        Option("comparisons", list[str], REQUIRED, "Labelled comparisons (TRL preference, HH, or Solon's); repeatable."),
+        OUT, CONSTITUTION, TRAINED_MODEL,
+        Option("heldout", float, 0.2, "Share kept out of training, to measure on.", 0, 0.9),
+    )  # fmt: skip
+    settings = (FeedbackTrainSettings, AdapterSettings)
+    common = TO_MODEL
+    trains = True
+
+    def run(self, call: Call) -> None:
+        from solon.constitution import of_constitution
+        from solon.data import read_comparisons
+        from solon.data.heldout import split_by_prompt
+        from solon.feedback.feedback_model import measure_judge, train_feedback_model
+        from solon.feedback.questions import HHH
+        from solon.identity import of_records
+
+        rules, settings, adapter = call.constitution, call.of(FeedbackTrainSettings), call.of(AdapterSettings)
+        files: list[str] = call["comparisons"]
+
+        def prepare() -> Training:
+            rows = [c for name in files for c in read_comparisons(name)][: call.limit]
+            training, kept = split_by_prompt(rows, call["heldout"], call.seed)
+
+            def train(out: Path, dtype: str, step: Progress) -> dict[str, Any]:
+                return train_feedback_model(
+                    training, rules, call["model"], out, question=HHH, settings=settings, adapter=adapter,
+                    system=call.system, seed=call.seed, dtype=dtype, progress=step,
+                )  # fmt: skip
+
+            def measure(out: Path, dtype: str) -> dict[str, Any]:
+                return measure_judge(str(out), kept, rules, system=call.system, dtype=dtype)
+
+            made_from = {"comparisons": of_records(rows), **of_constitution(rules), "heldout": call["heldout"]}
+            return Training(made_from, train, measure if kept else None)
+
+        result = call.training(files, prepare)
+        if "heldout" in result:
+            found = result["heldout"]["calibration"]["accuracy"]
+            if None in (found["value"], found["low"], found["high"]):
+                told = (
+                    "agreement could not be measured: no held-out comparison prefers a side, or the judge answered none"
+                )
+            else:
+                told = (
+                    f"agrees with {found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}] of {found['n']} held-out "
+                    "comparisons"
+                )
+            call.tell(f"{call.out}: {told}")
+        call.result(result)

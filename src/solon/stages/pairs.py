@@ -1,0 +1,72 @@
+"""Pairs: two responses to each prompt, from the model that reinforcement starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from solon.engines import Failure, GenerationRequest
+from solon.engines.sampling import SamplingSettings
+from solon.records import Pair, Prompt
+from solon.settings import Settings
+from solon.stages.artifacts import BASE_MODEL, DATA, PAIRS, START_MODEL
+from solon.stages.base import Context, Stage
+from solon.stages.common import Common
+from solon.stages.feedback_model import asks_judge
+
+if TYPE_CHECKING:
+    from solon.stages.plan import Plan
+
+
+class PairSettings(Settings):
+    """What is compared."""
+
+    n_prompts: int | None = Field(None, ge=1)
+    """How many of the training prompts are answered twice; null: all."""
+    sampling: SamplingSettings = SamplingSettings(temperature=1.0)
+    """How the two responses are sampled."""
+
+
+def response_tokens(recipe: Common) -> float:
+    """Tokens of a response, about."""
+    return recipe.of(PairSettings).sampling.max_tokens * 0.75
+
+
+def asked_prompts(recipe: Common, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    return prompts[: recipe.of(PairSettings).n_prompts]
+
+
+class Pairs(Stage):
+    name = "pairs"
+    part, settings = "feedback", PairSettings
+    needs, uses, makes = (DATA, START_MODEL), BASE_MODEL, (PAIRS,)
+
+    def runs(self, recipe: Common) -> bool:
+        return asks_judge(recipe)
+
+    def estimate(self, plan: Plan) -> None:
+        n = len(asked_prompts(plan.recipe, plan.data.prompts))
+        plan.add(self.name, n, read=2 * n * plan.prompt, written=2 * n * response_tokens(plan.recipe))
+
+    def run(self, run: Context) -> None:
+        seed, settings = run.recipe.seed, run.recipe.of(PairSettings).sampling
+        with run.engine(run.get(*BASE_MODEL)) as engine:
+
+            def make(batch: Sequence[Prompt]) -> Iterator[Pair]:
+                requests = [GenerationRequest(f"{p.id}/{n}", p.prompt, seed=seed) for p in batch for n in range(2)]
+                completions = {c.id: c for c in engine.generate(requests, settings.sampling())}
+                meta = run.meta(engine, sampling=settings.model_dump())
+                for p in batch:
+                    first, second = completions[f"{p.id}/0"], completions[f"{p.id}/1"]
+                    if (error := first.error or second.error) is not None:
+                        run.fail(Failure(p.id, error, first.again or second.again))
+                        continue
+                    yield Pair(
+                        id=p.id, prompt=p.prompt, responses=(first.text, second.text), source=p.source,
+                        meta={**meta, "ended": [first.ended, second.ended]},
+                    )  # fmt: skip
+
+            prompts = asked_prompts(run.recipe, run.get(DATA).prompts)
+            run.put(PAIRS, run.records(self.name, prompts, make, Pair, engines=(engine,), what="pairs"))

@@ -1,0 +1,202 @@
+"""The reward model, trained on the comparisons that the recipe names, and measured on comparisons kept out of training."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from solon.data.heldout import prompt_keys, split_comparisons, taught_keys
+from solon.models.settings import AdapterSettings
+from solon.records import Comparison, assistant
+from solon.reinforcement.settings import RewardSettings
+from solon.settings import Settings
+from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, REWARD, START_MODEL
+from solon.stages.base import Context, Stage
+from solon.stages.common import Common
+from solon.stages.feedback_model import LabelSettings
+from solon.stages.verbs import OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Call, Option, Training, Verb
+from solon.tables import Section
+from solon.training.settings import Progress
+
+if TYPE_CHECKING:
+    from solon.stages.plan import Plan
+
+REFERENCE = 128  # responses that the score is normalised on
+
+
+class RewardModelSettings(Settings):
+    """The reward model."""
+
+    train: RewardSettings = RewardSettings()
+    """How it is trained."""
+    heldout_ai: float = Field(0.15, ge=0, lt=1)
+    """Share of the AI comparisons that is kept out of training, to measure on."""
+
+
+class RewardModelStage(Stage):
+    name = "reward-model"
+    part, settings = "reward_model", RewardModelSettings
+    needs, uses, makes = (DATA, START_MODEL), (*BASE_MODEL, COMPARISONS, PAIRS), (REWARD, LEARNED)
+
+    def runs(self, recipe: Common) -> bool:
+        return not recipe.of(LabelSettings).direct
+
+    def estimate(self, plan: Plan) -> None:
+        from solon.stages.pairs import response_tokens
+
+        train, n = plan.recipe.of(RewardModelSettings).train, labelled(plan)
+        each = 2 * (plan.prompt + response_tokens(plan.recipe))
+        plan.add(self.name, n, trained=train.members * train.epochs * n * each)
+
+    def run(self, run: Context) -> None:
+        from solon.engines.identity import of_model
+        from solon.identity import of_chats, of_inputs
+        from solon.reinforcement.reward import Reward
+        from solon.reinforcement.reward_model import RewardModel, train_reward_model
+        from solon.reinforcement.reward_quality import measure
+
+        recipe, settings, out = run.recipe, run.recipe.of(RewardModelSettings).train, run.model(self.name)
+        training, heldout_ai = to_learn_from(run)
+        heldout = [*run.get(DATA).heldout_comparisons, *heldout_ai]
+        model, human = run.get(*BASE_MODEL), run.get(DATA).comparisons
+        reference = [(*p.prompt, assistant(r)) for p in run.find(PAIRS) or [] for r in p.responses] or [
+            (*c.prompt, *side) for c in human for side in (c.chosen, c.rejected)
+        ]
+
+        def work(step: Progress) -> dict[str, Any]:
+            with run.tracked(self.name, step, settings) as step:
+                result = train_reward_model(
+                    training, model, out, settings=settings, adapter=recipe.adapter, system=recipe.system,
+                    reference=reference[:REFERENCE], seed=recipe.seed, dtype=recipe.learning_dtype, progress=step,
+                )  # fmt: skip
+            return {**result, "heldout": measure(RewardModel.load(str(out), dtype=recipe.dtype), heldout)}
+
+        made_from = {
+            "model": of_model(model), "comparisons": of_inputs(training), "reference": of_chats(reference),
+            "held out": of_inputs(heldout),
+        }  # fmt: skip
+        run.once(self.name, work, makes=out, made_from=made_from)
+        run.put(LEARNED, training)
+        run.put(REWARD, Reward.of_model(str(out), recipe.dtype))
+
+    def gather(self, run: Context) -> dict[str, Any]:
+        from solon.measures.statistics import share
+
+        trained = run.state(self.name).get("result", {})
+        by_source = [
+            {
+                "source": source,
+                "accuracy": share(found["correct"]).to_json(),
+                **{k: found.get(k) for k in ("n", "longer_is_better", "length_correlation", "calibration")},
+            }
+            for source, found in trained.get("heldout", {}).items()
+        ]
+        known = {k: trained.get(k) for k in ("comparisons", "abstained", "loss_first", "loss_last")}
+        return {"reward_model": {"by_source": by_source, **known}}
+
+    def sections(self, data: dict[str, Any]) -> list[Section]:
+        from solon.stages.show_reinforcement import reward_model
+
+        return reward_model(data)
+
+    def checks(self, run: Context, data: dict[str, Any]) -> list[dict[str, Any]]:
+        from solon.analysis.checks import of_reward_model
+
+        return of_reward_model(data)
+
+
+def to_learn_from(run: Context) -> tuple[list[Comparison], list[Comparison]]:
+    """The comparisons that the recipe's labels name, and those of the judge that are kept out to measure on.
+
+    No prompt is on both sides, neither of the judge's comparisons nor of people's.
+    """
+    labels, share = run.recipe.of(LabelSettings).labels, run.recipe.of(RewardModelSettings).heldout_ai
+    made = list(run.find(COMPARISONS) or [])
+    random.Random(run.recipe.seed).shuffle(made)
+    heldout, training = split_comparisons(made, round(share * len(made)), "reward_model.heldout_ai")
+    held = {key for c in heldout for key in prompt_keys(c.prompt)}
+    if labels == "human":
+        training = []
+    if labels != "ai":
+        training += [c for c in run.get(DATA).comparisons if not taught_keys(c.prompt) & held]
+    return training, heldout
+
+
+def labelled(plan: Plan) -> int:
+    """How many comparisons there will be to learn from."""
+    from solon.stages.pairs import asked_prompts
+
+    labels = plan.recipe.of(LabelSettings).labels
+    made = len(asked_prompts(plan.recipe, plan.data.prompts)) if labels != "human" else 0
+    return made + (len(plan.data.comparisons) if labels != "ai" else 0)
+
+
+class RewardModelVerb(Verb):
+    """Train a reward model on comparisons; loads with AutoModelForSequenceClassification.
+
+    Example: `solon reward-model --comparisons comparisons.jsonl --out reward`
+    """
+
+    name = "reward-model"
+    takes = (
+        Option("comparisons", str, REQUIRED, "Comparisons (TRL preference, HH, or Solon's)."),
+        OUT, TRAINED_MODEL,
+        Option("heldout", float, 0.1, "Share kept out of training, to measure on.", 0, 0.9),
+        Option("skip_ties", bool, False, "Leave labels of 0.5 out; otherwise they pull the two scores together."),
+        Option("human_weight", float, 1.0, "Weight of a person's comparison in the loss.", 0),
+        Option("ai_weight", float, 1.0, "Weight of a judge's comparison in the loss.", 0),
+    )  # fmt: skip
+    settings = (RewardSettings, AdapterSettings)
+    hidden = ("ties", "weights")
+    common = TO_MODEL
+    trains = processes = True
+
+    def run(self, call: Call) -> None:
+        from solon import distributed
+        from solon.data import read_comparisons
+        from solon.data.heldout import split_by_prompt
+        from solon.errors import InputError
+        from solon.identity import of_records
+        from solon.reinforcement import reward_model
+        from solon.reinforcement.reward_quality import measure as quality
+
+        if call["uncertainty_penalty"] and call["members"] == 1:
+            raise InputError("--uncertainty-penalty: one member cannot disagree with itself; add --members 3")
+        weights = {"human": call["human_weight"], "ai": call["ai_weight"]}
+        settings = call.of(RewardSettings, ties="skip" if call["skip_ties"] else "equal", weights=weights)
+        adapter = call.of(AdapterSettings)
+
+        def prepare() -> Training:
+            rows = [c for c in read_comparisons(call["comparisons"])[: call.limit] if c.label is not None]
+            training, kept = split_by_prompt(rows, call["heldout"], call.seed)
+
+            def train(out: Path, dtype: str, step: Progress) -> dict[str, Any]:
+                return reward_model.train_reward_model(
+                    training, call["model"], out, settings=settings, adapter=adapter, system=call.system,
+                    reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)], seed=call.seed,
+                    dtype=dtype, progress=step,
+                )  # fmt: skip
+
+            def measure(out: Path, dtype: str) -> dict[str, Any]:
+                on = "cpu" if distributed.is_sharded() else None
+                return quality(reward_model.RewardModel.load(str(out), dtype, on), kept)
+
+            made_from = {"comparisons": of_records(rows), "heldout": call["heldout"]}
+            return Training(made_from, train, measure if kept else None)
+
+        result = call.training([call["comparisons"]], prepare)
+        if "heldout" in result:
+            correct = [right for found in result["heldout"].values() for right in found["correct"]]
+            result["heldout_n"] = len(correct)
+            result["heldout_accuracy"] = sum(correct) / len(correct) if correct else None
+            for source, found in result["heldout"].items():
+                right, length = found["calibration"]["accuracy"], found["length_correlation"]["value"]
+                follows = "" if length is None else f"; its score's rank correlation with length is {length:+.2f}"
+                call.tell(
+                    f"{call.out}: right on {found['accuracy']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of {found['n']} "
+                    f"held-out comparisons ({source}), always the longer on {found['longer_is_better']['value']:.1%}{follows}"
+                )
+        call.result(result)

@@ -1,0 +1,70 @@
+"""SL-CAI: SFT on the revisions, with some demonstrations kept in so that nothing is forgotten."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from solon.errors import InputError
+from solon.settings import Settings
+from solon.stages.artifacts import CHAINS, CHOICES, DATA, START_MODEL, SUPERVISED_MODEL, WARM_MODEL
+from solon.stages.base import Context, Stage
+from solon.stages.revisions import RevisionSettings
+from solon.tables import counted
+from solon.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from solon.stages.common import Common
+    from solon.stages.plan import Plan
+
+
+class SLCAISettings(Settings):
+    """What is learned from the revisions."""
+
+    sft_on: Literal["final", "all", "best"] = "final"
+    """Learn the last revision of each chain, all of them, or what the judge prefers: the response or the last revision."""
+    demonstration_share: float = Field(0.25, ge=0, lt=1)
+    """Share of human demonstrations in the SFT set."""
+    train: TrainSettings = TrainSettings()
+    """How the model is trained."""
+
+
+class SLCAI(Stage):
+    name = "sl-cai"
+    part, settings, optional = "supervised", SLCAISettings, True
+    needs, uses, makes = (CHAINS, DATA, START_MODEL), (WARM_MODEL, CHOICES), (SUPERVISED_MODEL,)
+
+    def check(self, recipe: Common) -> None:
+        from solon.stages.feedback_model import LabelSettings
+
+        if recipe.of(SLCAISettings).sft_on == "best" and recipe.of(LabelSettings).labels == "human":
+            raise ValueError("supervised.sft_on: best needs a judge, and feedback.labels: human has none")
+
+    def estimate(self, plan: Plan) -> None:
+        from solon.stages.plan import FILLED
+
+        part, steps = plan.recipe.of(SLCAISettings), plan.recipe.of(RevisionSettings)
+        learned = len(plan.data.prompts) * (steps.revisions if part.sft_on == "all" else 1)
+        learned = round(learned / (1 - part.demonstration_share))
+        each = plan.prompt + steps.sampling.max_tokens * FILLED
+        plan.add(self.name, learned, trained=part.train.epochs * learned * each)
+
+    def run(self, run: Context) -> None:
+        from solon.stages.sft import train_on
+        from solon.supervised.dataset import from_chains, from_choices, mix
+
+        part, chains = run.recipe.of(SLCAISettings), run.get(CHAINS)
+        if part.sft_on == "best":
+            learned, left_out = from_choices(chains, run.get(CHOICES))
+        else:
+            learned, left_out = from_chains(chains, part.sft_on)
+        if not learned:
+            limit = run.recipe.of(RevisionSettings).sampling.max_tokens
+            raise InputError(
+                f"sl-cai: none of the {sum(left_out.values())} revisions is whole ({counted(left_out)}; "
+                f"supervised.sampling.max_tokens: {limit}); raise it, or use a model that ends its answers"
+            )
+        examples = mix(learned, run.get(DATA).demonstrations, part.demonstration_share)
+        model = run.get(WARM_MODEL, START_MODEL)
+        run.put(SUPERVISED_MODEL, train_on(run, self.name, examples, model, part.train, left_out=left_out))

@@ -1,0 +1,86 @@
+"""How good is a judge? On questions that people answered, beside answers that need no judge; or against attacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from solon.errors import InputError
+from solon.stages.verbs import (
+    DTYPE,
+    JSON,
+    LIMIT,
+    MAX_CONNECTIONS,
+    MODEL,
+    QUIET,
+    REQUIRED,
+    SEED,
+    SYSTEM,
+    Call,
+    Option,
+    Verb,
+)
+
+
+class Evaluate(Verb):
+    """How good is a judge? Against people, beside answers that need no judge; or against attacks.
+
+    Example: `solon evaluate --suite hhh --file comparisons.jsonl --model judge`
+    """
+
+    name = "evaluate"
+    takes = (
+        Option("suite", str, REQUIRED, "hhh: questions people answered. attacks: texts that try to sway a judge."),
+        MODEL, MAX_CONNECTIONS,
+        Option("file", str | None, None, "For hhh: multiple-choice comparisons of the paper's form, or compared pairs."),
+        Option("constitution", str | None, None, "Ask these principles instead of the one HHH question.",
+               environment="SOLON_CONSTITUTION"),
+        Option("principles", int | None, None, "Principles per pair, drawn by the seed; all where none is given.", 1),
+        Option("pointwise", bool, False, "Rate each response by itself, 1 to 10, instead of comparing."),
+        Option("broken", bool, False, "Ask of each response by itself whether it breaks the principle, yes or no."),
+        Option("rationales", int, 0, "Chain of thought: rationales per order, averaged; 0 answers at once.", 0),
+        Option("out", Path | None, None, "Also write every number here (JSON)."),
+    )  # fmt: skip
+    common = (SYSTEM, DTYPE, LIMIT, SEED, QUIET, JSON)
+
+    def run(self, call: Call) -> None:
+        from solon.analysis import suites
+        from solon.constitution import Constitution
+        from solon.feedback import attacks
+        from solon.feedback.judge import ModelJudge
+        from solon.feedback.questions import HHH
+        from solon.feedback.settings import JudgeSettings
+        from solon.publishing import check_own_json, checked_place, write_json
+        from solon.terminal import Console
+
+        suite, file, out = call["suite"], call["file"], call["out"]
+        pointwise, broken, rationales = call["pointwise"], call["broken"], call["rationales"]
+        if suite not in ("hhh", "attacks"):
+            raise InputError(f'--suite "{suite}": the suites are hhh and attacks')
+        if sum((pointwise, broken, bool(rationales))) > 1:
+            raise InputError("--pointwise, --broken and --rationales are three ways to ask; give one of them")
+        if suite == "attacks" and (pointwise or broken):
+            raise InputError("--suite attacks compares two responses; leave --pointwise and --broken out")
+        if out:
+            check_own_json(checked_place(out, [file, call["model"]]))
+        rules = call.constitution if call["constitution"] else Constitution.from_question(HHH)
+        how = JudgeSettings(
+            principles_per_pair=call["principles"], rationales=rationales, scale="broken" if broken else "levels"
+        )
+        with call.engine() as engine:
+            judge = ModelJudge(engine, rules, how, seed=call.seed)
+            if suite == "attacks":
+                rows = attacks.read_attacks(file or "solon:judge-attacks")[: call.limit]
+                result = attacks.measure(rows, judge.compare)
+                table = suites.attacks_table(result, engine.name)
+            elif file is None:
+                raise InputError("--suite hhh needs --file: the paper's multiple-choice comparisons, or compared pairs")
+            else:
+                items = suites.read_items(file, call.seed)[: call.limit]
+                result = suites.measure(items, judge, pointwise=pointwise or broken)
+                table = suites.accuracy_table(result)
+        Console(quiet=call.quiet).print(table)
+        if suite == "hhh":
+            print(result["verdict"])
+        if out:
+            write_json(out, result)
+        call.result(result)

@@ -1,0 +1,60 @@
+"""Warm-up: the start model learns from people how to answer, how to criticise and how to revise.
+
+A weak model's own critiques are noise; it first learns from people what one is. A strong model needs no warm-up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from solon.models.settings import AdapterSettings
+from solon.settings import Settings
+from solon.stages.artifacts import DATA, START_MODEL, WARM_MODEL
+from solon.stages.base import Context, Stage
+from solon.stages.common import Common
+from solon.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from solon.stages.plan import Plan
+
+
+class WarmupSettings(Settings):
+    """SFT of the start model on what people demonstrated, before anything else."""
+
+    train: TrainSettings = TrainSettings()
+    """How the model is trained."""
+    adapter: AdapterSettings | None = None
+    """Adapters instead of the recipe's: a small model needs all of its blocks to learn this."""
+
+
+class Warmup(Stage):
+    name = "warmup"
+    part, settings, optional = "warmup", WarmupSettings, True
+    needs, makes = (START_MODEL, DATA), (WARM_MODEL,)
+
+    def check(self, recipe: Common) -> None:
+        if not (recipe.human.demonstrations or recipe.human.revision_demonstrations):
+            raise ValueError("warmup needs human.demonstrations or human.revision_demonstrations to learn from")
+
+    def estimate(self, plan: Plan) -> None:
+        from solon.stages.plan import WORDS_TO_TOKENS
+
+        part, data = plan.recipe.of(WarmupSettings), plan.data
+        answers = sum(sum(len(m.content.split()) for m in d.messages) + 20 for d in data.demonstrations)
+        chains = sum(
+            (len(c.response.split()) + sum(len((s.critique + s.revision).split()) for s in c.steps)) * WORDS_TO_TOKENS
+            + plan.prompt + 2 * plan.request
+            for c in data.revision_demonstrations
+        )  # fmt: skip
+        count = len(data.demonstrations) + len(data.revision_demonstrations)
+        plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains))
+
+    def run(self, run: Context) -> None:
+        from solon.stages.sft import train_on
+        from solon.supervised.dataset import from_demonstrated_revisions
+
+        part, data = run.recipe.of(WarmupSettings), run.get(DATA)
+        revised, left_out = from_demonstrated_revisions(data.revision_demonstrations, run.constitution)
+        examples = data.demonstrations + revised
+        model = train_on(run, self.name, examples, run.get(START_MODEL), part.train, part.adapter, left_out=left_out)
+        run.put(WARM_MODEL, model)

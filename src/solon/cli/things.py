@@ -149,12 +149,12 @@ def env(
 
 def _proved(model: str, dtype: str) -> dict[str, Any]:
     """What was found when the model was loaded, in words."""
-    from solon.engines import is_remote
+    from solon.engines import scheme_of
     from solon.models.head import head_of
     from solon.models.paths import paths_of
     from solon.models.weights import load_causal_lm
 
-    if is_remote(model):
+    if scheme_of(model):
         raise InputError(f"{model}: runs elsewhere; only a model in this process can be looked at")
     loaded, _ = load_causal_lm(model, dtype)
     factor = head_of(loaded).factor

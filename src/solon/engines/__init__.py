@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from solon.engines.base import (
@@ -19,6 +21,7 @@ from solon.engines.base import (
     ScriptedEngine,
     Usage,
 )
+from solon.plugins import named
 
 __all__ = [
     "Completion",
@@ -34,31 +37,38 @@ __all__ = [
     "ScriptedEngine",
     "Usage",
     "is_remote",
+    "model_directory",
     "model_name",
     "open_engine",
+    "scheme_of",
 ]
 
+GROUP = "solon.engines"  # entry points of other packages, by the name of the scheme
+REMOTE = ("server", "systemone")
+# Files of this folder that hold an engine of their name. They are listed because importing them takes seconds.
+SCHEMES = (*REMOTE, "decision", "judge")
 Book = Callable[[int, int, int, float | None], None]  # requests, prompt tokens, completion tokens, US dollars
 
 
+def scheme_of(spec: str) -> str:
+    """What stands before the first colon of a spec, where an engine of that name is there; empty for a plain model."""
+    scheme, colon, _ = spec.partition(":")
+    known = colon and (scheme in SCHEMES or any(e.name == scheme for e in entry_points(group=GROUP)))
+    return scheme if known else ""
+
+
+def engine_class(scheme: str) -> Any:
+    """The engine behind a scheme: `ENGINE` in the file of that name in this folder, or an entry point of that name."""
+    if scheme in SCHEMES:
+        return import_module(f"solon.engines.{scheme}").ENGINE
+    return named(GROUP, scheme)
+
+
 def open_engine(spec: str, *, system: str | None, dtype: str = "auto") -> Engine:
-    """The engine behind what `--model` takes.
-
-    A chat model behind an endpoint (`server:MODEL@URL`) or in this process; a decision model, which judges and writes
-    nothing, behind an endpoint (`systemone:MODEL@URL`) or in this process (`decision:DIR_OR_ID`).
-    """
-    if spec.startswith("server:"):
-        from solon.engines.server import ServerEngine
-
-        return ServerEngine.load(spec, system=system)
-    if spec.startswith("systemone:"):
-        from solon.engines.systemone import SystemOneEngine
-
-        return SystemOneEngine.load(spec)
-    if spec.startswith("decision:"):
-        from solon.engines.decision import DecisionEngine
-
-        return DecisionEngine.load(spec, dtype=dtype)
+    """The engine behind what `--model` takes: a scheme of `SCHEMES` or of another package, or else a model in this process."""
+    if scheme := scheme_of(spec):
+        engine: Engine = engine_class(scheme).open(spec, system=system, dtype=dtype)
+        return engine
     from solon.engines.local import LocalEngine
 
     return LocalEngine.load(spec, dtype=dtype, system=system)
@@ -66,7 +76,14 @@ def open_engine(spec: str, *, system: str | None, dtype: str = "auto") -> Engine
 
 def is_remote(spec: str) -> bool:
     """Whether the model runs behind an endpoint, and may cost money."""
-    return spec.startswith(("server:", "systemone:"))
+    scheme = scheme_of(spec)
+    return scheme in REMOTE or (scheme not in ("", *SCHEMES) and bool(getattr(engine_class(scheme), "remote", False)))
+
+
+def model_directory(spec: str) -> str | None:
+    """What of a spec names a directory, a file or a hub id of a model in this process; None where there is none."""
+    scheme = scheme_of(spec)
+    return spec if not scheme else spec.removeprefix("decision:") if scheme == "decision" else None
 
 
 def model_name(spec: str) -> str:

@@ -83,6 +83,10 @@ class DecisionEngine:
         self.usage = Usage()
 
     @classmethod
+    def open(cls, spec: str, *, system: str | None, dtype: str) -> DecisionEngine:
+        return cls.load(spec, dtype=dtype)
+
+    @classmethod
     def load(cls, spec: str, *, dtype: str = "auto") -> DecisionEngine:
         """spec: `decision:` and a directory, a hub id or smollm2. Raises InputError where it cannot be loaded."""
         from transformers import pipeline
@@ -143,3 +147,6 @@ class DecisionEngine:
         """Give the memory back."""
         self.pipe = None
         gc.collect()
+
+
+ENGINE = DecisionEngine

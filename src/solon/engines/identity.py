@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from solon.engines import Engine, LazyEngine, is_remote
+from solon.engines import Engine, LazyEngine, model_directory
 from solon.models.dtype import Work
 from solon.models.weights import directory_of, resolve, resolve_dtype
 from solon.publishing import Identity
@@ -18,9 +18,10 @@ def of_model(spec: str) -> dict[str, str]:
 
     A hub id's files are fetched now where they are not here: the next start would find another model.
     """
-    if is_remote(spec):
+    where = model_directory(spec)
+    if where is None:
         return {"name": spec, "fingerprint": fingerprint("remote", spec)}
-    return {"name": spec, "fingerprint": of_directory(Path(directory_of(spec.removeprefix("decision:"))))}
+    return {"name": spec, "fingerprint": of_directory(Path(directory_of(where)))}
 
 
 def of_engine(engine: Engine, old: Identity) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def of_engine(engine: Engine, old: Identity) -> dict[str, Any]:
     """
     if not isinstance(engine, LazyEngine):
         return {"model": {"name": engine.name, "fingerprint": engine.fingerprint}}
-    if not is_remote(engine.name):
+    if model_directory(engine.name) is not None:
         engine.dtype = decided_dtype(engine.dtype, old, engine.name)
         return {"model": of_model(engine.name), "system": engine.system, "dtype": engine.dtype}
     return {"model": of_model(engine.name), "system": engine.system}
@@ -43,4 +44,4 @@ def decided_dtype(dtype: str, old: Identity, model: str, work: Work = "generatio
         return dtype
     if old.get("dtype"):
         return str(old["dtype"])
-    return str(resolve_dtype("auto", resolve(model.removeprefix("decision:")), work)).removeprefix("torch.")
+    return str(resolve_dtype("auto", resolve(model_directory(model) or model), work)).removeprefix("torch.")

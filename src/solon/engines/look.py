@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from solon.engines import model_directory, scheme_of
 from solon.engines.keys import check_keys, is_loopback, key_for
 from solon.errors import InputError, nearest, printable
 
-REMOTE = ("server:", "systemone:")
+REMOTE = ("server:", "systemone:")  # endpoints, which are asked for their models
 TINY = "tiny-random"  # made on the spot by a run
 SECONDS = 5.0  # for a server or the hub to answer
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def look_at(models: Mapping[str, str], *, trained: tuple[str, ...] = ()) -> None
     for name, spec in models.items():
         if not spec.strip():
             raise InputError(f"{name}: the name of the model is empty; give smollm2, a directory or a hub id")
-        if name in trained and spec.startswith((*REMOTE, "decision:")):
+        if name in trained and scheme_of(spec):
             raise InputError(
                 f"{name} {spec}: this model is trained, so it must run in this process; give smollm2, a directory, "
                 "a .gguf file or a hub id"
@@ -46,8 +47,8 @@ def look_at(models: Mapping[str, str], *, trained: tuple[str, ...] = ()) -> None
     for spec in dict.fromkeys(models.values()):
         if spec.startswith(REMOTE):
             _server(spec, *parse_spec(spec, spec.partition(":")[0]))
-        elif spec != TINY:
-            _local(spec.removeprefix("decision:"))
+        elif spec != TINY and (where := model_directory(spec)) is not None:
+            _local(where)
 
 
 def _local(spec: str) -> None:

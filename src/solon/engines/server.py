@@ -144,6 +144,10 @@ class ServerEngine(Endpoint):
         self._answered = False
 
     @classmethod
+    def open(cls, spec: str, *, system: str | None, dtype: str) -> ServerEngine:
+        return cls.load(spec, system=system)
+
+    @classmethod
     def load(cls, spec: str, *, system: str | None = DEFAULT_SYSTEM, **options: Any) -> ServerEngine:
         """spec: `server:MODEL@URL`. The key comes from the environment (`key_for`). Connects to nothing yet.
 
@@ -379,3 +383,6 @@ def _seed(request: GenerationRequest) -> int:
 def _log_sum_exp(values: list[float]) -> float:
     top = max(values)
     return top + math.log(sum(math.exp(v - top) for v in values))
+
+
+ENGINE = ServerEngine

@@ -66,6 +66,10 @@ class SystemOneEngine(Endpoint):
         self._answered = False
 
     @classmethod
+    def open(cls, spec: str, *, system: str | None, dtype: str) -> SystemOneEngine:
+        return cls.load(spec)
+
+    @classmethod
     def load(cls, spec: str, **options: Any) -> SystemOneEngine:
         """spec: `systemone:MODEL@URL`. The key comes from the environment (`key_for`). Connects to nothing yet.
 
@@ -172,3 +176,6 @@ def _of_decisions(question: Question, names: tuple[str, ...], answers: Any) -> l
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the answer is not one to a {question.kind} question ({type(error).__name__})") from None
     return distribution(found)
+
+
+ENGINE = SystemOneEngine

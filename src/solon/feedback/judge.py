@@ -12,7 +12,6 @@ object, so all of them ask the same.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from solon.engines.base import Engine, Failure, OnFailure
 from solon.errors import InputError
 from solon.feedback.answers import Task, ask, ask_with_rationales
 from solon.feedback.checks import judge_by_check
-from solon.feedback.labels import to_comparison
+from solon.feedback.labels import comparison_of, to_comparison
 from solon.feedback.principles import question_for
 from solon.feedback.questions import HHH, Example, examples_from
 from solon.feedback.settings import JudgeSettings
@@ -35,13 +34,24 @@ WINDOW = 64  # pairs whose requests go to the engine together
 Asked = Mapping[str, Sequence[Principle]]  # the principles of each pair, by the pair's id
 
 
-class Judge(ABC):
-    """Compares, ranks and rates responses. Another kind of judge defines `compare`, and `rate` where it can."""
+class Judge:
+    """Compares, ranks and rates responses.
 
-    name: str  # what the user called it
+    Another kind of judge is a subclass with a `name` that defines `first_log_odds`, or `compare` where it judges several
+    pairs together. `feedback/judges` opens it by its name, and sets what follows the name here.
+    """
+
+    name: str
+    constitution: Constitution
+    settings: JudgeSettings
+    engine: Engine  # the model that it asks; for a judge that asks none, an engine that knows its name alone
     seed: int = 0  # of what is drawn: principles, and who meets whom in a knock-out
+    meta: Callable[[], dict[str, Any]] = dict  # what each record says of its origin
 
-    @abstractmethod
+    def first_log_odds(self, pair: Pair) -> float | None:
+        """The log-odds that the pair's first response is better; None: an abstention."""
+        raise NotImplementedError
+
     def compare(
         self, pairs: Iterable[Pair], *, asked: Asked | None = None, failed: OnFailure | None = None
     ) -> Iterator[Comparison]:
@@ -50,6 +60,8 @@ class Judge(ABC):
         asked: the principles of each pair, where they are already decided. failed: called instead of an abstention for
         a pair without an answer that a later start may get (an outage); such a pair yields no comparison.
         """
+        for pair in pairs:
+            yield comparison_of(pair, (), self.first_log_odds(pair), self.meta())
 
     def rate(self, chats: Iterable[tuple[str, Chat]]) -> Iterator[Rating]:
         """One rating a conversation, in order. chats: (id, conversation that ends with the response)."""

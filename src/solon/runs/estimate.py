@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from solon.engines import is_remote
+from solon.engines import scheme_of
 from solon.runs.ledger import cost, total_cost
 from solon.runs.recipe import Recipe
 from solon.stages import in_order
@@ -73,7 +73,7 @@ def _rates(recipe: Recipe) -> dict[str, float] | None:
     from solon.errors import InputError
     from solon.models.weights import resolve, resolve_dtype
 
-    if is_remote(recipe.model):
+    if scheme_of(recipe.model):
         return None
     parameters = 3e4
     if recipe.model != "tiny-random":

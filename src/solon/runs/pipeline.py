@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from solon.engines import is_remote
+from solon.engines import scheme_of
 from solon.engines.identity import of_model
 from solon.models.dtype import Work, decide
 from solon.models.weights import resolve
@@ -63,7 +63,7 @@ def resolved(recipe: Recipe, out: Path) -> Recipe:
 
 def decided(model: str, work: Work) -> str:
     """The dtype for this work with the run's own model; float32 where the model is not in this process."""
-    return "float32" if is_remote(model) else decide(resolve(model), work)
+    return "float32" if scheme_of(model) else decide(resolve(model), work)
 
 
 def start_model(run: Run) -> str:

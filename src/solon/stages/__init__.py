@@ -39,7 +39,7 @@ def all_stages() -> tuple[Stage, ...]:
 @cache
 def all_verbs() -> dict[str, type[Verb]]:
     """Every verb that a stage's file defines, by its name."""
-    return {kind.name: kind for kind in discover("solon.stages", "solon.verbs", _is_verb)}
+    return {kind.name: kind for kind in discover("solon.stages", GROUP, _is_verb)}
 
 
 def stage_named(name: str) -> Stage | None:

@@ -21,7 +21,7 @@ from solon.stages.verbs import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, REQUIR
 from solon.tables import Section, number, text
 
 if TYPE_CHECKING:
-    from solon.feedback.judge import ModelJudge
+    from solon.feedback.judge import Judge
     from solon.stages.plan import Plan
 
 
@@ -115,7 +115,7 @@ class Label(Verb):
 
     def run(self, call: Call) -> None:
         from solon.data import read_comparisons
-        from solon.feedback.judge import ModelJudge
+        from solon.feedback.judges import open_judge
         from solon.feedback.questions import TEMPLATE_FINGERPRINT
 
         how = call.of(
@@ -126,14 +126,14 @@ class Label(Verb):
         )
         labelled = read_comparisons(call["examples"]) if call["examples"] else []
         with call.engine() as engine:
-            judge = ModelJudge.of_settings(
+            judge = open_judge(
                 engine, call.constitution, how, labelled, seed=call.seed,
                 meta=lambda: call.meta(engine, template=TEMPLATE_FINGERPRINT),
             )  # fmt: skip
             label_file(call, judge)
 
 
-def label_file(call: Call, judge: ModelJudge) -> None:
+def label_file(call: Call, judge: Judge) -> None:
     """Comparisons of a file's pairs in --out, and how far the judge can be trusted beside it, in OUT.trust.json.
 
     A prompt with more than two responses becomes comparisons of all its pairs, on one scale.
@@ -176,7 +176,7 @@ def label_file(call: Call, judge: ModelJudge) -> None:
         identity = {
             **of_engine(engine, target.identity), **of_constitution(judge.constitution), "seed": judge.seed,
             "scheme": scheme, "judging": judge.settings.model_dump(mode="json"), "template": TEMPLATE_FINGERPRINT,
-            "examples": fingerprint("examples", [asdict(e) for e in judge.examples]),
+            "examples": fingerprint("examples", [asdict(e) for e in getattr(judge, "examples", ())]),
         }  # fmt: skip
         outcome = call.records(
             target, lambda: islice(source, call.limit), make, Comparison, identity=identity, made_of=made_of, seen=seen,

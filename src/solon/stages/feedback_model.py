@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from solon.engines import scheme_of
 from solon.feedback.settings import FeedbackTrainSettings, JudgeSettings
 from solon.models.settings import AdapterSettings
 from solon.settings import Settings
@@ -64,7 +65,7 @@ class FeedbackModel(Stage):
             raise ValueError(f"feedback.labels: {labels.labels} needs human.comparisons")
         if part.warmup and not recipe.human.comparisons:
             raise ValueError("feedback.warmup needs human.comparisons to learn from")
-        if part.warmup and part.judge.startswith(("server:", "systemone:", "decision:", "judge:")):
+        if part.warmup and scheme_of(part.judge):
             raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server or decision judge")
         if labels.direct and labels.labels != "ai":
             raise ValueError(f"feedback.direct: the reward is the judge's; labels: {labels.labels} go to none")

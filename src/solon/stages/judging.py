@@ -12,16 +12,16 @@ from solon.stages.artifacts import DATA, JUDGE
 from solon.stages.base import Context
 
 if TYPE_CHECKING:
-    from solon.feedback.judge import ModelJudge
+    from solon.feedback.judge import Judge
 
 
-def judge_of(run: Context, engine: LazyEngine | None = None) -> ModelJudge:
+def judge_of(run: Context, engine: LazyEngine | None = None) -> Judge:
     """The recipe's judge: its question or principles, its examples, its labels. engine: None: of the run's judge."""
-    from solon.feedback.judge import ModelJudge
+    from solon.feedback.judges import open_judge
     from solon.feedback.questions import TEMPLATE_FINGERPRINT
 
     engine = run.engine(run.get(JUDGE)) if engine is None else engine
-    return ModelJudge.of_settings(
+    return open_judge(
         engine, run.constitution, run.recipe.of(JudgeSettings), run.get(DATA).comparisons, seed=run.recipe.seed,
         meta=lambda: run.meta(engine, template=TEMPLATE_FINGERPRINT),
     )  # fmt: skip

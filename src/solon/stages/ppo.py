@@ -260,14 +260,15 @@ class PPOVerb(Verb):
 def verb_watch(call: Call, settings: PPOSettings, prompts: Sequence[Prompt]) -> Watch:
     """The checks of `solon ppo`: the first prompts are the probes, and --gold judges the answers."""
     from solon.engines import LazyEngine
-    from solon.feedback.judge import ModelJudge
+    from solon.feedback.judges import open_judge
+    from solon.feedback.settings import JudgeSettings
     from solon.reinforcement.monitors import Watch, planned_checks
 
     planned, probes = planned_checks(settings.updates, settings.check_every), prompts[: call["probes"]]
     if not call["gold"]:
         return Watch(probes, planned=planned)
     engine = LazyEngine(call["gold"], system=call.system, dtype=call.dtype)
-    judge = ModelJudge(engine, call.constitution, seed=call.seed)
+    judge = open_judge(engine, call.constitution, JudgeSettings(), seed=call.seed)
 
     def gold(pairs: Sequence[Pair]) -> list[Comparison]:
         with engine:  # the judge is in memory only while it is asked

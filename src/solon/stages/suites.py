@@ -46,7 +46,7 @@ class Evaluate(Verb):
         from solon.analysis import suites
         from solon.constitution import Constitution
         from solon.feedback import attacks
-        from solon.feedback.judge import ModelJudge
+        from solon.feedback.judges import open_judge
         from solon.feedback.questions import HHH
         from solon.feedback.settings import JudgeSettings
         from solon.publishing import check_own_json, checked_place, write_json
@@ -67,7 +67,7 @@ class Evaluate(Verb):
             principles_per_pair=call["principles"], rationales=rationales, scale="broken" if broken else "levels"
         )
         with call.engine() as engine:
-            judge = ModelJudge(engine, rules, how, seed=call.seed)
+            judge = open_judge(engine, rules, how, seed=call.seed)
             if suite == "attacks":
                 rows = attacks.read_attacks(file or "solon:judge-attacks")[: call.limit]
                 result = attacks.measure(rows, judge.compare)

@@ -461,9 +461,6 @@ def main() -> int:
     import datasets  # noqa: F401
     import transformers  # noqa: F401
 
-    import solon.cli
-    import solon.runs.pipeline  # noqa: F401 (imported once, before the forks)
-
     wrong, right = [], 0
     with (
         server(asked.folder / "fake.py") as fake,

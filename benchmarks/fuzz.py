@@ -218,7 +218,8 @@ def yaml_text(rng: random.Random, text: str) -> str:
 
 
 def fuzz_recipe(rng: random.Random, folder: Path) -> tuple[str, str]:
-    from solon.runs.recipe import builtin_recipes, dump_recipe, load_recipe
+    from solon.recipes.recipe import builtin_recipes, load_recipe
+    from solon.runs.common import dump_recipe
 
     path = folder / "recipe.yaml"
     name = rng.choice(list(builtin_recipes()))

@@ -108,8 +108,8 @@ def _work(recipe: str, settings: dict[str, Any], out: Path) -> None:
     import torch
 
     from solon.errors import Outage
+    from solon.recipes.recipe import load_recipe
     from solon.report.run import run_recipe
-    from solon.runs.recipe import load_recipe
 
     torch.set_num_threads(1)
     os.environ["SOLON_API_KEY"] = KEY
@@ -123,7 +123,7 @@ def _work(recipe: str, settings: dict[str, Any], out: Path) -> None:
 
 def _start(recipe: str, settings: dict[str, Any], out: Path) -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["solon.runs.pipeline", "trl", "peft", "datasets", "solon.engines.local"])
+    context.set_forkserver_preload(["solon.recipes.pipeline", "trl", "peft", "datasets", "solon.engines.local"])
     process = context.Process(target=_work, args=(recipe, settings, out))
     process.start()
     return process

@@ -13,9 +13,9 @@ from solon.feedback.judge import Asked, ModelJudge
 from solon.feedback.ranking import Scheme
 from solon.feedback.settings import JudgeSettings
 from solon.records import Candidates, Chat, Comparison, Pair, Ranking, Rating
-from solon.runs.verbs import FileCall
+from solon.runs.call import Call
+from solon.runs.options import Verb
 from solon.stages.comparisons import Label, label_file
-from solon.stages.verbs import Verb
 
 ONE = JudgeSettings()
 
@@ -43,7 +43,7 @@ def rate(
     return ModelJudge(engine, rules, how, seed=seed).rate(chats)
 
 
-class Called(FileCall):
+class Called(Call):
     """A verb with an engine of the test's own; what --json would print is kept as `found`."""
 
     def __init__(self, verb: type[Verb], engine: Any = None, **given: Any) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from solon.data.heldout import prompt_keys, split_comparisons
 from solon.errors import InputError
+from solon.recipes.recipe import load_recipe
 from solon.records import Comparison, assistant, user
-from solon.runs.recipe import load_recipe
 from solon.stages.data import Data
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from solon.models import dtype
-from solon.runs.pipeline import resolved
-from solon.runs.recipe import Recipe, dump_recipe
+from solon.recipes.pipeline import resolved
+from solon.recipes.recipe import Recipe
+from solon.runs.common import dump_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def test_what_is_timed_runs_in_both_dtypes(tiny: str, work: dtype.Work) -> None:
 
 def test_a_run_decides_each_once_and_keeps_both(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"generation": "bfloat16", "training": "float32"}
-    monkeypatch.setattr("solon.runs.pipeline.decide", lambda where, work: found[work])
+    monkeypatch.setattr("solon.recipes.pipeline.decide", lambda where, work: found[work])
     recipe = Recipe(name="r", model=tiny)
     first = resolved(recipe, tmp_path)
     assert (first.dtype, first.learning_dtype) == ("bfloat16", "float32")

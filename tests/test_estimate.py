@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from solon.engines.endpoint import price_usd
-from solon.runs.estimate import estimate, estimate_table
+from solon.recipes.estimate import estimate, estimate_table
+from solon.recipes.pipeline import chosen
+from solon.recipes.recipe import load_recipe
 from solon.runs.ledger import cost, total_cost
-from solon.runs.pipeline import chosen
-from solon.runs.recipe import load_recipe
 from solon.stages.data import Data
 
 PRICED, UNPRICED = "server:gpt-4o-mini@https://api.openai.com/v1", "server:mine@http://127.0.0.1:9/v1"

@@ -17,11 +17,11 @@ from solon.analysis.measures import Answer
 from solon.analysis.updates import at_same_kl
 from solon.engines import model_name
 from solon.feedback.labels import comparison_of
+from solon.recipes.recipe import load_recipe
 from solon.records import Comparison, Judgement, Pair, assistant, user
 from solon.report.data import told_stages
 from solon.report.headline import headline
 from solon.runs.ledger import cost, left_out_line, total_cost
-from solon.runs.recipe import load_recipe
 from solon.runs.run import Run
 from solon.stages.artifacts import COMPARISONS
 from solon.stages.comparisons import by_principle

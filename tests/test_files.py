@@ -447,7 +447,7 @@ def test_a_critique_of_some_is_counted(server: Any, tmp_path: Path) -> None:
 
 
 def test_the_verb_samples_as_the_recipes_do_and_shows_the_examples() -> None:
-    from solon.runs.recipe import load_recipe
+    from solon.recipes.recipe import load_recipe
 
     sampling = RevisionSettings().sampling
     of_verb = {option.name: option.default for option in Critique.options()}

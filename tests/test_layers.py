@@ -24,8 +24,9 @@ ROOMS = (
     "reinforcement",
     "human",
     "analysis",
-    "stages",
     "runs",
+    "stages",
+    "recipes",
     "report",
     "cli",
 )

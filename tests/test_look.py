@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from solon.cli import app
 from solon.engines.look import look_at
 from solon.errors import InputError
-from solon.runs.recipe import load_recipe
+from solon.recipes.recipe import load_recipe
 
 CANARY = "sk-canary-5b1f0d7e"
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from solon.engines.sampling import SamplingSettings
 from solon.errors import InputError
 from solon.models.settings import AdapterSettings
+from solon.recipes.recipe import builtin_recipes, load_recipe
 from solon.reinforcement.settings import PPOSettings, RewardSettings
-from solon.runs.recipe import builtin_recipes, dump_recipe, load_recipe
+from solon.runs.common import dump_recipe
 from solon.stages.revisions import RevisionSettings
 from solon.training.settings import TrainSettings
 from solon.yaml_text import assignment

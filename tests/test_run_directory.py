@@ -15,9 +15,9 @@ from solon import publishing
 from solon.engines.base import Failure, ScriptedEngine
 from solon.errors import InputError, Outage
 from solon.publishing import MARK
+from solon.recipes.recipe import load_recipe
 from solon.records import Pair, Prompt, user
 from solon.runs.journal import Tally
-from solon.runs.recipe import load_recipe
 from solon.runs.run import Run
 
 ITEMS = [Prompt(prompt=(user(f"question {n}"),), id=f"p{n}") for n in range(20)]
@@ -258,7 +258,7 @@ def test_a_run_of_an_older_solon_goes_on(tmp_path: Path) -> None:
 
 
 def test_weights_that_changed_under_a_run_are_said(tiny: str, tmp_path: Path) -> None:
-    from solon.runs.pipeline import models_used
+    from solon.recipes.pipeline import models_used
 
     recipe = load_recipe("rlaif", {"model": str(tmp_path / "base"), "feedback.judge": str(tmp_path / "judge")})
     for name in ("base", "judge"):

@@ -14,9 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from solon.errors import InputError
-from solon.runs.estimate import estimate
+from solon.recipes.estimate import estimate
+from solon.recipes.recipe import Recipe, load_recipe
 from solon.runs.journal import Journal
-from solon.runs.recipe import Recipe, load_recipe
 
 SMALL: dict[str, Any] = {
     "model": "tiny-random",
@@ -50,7 +50,7 @@ def work(recipe: Recipe, out: Path) -> None:
 def start(recipe: Recipe, out: Path) -> Any:
     """A real process of its own, forked from a server that has done the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["solon.runs.pipeline", "trl", "peft", "datasets", "solon.engines.local"])
+    context.set_forkserver_preload(["solon.recipes.pipeline", "trl", "peft", "datasets", "solon.engines.local"])
     process = context.Process(target=work, args=(recipe, out))
     process.start()
     return process

@@ -24,9 +24,9 @@ from solon.feedback.labels import log_odds, sigmoid
 from solon.feedback.settings import JudgeSettings
 from solon.feedback.trust import REASONS, Trust
 from solon.measures.statistics import Ratio
+from solon.recipes.recipe import load_recipe
 from solon.records import Comparison, Judgement, Pair, assistant, user
 from solon.report import render_html, render_markdown
-from solon.runs.recipe import load_recipe
 from solon.runs.run import Run
 from solon.stages.artifacts import DATA, HELDOUT_JUDGED, JUDGE
 from solon.stages.judge_heldout import JudgeHeldout

@@ -10,16 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from solon.cli.common import parse_dtype
-from solon.stages.verbs import REQUIRED, Option, Verb
+from solon.runs.options import REQUIRED, Option, Verb
 
 
 def command_of(verb: type[Verb]) -> Callable[..., None]:
     """A function that typer makes a command of."""
 
     def command(**given: Any) -> None:
-        from solon.runs.verbs import FileCall
+        from solon.runs.call import Call
 
-        verb().run(FileCall(verb, given))
+        verb().run(Call(verb, given))
 
     parameters = [_parameter(option) for option in verb.options()]
     command.__name__ = verb.name.replace("-", "_")

@@ -36,12 +36,12 @@ def run(
     Example: `solon run hybrid --out runs/first`
     """
     from solon.engines.look import look_at
+    from solon.recipes.estimate import estimate, estimate_table
+    from solon.recipes.pipeline import chosen
+    from solon.recipes.recipe import load_recipe
     from solon.report.render import checks_table, summary_lines, summary_table
     from solon.report.run import run_recipe
-    from solon.runs.estimate import estimate, estimate_table
     from solon.runs.ledger import total_cost
-    from solon.runs.pipeline import chosen
-    from solon.runs.recipe import load_recipe
     from solon.stages.data import Data
     from solon.stages.feedback_model import FeedbackModelSettings
     from solon.terminal import Console

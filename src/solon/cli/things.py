@@ -51,7 +51,7 @@ def constitution_diff(old: str, new: str, seed: Seed = None, quiet: Quiet = Fals
 
 def recipes_ls(seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
     """The recipes that ship with Solon."""
-    from solon.runs.recipe import builtin_recipes, load_recipe
+    from solon.recipes.recipe import builtin_recipes, load_recipe
 
     found = {name: load_recipe(name).description.strip() for name in builtin_recipes()}
     for name, description in found.items():
@@ -61,7 +61,7 @@ def recipes_ls(seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -
 
 def recipes_cp(name: str, to: Path, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
     """Copy a shipped recipe to a file of your own. Example: `solon recipes cp hybrid mine.yaml`"""
-    from solon.runs.recipe import builtin_recipes
+    from solon.recipes.recipe import builtin_recipes
 
     known = builtin_recipes()
     if name not in known:
@@ -76,7 +76,7 @@ def recipes_cp(name: str, to: Path, seed: Seed = None, quiet: Quiet = False, jso
 def recipes_validate(recipe: str, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
     """Check a recipe and the files it names. Example: `solon recipes validate mine.yaml`"""
     from solon.constitution import load_constitution
-    from solon.runs.recipe import load_recipe
+    from solon.recipes.recipe import load_recipe
     from solon.stages.data import Data
 
     loaded = load_recipe(recipe)

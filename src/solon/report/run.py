@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from solon.recipes.pipeline import resolved, run_stages
+from solon.recipes.recipe import Recipe
 from solon.report.data import write_report
-from solon.runs.pipeline import resolved, run_stages
-from solon.runs.recipe import Recipe
 from solon.runs.run import Run
 
 

@@ -38,28 +38,28 @@ from solon.models.paths import take_ways
 from solon.publishing import MARK, Identity, differences, mark_of, recover_all, write_whole
 from solon.publishing.content import of_directory
 from solon.records import Pair, Record
+from solon.runs.artifacts import Artifact
+from solon.runs.common import Common, dump_recipe, read_recipe
 from solon.runs.journal import Journal, Tally, as_record, read_journal
 from solon.runs.progress import progress_line, training_line
-from solon.runs.recipe import Recipe, dump_recipe, load_recipe
+from solon.runs.provenance import provenance
 from solon.runs.trackers import tracked, trackers
 from solon.settings import Settings
-from solon.stages.base import Context
 from solon.terminal import Console
 from solon.training.saving import give_memory_back
 from solon.training.settings import Log, Progress
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 LEDGER = {"done", "records", "seconds", "requests", "prompt_tokens", "completion_tokens"}  # what every stage.json has
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
-class Run(Context):
+class Run:
     """One run directory, open for work. Use as a context manager: two processes cannot work on the same one."""
 
-    recipe: Any
-
-    def __init__(self, recipe: Recipe, out: Path, *, quiet: bool = False) -> None:
-        super().__init__()
+    def __init__(self, recipe: Common, out: Path, *, quiet: bool = False) -> None:
+        self._artifacts: dict[Artifact[Any], Any] = {}
         self.recipe, self.dir = recipe, out
         self.constitution: Constitution = load_constitution(recipe.constitution)
         self.console = Console(stderr=True, quiet=quiet)
@@ -88,6 +88,34 @@ class Run(Context):
         """Tell the person one line."""
         self.console.print(f"solon: {text}", markup=False, highlight=False, soft_wrap=True)
 
+    # --- what stages give each other ---
+
+    def put(self, artifact: Artifact[T], value: T) -> None:
+        self._artifacts[artifact] = value
+
+    def find(self, *artifacts: Artifact[T]) -> T | None:
+        """The first of these that this run has; None where it has none of them."""
+        return next((self._artifacts[a] for a in artifacts if a in self._artifacts), None)
+
+    def get(self, *artifacts: Artifact[T]) -> T:
+        """The first of these that this run has."""
+        found = self.find(*artifacts)
+        if found is None:
+            raise LookupError(
+                f"the run has no {' and no '.join(a.name for a in artifacts)}: needs or uses leaves it out"
+            )
+        return found
+
+    def engine(self, spec: str) -> LazyEngine:
+        """The engine behind what `--model` takes, opened when it is first asked."""
+        return LazyEngine(spec, system=self.recipe.system, dtype=self.recipe.dtype)
+
+    def meta(self, engine: Engine, **more: Any) -> dict[str, Any]:
+        """What stands in each record's `meta`."""
+        return provenance(self.constitution, engine, self.recipe.seed, **more)
+
+    # --- what the run is made of ---
+
     def claim(self, name: str, text: str) -> None:
         """Write what the run is made of, or check that it is still the same."""
         path = self.dir / name
@@ -101,11 +129,14 @@ class Run(Context):
 
     def _same_recipe(self, path: Path) -> bool:
         """Whether a recipe.yaml that an older Solon wrote, with fewer or other keys, says the same."""
-        return path.name == "recipe.yaml" and load_recipe(str(path)) == self.recipe
+        return path.name == "recipe.yaml" and self._recipe_in(path) == self.recipe
+
+    def _recipe_in(self, path: Path) -> Common:
+        return read_recipe(type(self.recipe), path.read_bytes(), str(path))
 
     def _difference(self, path: Path, text: str) -> str:
         if path.name == "recipe.yaml":
-            old, new = load_recipe(str(path)).model_dump(mode="json"), self.recipe.model_dump(mode="json")
+            old, new = self._recipe_in(path).model_dump(mode="json"), self.recipe.model_dump(mode="json")
         elif path.suffix == ".json" and (known := read_object(path)) is not None:
             old, new = known, json.loads(text)
         else:

@@ -9,10 +9,11 @@ from typing import Any
 
 from solon.errors import InputError
 from solon.plugins import discover
+from solon.runs.artifacts import Artifact
+from solon.runs.common import Common
+from solon.runs.options import Verb
 from solon.stages.artifacts import DATA, START_MODEL
-from solon.stages.base import Artifact, Stage
-from solon.stages.common import Common
-from solon.stages.verbs import Verb
+from solon.stages.base import Stage
 
 GROUP = "solon.stages"  # entry points of other packages
 PROVIDED = frozenset({DATA, START_MODEL})  # what a run has before its first stage

@@ -6,12 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from solon.records import Comparison
+from solon.runs.common import Common
 from solon.stages.artifacts import CHAINS, CHOICES, JUDGE
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.stages.judging import judge_of
 
 if TYPE_CHECKING:
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -33,7 +34,7 @@ class Choices(Stage):
         n, text = len(plan.data.prompts), plan.recipe.of(RevisionSettings).sampling.max_tokens * FILLED
         plan.add(self.name, n, questions=[plan.comparing(judge_spec(plan.recipe), n, text, principles=1)])
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.supervised.dataset import contests
 
         chains = run.get(CHAINS)

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 from solon.engines import OnFailure
 from solon.feedback.settings import JudgeSettings
 from solon.records import Candidates, Comparison, Pair
+from solon.runs.common import Common
+from solon.runs.options import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, REQUIRED, Option, Verb
 from solon.stages.artifacts import CHAINS, COMPARISONS, JUDGE, PAIRS
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
 from solon.stages.judging import judge_of, trust_in
-from solon.stages.verbs import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, REQUIRED, Call, Option, Verb
 from solon.tables import Section, number, text
 
 if TYPE_CHECKING:
     from solon.feedback.judge import Judge
+    from solon.runs.call import Call
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -39,7 +41,7 @@ class Comparisons(Stage):
         n, response = len(asked_prompts(plan.recipe, plan.data.prompts)), response_tokens(plan.recipe)
         plan.add(self.name, n, questions=[plan.comparing(judge_spec(plan.recipe), n, response)])
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         pairs = run.get(PAIRS)
         differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
         alike = len(pairs) - len(differing)
@@ -51,7 +53,7 @@ class Comparisons(Stage):
             )  # fmt: skip
         run.put(COMPARISONS, found)
 
-    def gather(self, run: Context) -> dict[str, Any]:
+    def gather(self, run: Run) -> dict[str, Any]:
         found = run.get(COMPARISONS)
         trust = {"trust": {"labels": trust_in(found, run.get(JUDGE))}} if found else {}
         return {**trust, "principles": by_principle(run)}
@@ -73,7 +75,7 @@ class Comparisons(Stage):
         return [Section("Principles", note, ("principle", "revisions", "comparisons", "mean label"), rows)]
 
 
-def by_principle(run: Context) -> list[dict[str, Any]]:
+def by_principle(run: Run) -> list[dict[str, Any]]:
     """How often each principle was used, and P(the first of the two responses is better) by it, on average."""
     revised = Counter(step.principle for chain in run.find(CHAINS) or [] for step in chain.steps)
     found: dict[str, list[float]] = {}

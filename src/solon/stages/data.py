@@ -16,7 +16,7 @@ from solon.data import read_comparisons, read_demonstrations, read_prompts, read
 from solon.data.heldout import prompt_keys, split_comparisons, split_off, taught_keys
 from solon.errors import InputError
 from solon.records import Chat, Prompt, RevisionChain, SFTExample, Source
-from solon.stages.common import Common
+from solon.runs.common import Common
 
 R = TypeVar("R")
 HELDOUT_OF = {"solon:red-team": "solon:red-team-heldout", "solon:helpful": "solon:helpful-heldout"}

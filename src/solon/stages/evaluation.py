@@ -11,9 +11,10 @@ from pydantic import Field
 from solon.engines import Engine, Failure, GenerationRequest
 from solon.engines.sampling import SamplingSettings
 from solon.records import Comparison, Pair, Prompt, assistant
+from solon.runs.artifacts import Artifact
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, DATA, JUDGE, POLICY, REWARD, START_MODEL
-from solon.stages.base import Artifact, Context, Stage
+from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
 from solon.stages.judging import judge_of
 from solon.stages.reinforcement import policy_name
@@ -23,6 +24,7 @@ from solon.tables import Section
 
 if TYPE_CHECKING:
     from solon.analysis.measures import Answer
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 Answers = dict[str, list["Answer"]]  # by the model's name, from "start" to the last
@@ -59,7 +61,7 @@ class Evaluation(Stage):
             pairs = (models - 1) * each
             plan.add("judging", pairs, questions=[plan.comparing(judge_spec(recipe), pairs, response)])
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         models = models_of(run)
         answers = {name: self.answer(run, name, spec) for name, spec in models.items()}
         wins: Wins = {}
@@ -70,7 +72,7 @@ class Evaluation(Stage):
         run.put(ANSWERS, answers)
         run.put(WINS, wins)
 
-    def answer(self, run: Context, name: str, spec: str) -> list[Answer]:
+    def answer(self, run: Run, name: str, spec: str) -> list[Answer]:
         """One answer a prompt. All models see the same seeds, so differences are paired."""
         from solon.analysis.measures import Answer
 
@@ -96,7 +98,7 @@ class Evaluation(Stage):
                 what="answers", made_from={"reward": reward.identity},
             )  # fmt: skip
 
-    def gather(self, run: Context) -> dict[str, Any]:
+    def gather(self, run: Run) -> dict[str, Any]:
         from solon.analysis.answers import changes, measures, side_by_side
         from solon.analysis.measures.builtin import REWARD as REWARD_NAME
 
@@ -115,13 +117,13 @@ class Evaluation(Stage):
 
         return [*measures(data), changes(data)]
 
-    def checks(self, run: Context, data: dict[str, Any]) -> list[dict[str, Any]]:
+    def checks(self, run: Run, data: dict[str, Any]) -> list[dict[str, Any]]:
         from solon.analysis.checks import of_answers
 
         return of_answers(data)
 
 
-def models_of(run: Context) -> dict[str, str]:
+def models_of(run: Run) -> dict[str, str]:
     """The models that are compared, by name: start, the supervised one where there is one, and the policy."""
     start, base = run.get(START_MODEL), run.get(*BASE_MODEL)
     middle = "SFT" if run.recipe.find(RevisionSettings) is None else "SL-CAI"
@@ -129,7 +131,7 @@ def models_of(run: Context) -> dict[str, str]:
 
 
 def win_rates(
-    run: Context, name: str, answers: Answers, engine: Engine, compare: Callable[[Sequence[Pair]], Iterable[Comparison]]
+    run: Run, name: str, answers: Answers, engine: Engine, compare: Callable[[Sequence[Pair]], Iterable[Comparison]]
 ) -> dict[str, list[float]]:
     """By source, of each pair: 1 where the judge prefers the model's answer to the start's, 0 where it does not.
 

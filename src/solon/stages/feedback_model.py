@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from solon.engines import scheme_of
 from solon.feedback.settings import FeedbackTrainSettings, JudgeSettings
 from solon.models.settings import AdapterSettings
+from solon.runs.common import Common
+from solon.runs.options import CONSTITUTION, OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Option, Training, Verb
 from solon.settings import Settings
 from solon.stages.artifacts import DATA, JUDGE, START_MODEL, WARM_MODEL
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
-from solon.stages.verbs import CONSTITUTION, OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Call, Option, Training, Verb
+from solon.stages.base import Stage
 from solon.training.settings import Progress
 
 if TYPE_CHECKING:
+    from solon.runs.call import Call
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -81,10 +83,10 @@ class FeedbackModel(Stage):
         judge = "the model in training" if part.judge == "self" else part.judge
         yield f"judge: {judge}{', first trained on the human comparisons' if part.warmup else ''}"
 
-    def gather(self, run: Context) -> dict[str, Any]:
+    def gather(self, run: Run) -> dict[str, Any]:
         return {"judge_model": run.recipe.of(FeedbackModelSettings).judge}
 
-    def warnings(self, run: Context) -> list[str]:
+    def warnings(self, run: Run) -> list[str]:
         if run.recipe.of(FeedbackModelSettings).judge != "self":
             return []
         return [
@@ -97,7 +99,7 @@ class FeedbackModel(Stage):
             orders = 2 * len(plan.data.comparisons)
             plan.add(self.name, orders, trained=train.epochs * orders * (plan.prompt + 130))
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.engines.identity import of_model
         from solon.feedback.feedback_model import train_feedback_model
         from solon.feedback.judge import asked_constitution

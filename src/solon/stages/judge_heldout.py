@@ -6,15 +6,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from solon.records import Comparison
+from solon.runs.common import Common
 from solon.stages.artifacts import DATA, HELDOUT_JUDGED, JUDGE
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.stages.feedback_model import asks_judge, judge_spec
 from solon.stages.judging import judge_of, trust_in
 from solon.tables import Section
 from solon.terminal import note
 
 if TYPE_CHECKING:
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -31,7 +32,7 @@ class JudgeHeldout(Stage):
         n, response = len(plan.data.heldout_comparisons), response_tokens(plan.recipe)
         plan.add(self.name, n, questions=[plan.comparing(judge_spec(plan.recipe), n, response, principles=1)])
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.feedback.labels import as_pairs
         from solon.feedback.principles import own_principles
 
@@ -51,7 +52,7 @@ class JudgeHeldout(Stage):
             found = run.records(self.name, pairs, make, Comparison, engines=(engine,), what="comparisons")
         run.put(HELDOUT_JUDGED, found)
 
-    def gather(self, run: Context) -> dict[str, Any]:
+    def gather(self, run: Run) -> dict[str, Any]:
         judged = run.get(HELDOUT_JUDGED)
         return {"trust": {"heldout": trust_in(judged, run.get(JUDGE))}} if judged else {}
 

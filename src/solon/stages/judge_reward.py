@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from solon.errors import InputError
 from solon.feedback.settings import JudgeSettings
 from solon.records import assistant
+from solon.runs.common import Common
 from solon.stages.artifacts import JUDGE, PAIRS, REWARD
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings, judge_spec
 from solon.stages.judging import judge_of
 from solon.training.settings import Progress
 
 if TYPE_CHECKING:
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 REFERENCE = 128  # responses that the reward is normalised on
@@ -34,7 +35,7 @@ class JudgeRewardStage(Stage):
         n = min(REFERENCE, 2 * len(asked_prompts(plan.recipe, plan.data.prompts)))
         plan.add(self.name, n, questions=[plan.rating(judge_spec(plan.recipe), n, response_tokens(plan.recipe))])
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.engines.identity import of_model
         from solon.feedback.rating import JudgeReward
         from solon.identity import of_chats
@@ -60,6 +61,6 @@ class JudgeRewardStage(Stage):
         rewards.mean, rewards.std = result["mean"], result["std"]
         run.put(REWARD, Reward.of_judge(rewards))
 
-    def gather(self, run: Context) -> dict[str, Any]:
+    def gather(self, run: Run) -> dict[str, Any]:
         none = "none was trained: the judge's rating is the reward (feedback.direct)"
         return {"reward_model": {"by_source": [], "none": none}}

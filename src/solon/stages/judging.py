@@ -9,13 +9,13 @@ from solon.engines import LazyEngine
 from solon.feedback.settings import JudgeSettings
 from solon.records import Comparison
 from solon.stages.artifacts import DATA, JUDGE
-from solon.stages.base import Context
 
 if TYPE_CHECKING:
     from solon.feedback.judge import Judge
+    from solon.runs.run import Run
 
 
-def judge_of(run: Context, engine: LazyEngine | None = None) -> Judge:
+def judge_of(run: Run, engine: LazyEngine | None = None) -> Judge:
     """The recipe's judge: its question or principles, its examples, its labels. engine: None: of the run's judge."""
     from solon.feedback.judges import open_judge
     from solon.feedback.questions import TEMPLATE_FINGERPRINT

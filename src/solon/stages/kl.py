@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from solon.runs.common import Common
 from solon.stages.artifacts import BASE_MODEL, DATA, KL, POLICY, START_MODEL
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.tables import Section
 from solon.training.settings import Progress
 
 if TYPE_CHECKING:
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
     from solon.stages.reinforcement import Reinforcement
 
@@ -36,7 +37,7 @@ class KLStage(Stage):
         read = 3 * n * plan.prompt + 2 * n * response  # sampled once, read by two models
         plan.add(self.name, n, read=read, written=n * response)
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.analysis.kl import kl_of_written
         from solon.engines.identity import of_model
 
@@ -53,7 +54,7 @@ class KLStage(Stage):
         total, what = 2 * len(heldout), "responses read"
         run.put(KL, run.once(self.name, work, total=total, what=what, made_from=made_from))
 
-    def gather(self, run: Context) -> dict[str, Any]:
+    def gather(self, run: Run) -> dict[str, Any]:
         return {"kl": {k: v for k, v in run.get(KL).items() if k != "by_prompt"}}
 
     def sections(self, data: dict[str, Any]) -> list[Section]:
@@ -61,7 +62,7 @@ class KLStage(Stage):
 
         return [kl(data)]
 
-    def checks(self, run: Context, data: dict[str, Any]) -> list[dict[str, Any]]:
+    def checks(self, run: Run, data: dict[str, Any]) -> list[dict[str, Any]]:
         from solon.analysis.checks import of_kl
         from solon.reinforcement.settings import KL_BOUND, PPOSettings
 

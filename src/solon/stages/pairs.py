@@ -10,13 +10,14 @@ from pydantic import Field
 from solon.engines import Failure, GenerationRequest
 from solon.engines.sampling import SamplingSettings
 from solon.records import Pair, Prompt
+from solon.runs.common import Common
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, DATA, PAIRS, START_MODEL
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.stages.feedback_model import asks_judge
 
 if TYPE_CHECKING:
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -50,7 +51,7 @@ class Pairs(Stage):
         n = len(asked_prompts(plan.recipe, plan.data.prompts))
         plan.add(self.name, n, read=2 * n * plan.prompt, written=2 * n * response_tokens(plan.recipe))
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         seed, settings = run.recipe.seed, run.recipe.of(PairSettings).sampling
         with run.engine(run.get(*BASE_MODEL)) as engine:
 

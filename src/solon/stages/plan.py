@@ -10,7 +10,7 @@ from typing import Any
 from solon.constitution import load_constitution
 from solon.engines import is_remote, model_name
 from solon.feedback.settings import JudgeSettings
-from solon.stages.common import Common
+from solon.runs.common import Common
 from solon.stages.data import Data
 
 WORDS_TO_TOKENS = 1.4  # English in today's vocabularies; an estimate needs no tokenizer

@@ -13,18 +13,20 @@ from solon.models.settings import AdapterSettings
 from solon.publishing import Identity
 from solon.records import Comparison, Pair, Prompt, RolloutSummary
 from solon.reinforcement.settings import PPOSettings
+from solon.runs.common import Common
+from solon.runs.options import CONSTITUTION, OUT, REQUIRED, SET, TO_MODEL, TRAINED_MODEL, Option, Verb
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, DATA, JUDGE, REWARD
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
 from solon.stages.judging import judge_of
 from solon.stages.reinforcement import Reinforcement
-from solon.stages.verbs import CONSTITUTION, OUT, REQUIRED, SET, TO_MODEL, TRAINED_MODEL, Call, Option, Verb
 from solon.training.settings import Log, Progress
 
 if TYPE_CHECKING:
     from solon.reinforcement.monitors import Watch
+    from solon.runs.call import Call
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -47,7 +49,7 @@ class Gold(Stage):
         judge = recipe.of(GoldSettings).judge
         return {} if judge is None else {"gold.judge": judge}
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         pass
 
 
@@ -68,7 +70,7 @@ class PPO(Reinforcement):
         ):
             raise ValueError("ppo.value_start: reward-model, and feedback.direct trains none; set it to zero")
 
-    def warnings(self, run: Context) -> list[str]:
+    def warnings(self, run: Run) -> list[str]:
         found = run.state(self.name).get("result", {})
         if not found.get("gamed"):
             return []
@@ -100,18 +102,18 @@ class PPO(Reinforcement):
     def updates(self, recipe: Common) -> int:
         return recipe.of(PPOSettings).updates
 
-    def gold_judge(self, run: Context) -> str | None:
+    def gold_judge(self, run: Run) -> str | None:
         """The model that checks the policy; None where nothing is checked or nobody judges."""
         judge = run.recipe.of(GoldSettings).judge or run.find(JUDGE)
         return judge if run.recipe.of(PPOSettings).check_every else None
 
-    def made_from(self, run: Context) -> Identity:
+    def made_from(self, run: Run) -> Identity:
         from solon.engines.identity import of_model
 
         gold = self.gold_judge(run)
         return {**super().made_from(run), **({"gold": of_model(gold)} if gold else {})}
 
-    def begin(self, run: Context) -> None:
+    def begin(self, run: Run) -> None:
         """Where summaries of updates are gone from the journal, begin anew: an update is not made by itself."""
         from solon.reinforcement.checkpoint import CHECKPOINT, updates_in
 
@@ -123,7 +125,7 @@ class PPO(Reinforcement):
             (checkpoint / CHECKPOINT).unlink(missing_ok=True)
             run.reopen(self.name, f"{len(gone)} of {done} updates are gone from {run.path(self.name)}")
 
-    def watch(self, run: Context) -> Watch | None:
+    def watch(self, run: Run) -> Watch | None:
         """The probe prompts, half of them red-team, and the judge of the answers to them."""
         from solon.reinforcement.monitors import Watch, planned_checks
 
@@ -144,11 +146,11 @@ class PPO(Reinforcement):
 
         return Watch(probes, gold if engine else None, planned=planned_checks(ppo.updates, ppo.check_every))
 
-    def engines(self, run: Context) -> list[Engine]:
+    def engines(self, run: Run) -> list[Engine]:
         gold = getattr(self, "_gold", None)
         return [*super().engines(run), *([gold] if gold else [])]
 
-    def train(self, run: Context, log: Log, step: Progress) -> Iterator[RolloutSummary]:
+    def train(self, run: Run, log: Log, step: Progress) -> Iterator[RolloutSummary]:
         from solon.constitution import of_constitution
         from solon.engines.identity import of_model
         from solon.feedback.judge import asked_constitution
@@ -169,7 +171,7 @@ class PPO(Reinforcement):
             progress=step, more=more,
         )  # fmt: skip
 
-    def summary(self, run: Context, history: Sequence[RolloutSummary]) -> dict[str, Any]:
+    def summary(self, run: Run, history: Sequence[RolloutSummary]) -> dict[str, Any]:
         watch = self._watch
         gamed = bool(watch and watch.checks[-1].gamed)
         found = super().summary(run, history)

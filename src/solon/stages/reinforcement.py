@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from solon.engines import Engine
 from solon.publishing import Identity
 from solon.records import RolloutSummary
+from solon.runs.artifacts import Artifact
+from solon.runs.common import Common
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, POLICY, REWARD, START_MODEL
-from solon.stages.base import Artifact, Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings
 from solon.tables import Section
 from solon.training.settings import Log, Progress
 
 if TYPE_CHECKING:
+    from solon.runs.run import Run
+
     pass
 
 
@@ -38,14 +41,14 @@ class Reinforcement(Stage):
     makes: ClassVar[tuple[Artifact[Any], ...]] = (POLICY,)
 
     @abstractmethod
-    def train(self, run: Context, log: Log, step: Progress) -> Iterator[RolloutSummary]:
+    def train(self, run: Run, log: Log, step: Progress) -> Iterator[RolloutSummary]:
         """Train the policy and write it to `run.model("rl-cai")`; one summary an update."""
 
     @abstractmethod
     def sampling(self, recipe: Common) -> tuple[float, int]:
         """Temperature and token limit with which the policy answers, to measure how far it moved."""
 
-    def summary(self, run: Context, history: Sequence[RolloutSummary]) -> dict[str, Any]:
+    def summary(self, run: Run, history: Sequence[RolloutSummary]) -> dict[str, Any]:
         """What stage.json keeps of the training."""
         learned_from = run.get(DATA).prompts
         return {
@@ -58,12 +61,12 @@ class Reinforcement(Stage):
             **usage(history),
         }
 
-    def made_from(self, run: Context) -> Identity:
+    def made_from(self, run: Run) -> Identity:
         from solon.engines.identity import of_model
 
         return {"model": of_model(run.get(*BASE_MODEL)), "reward": run.get(REWARD).identity}
 
-    def engines(self, run: Context) -> list[Engine]:
+    def engines(self, run: Run) -> list[Engine]:
         """Those that are asked while the policy trains."""
         return list(run.get(REWARD).engines)
 
@@ -71,7 +74,7 @@ class Reinforcement(Stage):
         """How many updates the progress line counts."""
         return 1
 
-    def begin(self, run: Context) -> None:
+    def begin(self, run: Run) -> None:
         """What is done before the stage's journal is opened."""
 
     def runs(self, recipe: Common) -> bool:
@@ -84,7 +87,7 @@ class Reinforcement(Stage):
         if recipe.algorithm == self.name and recipe.adapter is None:
             raise ValueError(f"{self.name} needs adapter: the reference model is the policy without it")
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         out, made_from = run.model("rl-cai"), self.made_from(run)
         run.take_up(
             self.name, made_from
@@ -110,7 +113,7 @@ class Reinforcement(Stage):
         kind: type[Settings] | None = self.settings
         return {} if kind is None else recipe.of(kind).model_dump(mode="json")
 
-    def gather(self, run: Context) -> dict[str, Any]:
+    def gather(self, run: Run) -> dict[str, Any]:
         from solon.analysis.updates import at_same_kl
 
         updates = run.journalled(self.name)

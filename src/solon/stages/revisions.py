@@ -11,12 +11,14 @@ from pydantic import Field
 from solon.engines import OnFailure
 from solon.engines.sampling import SamplingSettings
 from solon.records import Prompt, RevisionChain
+from solon.runs.options import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, REQUIRED, Option, Verb
 from solon.settings import Settings, Tokens
 from solon.stages.artifacts import CHAINS, DATA, START_MODEL, WARM_MODEL
-from solon.stages.base import Context, Stage
-from solon.stages.verbs import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, REQUIRED, Call, Option, Verb
+from solon.stages.base import Stage
 
 if TYPE_CHECKING:
+    from solon.runs.call import Call
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -62,7 +64,7 @@ class Revisions(Stage):
         step = plan.prompt + text + plan.request + (plan.prompt + 2 * text + 2 * plan.request)
         plan.add(self.name, n, read=n * (plan.prompt + part.revisions * step), written=n * texts * text)
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.supervised.critique_revision import revise
 
         part = run.recipe.of(RevisionSettings)

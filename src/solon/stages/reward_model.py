@@ -12,16 +12,18 @@ from solon.data.heldout import prompt_keys, split_comparisons, taught_keys
 from solon.models.settings import AdapterSettings
 from solon.records import Comparison, assistant
 from solon.reinforcement.settings import RewardSettings
+from solon.runs.common import Common
+from solon.runs.options import OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Option, Training, Verb
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, REWARD, START_MODEL
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings
-from solon.stages.verbs import OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Call, Option, Training, Verb
 from solon.tables import Section
 from solon.training.settings import Progress
 
 if TYPE_CHECKING:
+    from solon.runs.call import Call
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 REFERENCE = 128  # responses that the score is normalised on
@@ -51,7 +53,7 @@ class RewardModelStage(Stage):
         each = 2 * (plan.prompt + response_tokens(plan.recipe))
         plan.add(self.name, n, trained=train.members * train.epochs * n * each)
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.engines.identity import of_model
         from solon.identity import of_chats, of_inputs
         from solon.reinforcement.reward import Reward
@@ -82,7 +84,7 @@ class RewardModelStage(Stage):
         run.put(LEARNED, training)
         run.put(REWARD, Reward.of_model(str(out), recipe.dtype))
 
-    def gather(self, run: Context) -> dict[str, Any]:
+    def gather(self, run: Run) -> dict[str, Any]:
         from solon.measures.statistics import share
 
         trained = run.state(self.name).get("result", {})
@@ -102,13 +104,13 @@ class RewardModelStage(Stage):
 
         return reward_model(data)
 
-    def checks(self, run: Context, data: dict[str, Any]) -> list[dict[str, Any]]:
+    def checks(self, run: Run, data: dict[str, Any]) -> list[dict[str, Any]]:
         from solon.analysis.checks import of_reward_model
 
         return of_reward_model(data)
 
 
-def to_learn_from(run: Context) -> tuple[list[Comparison], list[Comparison]]:
+def to_learn_from(run: Run) -> tuple[list[Comparison], list[Comparison]]:
     """The comparisons that the recipe's labels name, and those of the judge that are kept out to measure on.
 
     No prompt is on both sides, neither of the judge's comparisons nor of people's.

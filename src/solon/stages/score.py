@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solon.engines import Failure, OnFailure
 from solon.records import Chat, Pair, SFTExample, assistant
-from solon.stages.verbs import DTYPE, JSON, LIMIT, OUT, QUIET, REQUIRED, RESTART, SEED, Call, Option, Verb
+from solon.runs.options import DTYPE, JSON, LIMIT, OUT, QUIET, REQUIRED, RESTART, SEED, Option, Verb
+
+if TYPE_CHECKING:
+    from solon.runs.call import Call
 
 
 class ScoredExample(SFTExample):

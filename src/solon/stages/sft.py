@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solon.models.settings import AdapterSettings
 from solon.records import SFTExample
-from solon.stages.base import Context
-from solon.stages.verbs import FULL, OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Call, Option, Training, Verb
+from solon.runs.options import FULL, OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Option, Training, Verb
 from solon.training.settings import Progress, TrainSettings
+
+if TYPE_CHECKING:
+    from solon.runs.call import Call
+    from solon.runs.run import Run
 
 
 def train_on(
-    run: Context,
+    run: Run,
     stage: str,
     examples: Sequence[SFTExample],
     model: str,

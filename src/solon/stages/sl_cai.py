@@ -9,13 +9,14 @@ from pydantic import Field
 from solon.errors import InputError
 from solon.settings import Settings
 from solon.stages.artifacts import CHAINS, CHOICES, DATA, START_MODEL, SUPERVISED_MODEL, WARM_MODEL
-from solon.stages.base import Context, Stage
+from solon.stages.base import Stage
 from solon.stages.revisions import RevisionSettings
 from solon.tables import counted
 from solon.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from solon.stages.common import Common
+    from solon.runs.common import Common
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -50,7 +51,7 @@ class SLCAI(Stage):
         each = plan.prompt + steps.sampling.max_tokens * FILLED
         plan.add(self.name, learned, trained=part.train.epochs * learned * each)
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.stages.sft import train_on
         from solon.supervised.dataset import from_chains, from_choices, mix
 

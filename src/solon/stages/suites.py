@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from solon.errors import InputError
-from solon.stages.verbs import (
-    DTYPE,
-    JSON,
-    LIMIT,
-    MAX_CONNECTIONS,
-    MODEL,
-    QUIET,
-    REQUIRED,
-    SEED,
-    SYSTEM,
-    Call,
-    Option,
-    Verb,
-)
+from solon.runs.options import DTYPE, JSON, LIMIT, MAX_CONNECTIONS, MODEL, QUIET, REQUIRED, SEED, SYSTEM, Option, Verb
+
+if TYPE_CHECKING:
+    from solon.runs.call import Call
 
 
 class Evaluate(Verb):

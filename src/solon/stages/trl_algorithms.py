@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from solon.publishing import Identity
 from solon.records import RolloutSummary
 from solon.reinforcement.settings import DPOSettings, GRPOSettings, OnlineSettings, RLOOSettings
+from solon.runs.common import Common
 from solon.stages.artifacts import BASE_MODEL, DATA, LEARNED, REWARD
-from solon.stages.base import Context
-from solon.stages.common import Common
 from solon.stages.feedback_model import LabelSettings, judge_spec
 from solon.stages.pairs import PairSettings, response_tokens
 from solon.stages.reinforcement import Reinforcement
 from solon.training.settings import Log, Progress
 
 if TYPE_CHECKING:
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -49,7 +49,7 @@ class Online(Reinforcement):
         part = self.online(recipe)
         return -(-part.max_steps // part.steps_per_batch)
 
-    def train(self, run: Context, log: Log, step: Progress) -> Iterator[RolloutSummary]:
+    def train(self, run: Run, log: Log, step: Progress) -> Iterator[RolloutSummary]:
         from solon.reinforcement.trl_algorithms import train_online
 
         recipe = run.recipe
@@ -60,7 +60,7 @@ class Online(Reinforcement):
             dtype=recipe.learning_dtype, log=log, progress=step,
         )  # fmt: skip
 
-    def summary(self, run: Context, history: Sequence[RolloutSummary]) -> dict[str, Any]:
+    def summary(self, run: Run, history: Sequence[RolloutSummary]) -> dict[str, Any]:
         found = super().summary(run, history)
         return {**found, "tokens": found["tokens"] * self.online(run.recipe).num_iterations}
 
@@ -95,12 +95,12 @@ class DPO(Reinforcement):
         found = recipe.of(PairSettings).sampling
         return found.temperature or 1.0, found.max_tokens
 
-    def made_from(self, run: Context) -> Identity:
+    def made_from(self, run: Run) -> Identity:
         from solon.identity import of_inputs
 
         return {**super().made_from(run), "comparisons": of_inputs(run.get(LEARNED))}
 
-    def train(self, run: Context, log: Log, step: Progress) -> Iterator[RolloutSummary]:
+    def train(self, run: Run, log: Log, step: Progress) -> Iterator[RolloutSummary]:
         from solon.reinforcement.trl_algorithms import train_dpo
 
         recipe = run.recipe
@@ -111,5 +111,5 @@ class DPO(Reinforcement):
             progress=step,
         )  # fmt: skip
 
-    def summary(self, run: Context, history: Sequence[RolloutSummary]) -> dict[str, Any]:
+    def summary(self, run: Run, history: Sequence[RolloutSummary]) -> dict[str, Any]:
         return {**super().summary(run, history), "left_out_of": len(run.get(LEARNED))}

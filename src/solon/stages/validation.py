@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from solon.runs.common import Common
 from solon.stages.artifacts import COMPARISONS
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
+
+if TYPE_CHECKING:
+    from solon.runs.run import Run
 
 
 class Validation(Stage):
@@ -14,7 +19,7 @@ class Validation(Stage):
     def runs(self, recipe: Common) -> bool:
         return recipe.human.validation_sample > 0
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.human.validation import draw_validation_sample
 
         n, seed = run.recipe.human.validation_sample, run.recipe.seed

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from solon.models.settings import AdapterSettings
+from solon.runs.common import Common
 from solon.settings import Settings
 from solon.stages.artifacts import DATA, START_MODEL, WARM_MODEL
-from solon.stages.base import Context, Stage
-from solon.stages.common import Common
+from solon.stages.base import Stage
 from solon.training.settings import TrainSettings
 
 if TYPE_CHECKING:
+    from solon.runs.run import Run
     from solon.stages.plan import Plan
 
 
@@ -49,7 +50,7 @@ class Warmup(Stage):
         count = len(data.demonstrations) + len(data.revision_demonstrations)
         plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains))
 
-    def run(self, run: Context) -> None:
+    def run(self, run: Run) -> None:
         from solon.stages.sft import train_on
         from solon.supervised.dataset import from_demonstrated_revisions
 

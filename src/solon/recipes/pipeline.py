@@ -10,7 +10,7 @@ from solon.engines import scheme_of
 from solon.engines.identity import of_model
 from solon.models.dtype import Work, decide
 from solon.models.weights import resolve
-from solon.runs.recipe import Recipe, load_recipe
+from solon.recipes.recipe import Recipe, RecipeBase, load_recipe
 from solon.runs.run import Run
 from solon.stages import in_order
 from solon.stages.artifacts import DATA, START_MODEL
@@ -20,6 +20,7 @@ from solon.stages.data import Data
 def run_stages(run: Run, asked_dtype: str | None = None) -> None:
     """Run every stage of the run's recipe, or what is left of them. asked_dtype: as `chosen` takes it."""
     recipe, data = run.recipe, Data(run.recipe)
+    assert isinstance(recipe, RecipeBase)
     run.claim("inputs.json", json.dumps(data.inputs(), indent=1) + "\n")
     for line in chosen(recipe, data, asked_dtype):
         run.say(line)

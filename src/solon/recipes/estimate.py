@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.engines import scheme_of
+from solon.recipes.recipe import Recipe
 from solon.runs.ledger import cost, total_cost
-from solon.runs.recipe import Recipe
 from solon.stages import in_order
 from solon.stages.plan import Plan
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+import io
+import typing
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from solon.errors import InputError, nearest, printable, quoted
 from solon.models.settings import AdapterSettings
 from solon.settings import DEFAULT_SYSTEM, SeedNumber, Settings
+from solon.yaml_text import Where, YamlText
 
 S = TypeVar("S", bound=Settings)
+C = TypeVar("C", bound="Common")
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -104,3 +111,81 @@ class Common(Settings):
         if found is None:
             raise LookupError(f"the recipe has no {kind.__name__}")
         return found
+
+
+def read_recipe(kind: type[C], data: bytes, file: str, overrides: dict[str, Any] | None = None) -> C:
+    """The recipe in a file's bytes. overrides: dotted keys to values, which win over the file's.
+
+    Raises InputError: one line that begins with FILE:LINE, or with the override that is wrong.
+    """
+    source = YamlText.of_bytes(data, file, what="recipe", a_few="keys", expected="keys such as name: and model:")
+    values = source.read()
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at, where = _at(source, first["loc"], overrides or {}), printable(".".join(map(str, first["loc"])), 120)
+        raise InputError(f"{at}: {_wrong(kind, first, '' if at == f'--set {where}' else where)}") from error
+
+
+def dump_recipe(recipe: Common) -> str:
+    """A file that loads back to an equal recipe."""
+    stream = io.StringIO()
+    YAML(pure=True).dump(_writable(recipe.model_dump(mode="json")), stream)
+    return stream.getvalue()
+
+
+def _writable(node: Any) -> Any:
+    """The same for the YAML writer: a text with line breaks or control characters goes into double quotes, escaped."""
+    if isinstance(node, dict):
+        return {k: _writable(v) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_writable(v) for v in node]
+    return DoubleQuotedScalarString(node) if isinstance(node, str) and not node.isprintable() else node
+
+
+def _wrong(recipe: type[BaseModel], error: Any, where: str) -> str:
+    """What is wrong with a recipe, for one of pydantic's errors. where: the key, unless it has been said."""
+    if error["type"] == "extra_forbidden":
+        key = ".".join(str(x) for x in error["loc"])
+        return f"unknown key {quoted(key)}{nearest(str(error['loc'][-1]), _keys(recipe, error['loc'][:-1]))}"
+    message = printable(error["msg"].removeprefix("Value error, "))
+    if error["type"] == "string_type":
+        message = f"expected a text; put quotes around {quoted(str(error['input']))[1:-1]}"
+    elif error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = f"expected keys with values; the keys here are {', '.join(_keys(recipe, error['loc']))}"
+    elif error["type"] == "tuple_type":
+        message = "expected a list, such as [a, b]"
+    return f"{where + ': ' if where else ''}{message[:1].lower() + message[1:]}"
+
+
+def _at(source: YamlText, loc: Where, overrides: dict[str, Any]) -> str:
+    """The place of an error: the override that set it, or file and line of the deepest part of `loc` in the file."""
+    dotted = ".".join(str(x) for x in loc)
+    for key in overrides:
+        if f"{dotted}.".startswith(f"{key}.") or (key.startswith(f"{dotted}.") and loc not in source.places):
+            return f"--set {key}"
+    return f"{source.file}:{source.line(source.place(loc).key)}"
+
+
+def _keys(recipe: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    kind: Any = recipe
+    for key in loc:
+        field = kind.model_fields.get(key) if hasattr(kind, "model_fields") else None
+        if field is None:
+            return []
+        options = [field.annotation, *typing.get_args(field.annotation)]
+        kind = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(kind.model_fields) if kind else []
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        if not isinstance(inner, dict):
+            inner = values[parent] = {}
+        values = inner
+    values[last] = value

@@ -1,34 +1,30 @@
 """What a verb of the command line is: a stage on its own, from file to file.
 
 A verb names its options; those that are settings follow from the settings' own fields, so that a verb and a recipe have one
-default. `cli/derived.py` makes a command of each verb, `runs/verbs.py` does for it what `runs/run.py` does for a stage.
+default. `cli/derived.py` makes a command of each verb, `runs/call.py` does for it what `runs/run.py` does for a stage.
 """
 
 from __future__ import annotations
 
 import typing
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
-from solon.constitution import Constitution
-from solon.engines import Failure, LazyEngine, OnFailure
-from solon.errors import printable
-from solon.publishing import Directory, File, Identity
-from solon.records import Record
+from solon.publishing import Identity
 from solon.settings import DEFAULT_SYSTEM, Settings
-from solon.training.settings import Log, Progress
+from solon.training.settings import Progress
+
+if TYPE_CHECKING:
+    from solon.runs.call import Call
 
 S = TypeVar("S", bound=Settings)
-R = TypeVar("R", bound=Record)
 REQUIRED: Any = ...
 
 
@@ -124,46 +120,6 @@ def make_settings(kind: type[S], given: dict[str, Any]) -> S:
     return kind.model_validate(values)
 
 
-@dataclass
-class Outcome:
-    """What became of a verb's items."""
-
-    records: int = 0  # in the file now, those of earlier starts included
-    failures: dict[str, Failure] = field(default_factory=dict)  # by item, of those that no record was made of
-    abstained: Counter[str] = field(default_factory=Counter)  # reasons of the records that hold no answer
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """Why there is no answer, the commonest reason first, and of how many items."""
-        found = self.abstained + Counter(f.reason for f in self.failures.values())
-        return dict(found.most_common())
-
-    @property
-    def failed(self) -> int:
-        return len(self.failures) + self.abstained.total()
-
-    def summary(self) -> dict[str, Any]:
-        return {"records": self.records, "failed": self.failed, "reasons": self.reasons}
-
-    @property
-    def open(self) -> int:
-        """How many items a later start may still get an answer for: the model was out of reach."""
-        return sum(f.again for f in self.failures.values())
-
-    @property
-    def nothing(self) -> bool:
-        """Whether no item has an answer."""
-        return self.records <= self.abstained.total()
-
-    def line(self, out: Path, what: str) -> str:
-        """The outcome in one line for a person."""
-        if not self.failed:
-            return f"{out}: {self.records} {what}"
-        told = "; ".join(f"{printable(reason, 160)} ({n})" for reason, n in list(self.reasons.items())[:3])
-        more = f"; {len(self.reasons) - 3} other reasons" if len(self.reasons) > 3 else ""
-        return f"{out}: {self.records} {what}; without an answer {self.failed}: {told}{more}"
-
-
 @dataclass(frozen=True)
 class Training:
     """A training on its own, as `Call.training` takes it."""
@@ -172,96 +128,6 @@ class Training:
     train: Callable[[Path, str, Progress], dict[str, Any]]  # into this directory, in this dtype
     measure: Callable[[Path, str], dict[str, Any]] | None = None  # on what was held out; kept as `heldout`
     left_out: dict[str, int] = field(default_factory=dict)  # by reason, before the training
-
-
-class Call(ABC):
-    """A verb as it was called: its options, and what wraps files, resume and progress around its work."""
-
-    given: dict[str, Any]
-    out: Path
-    seed: int
-    system: str
-    dtype: str
-    limit: int | None
-    restart: bool
-    quiet: bool
-
-    def __getitem__(self, name: str) -> Any:
-        return self.given[name]
-
-    @property
-    @abstractmethod
-    def constitution(self) -> Constitution:
-        """The constitution of --constitution."""
-
-    @abstractmethod
-    def of(self, kind: type[S], **changed: Any) -> S:
-        """The settings of this kind, out of the options and --set."""
-
-    @abstractmethod
-    def engine(self) -> LazyEngine:
-        """The engine of --model."""
-
-    @abstractmethod
-    def meta(self, engine: LazyEngine, **more: Any) -> dict[str, Any]:
-        """What stands in each record's `meta`."""
-
-    @abstractmethod
-    def file(self, inputs: Sequence[str], beside: Sequence[Path] = ()) -> AbstractContextManager[File]:
-        """Take --out for writing records. beside: JSON files of results that are written too."""
-
-    @abstractmethod
-    def records(
-        self,
-        target: File,
-        items: Callable[[], Iterable[Any]],
-        make: Callable[[Sequence[Any], OnFailure], Iterable[R]],
-        kind: type[R],
-        *,
-        identity: Identity,
-        made_of: Callable[[Any], Sequence[str]] = ...,
-        seen: Callable[[R], None] = ...,
-        batch_size: int = ...,
-        served: bool = False,
-        what: str,
-    ) -> Outcome:
-        """Turn items into records in the file: see `runs.verbs.to_file`."""
-
-    @abstractmethod
-    def end(self, outcome: Outcome, what: str, result: dict[str, Any] | None = None) -> None:
-        """Say what was made and what was not. Ends with 1 where nothing was answered, or a later start may get the rest."""
-
-    @abstractmethod
-    def directory(self, inputs: Sequence[str | None], beside: Sequence[Path] = ()) -> AbstractContextManager[Directory]:
-        """Take --out for writing a model."""
-
-    @abstractmethod
-    def training(self, inputs: Sequence[str], prepare: Callable[[], Training]) -> dict[str, Any]:
-        """Train, unless the same command has done so already; say what was left out. prepare: reads the inputs."""
-
-    @abstractmethod
-    def progress(self) -> AbstractContextManager[Progress]:
-        """A trainer's callback that draws a line on stderr."""
-
-    @abstractmethod
-    def log(self, config: dict[str, Any]) -> AbstractContextManager[Log]:
-        """Where a training's numbers go: TensorBoard's beside --out, and the trackers of --report-to."""
-
-    @abstractmethod
-    def tell(self, text: str) -> None:
-        """A line on stderr, of several processes once."""
-
-    @abstractmethod
-    def tell_again(self, again: bool) -> None:
-        """Say that nothing was left to do, where it is so."""
-
-    @abstractmethod
-    def tell_left_out(self, left_out: dict[str, int], where: str) -> None:
-        """Say what was left out, by reason."""
-
-    @abstractmethod
-    def result(self, value: dict[str, Any]) -> None:
-        """What --json prints."""
 
 
 class Verb(ABC):

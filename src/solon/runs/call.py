@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +20,10 @@ from solon.identity import of_input
 from solon.publishing import Directory, File, Identity, directory, file
 from solon.records import Record
 from solon.runs.journal import Journal, as_record, read_journal
+from solon.runs.options import Training, Verb, make_settings
 from solon.runs.progress import progress_line, training_line
+from solon.runs.provenance import provenance
 from solon.settings import Settings
-from solon.stages.base import provenance
-from solon.stages.verbs import Call, Outcome, Training, Verb, make_settings
 from solon.terminal import Console
 from solon.training.settings import Log, Progress
 from solon.yaml_text import assignment
@@ -33,6 +34,46 @@ BATCH = 64  # records worked on together
 
 
 ANEW = "give another --out, or --restart to begin anew (the records are kept as NAME.old)"
+
+
+@dataclass
+class Outcome:
+    """What became of a verb's items."""
+
+    records: int = 0  # in the file now, those of earlier starts included
+    failures: dict[str, Failure] = field(default_factory=dict)  # by item, of those that no record was made of
+    abstained: Counter[str] = field(default_factory=Counter)  # reasons of the records that hold no answer
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why there is no answer, the commonest reason first, and of how many items."""
+        found = self.abstained + Counter(f.reason for f in self.failures.values())
+        return dict(found.most_common())
+
+    @property
+    def failed(self) -> int:
+        return len(self.failures) + self.abstained.total()
+
+    def summary(self) -> dict[str, Any]:
+        return {"records": self.records, "failed": self.failed, "reasons": self.reasons}
+
+    @property
+    def open(self) -> int:
+        """How many items a later start may still get an answer for: the model was out of reach."""
+        return sum(f.again for f in self.failures.values())
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no item has an answer."""
+        return self.records <= self.abstained.total()
+
+    def line(self, out: Path, what: str) -> str:
+        """The outcome in one line for a person."""
+        if not self.failed:
+            return f"{out}: {self.records} {what}"
+        told = "; ".join(f"{printable(reason, 160)} ({n})" for reason, n in list(self.reasons.items())[:3])
+        more = f"; {len(self.reasons) - 3} other reasons" if len(self.reasons) > 3 else ""
+        return f"{out}: {self.records} {what}; without an answer {self.failed}: {told}{more}"
 
 
 def to_file(
@@ -113,8 +154,11 @@ def _check_input(place: str, row: dict[str, Any], known: Mapping[str, str]) -> N
         raise InputError(f'{place}: was made of another text than "{printable(name, 80)}" has now; {ANEW}')
 
 
-class FileCall(Call):
-    """A verb that was called with these options."""
+class Call:
+    """A verb as it was called: its options, and what wraps files, resume and progress around its work."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.given[name]
 
     def __init__(self, verb: type[Verb], given: Mapping[str, Any]) -> None:
         self.verb, self.given = verb, dict(given)

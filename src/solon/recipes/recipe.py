@@ -1,0 +1,98 @@
+"""A recipe: everything a run is made of, in one typed file.
+
+RLHF, RLAIF, Constitutional AI and the hybrid are recipes of one pipeline. A part that is left out is a stage that
+is skipped. Defaults stand here, each with its unit; an unknown key is an error that names the nearest right one.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, create_model, model_validator
+
+from solon.errors import InputError, nearest, quoted
+from solon.runs.common import Common, read_recipe
+from solon.runs.trackers import check_trackers
+from solon.settings import Settings
+from solon.stages import all_stages
+from solon.stages.reinforcement import Reinforcement
+from solon.yaml_text import read_bytes
+
+
+class RecipeBase(Common):
+    """What a recipe can do beside holding its settings."""
+
+    def models(self) -> dict[str, str]:
+        """Every model that the recipe names, by its key."""
+        named = {"model": self.model}
+        for stage in all_stages():
+            named |= stage.models(self)
+        return named
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = [s.name for s in all_stages() if isinstance(s, Reinforcement)]
+        if self.algorithm not in known:
+            raise ValueError(
+                f"algorithm: {quoted(self.algorithm)}: the algorithms are {', '.join(sorted(known))}"
+                f"{nearest(self.algorithm, known)}"
+            )
+        for stage in all_stages():
+            if stage.settings is None or self.find(stage.settings) is not None:
+                stage.check(self)
+        try:
+            check_trackers(self.report_to)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+def _parts() -> dict[str, Any]:
+    """A field for each part that stages have in a recipe; several stages may share one."""
+    kinds: dict[str, list[type[Settings]]] = {}
+    optional: dict[str, bool] = {}
+    for stage in all_stages():
+        if stage.part and stage.settings is not None:
+            kinds.setdefault(stage.part, []).append(stage.settings)
+            optional[stage.part] = optional.get(stage.part, True) and stage.optional
+    fields: dict[str, Any] = {}
+    for part, settings in kinds.items():
+        kind = settings[0] if len(settings) == 1 else create_model(part, __base__=tuple(settings))
+        about = " ".join(dict.fromkeys((s.__doc__ or "").split("\n")[0] for s in settings))
+        if optional[part]:
+            fields[part] = (kind | None, Field(None, description=about))
+        else:
+            fields[part] = (kind, Field(kind(), description=about))
+    return fields
+
+
+if TYPE_CHECKING:
+    Recipe = RecipeBase
+else:
+    Recipe = create_model("Recipe", __base__=RecipeBase, __module__=__name__, **_parts())
+
+
+def builtin_recipes() -> dict[str, Path]:
+    folder = Path(str(files("solon"))) / "recipes"
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or a file. overrides: dotted keys to values, which win over the file's.
+
+    Raises InputError: one line that begins with FILE:LINE, or with the override that is wrong.
+    """
+    path = builtin_recipes().get(name) or Path(name).expanduser()
+    try:
+        data = read_bytes(path)
+    except FileNotFoundError:
+        known = list(builtin_recipes())
+        names = ", ".join(known)
+        raise InputError(f"no recipe and no file is named {quoted(name)}; the recipes are {names}{nearest(name, known)}") from None  # fmt: skip
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read {quoted(name)}: {why}; give a recipe's file or name") from None
+    recipe: Recipe = read_recipe(Recipe, data, str(path), overrides)
+    return recipe

@@ -225,8 +225,8 @@ def check(family: str) -> Outcome:
     except InputError as error:
         return Outcome(family, "refused", note=str(error))
     narrow = in_bfloat16(model)
-    way = "fast" if paths.tree else "plain"
-    kind = "own forward pass" if paths.lean else "tree" if paths.tree else paths.attention
+    way = "fast" if paths.prefix_tree else "plain"
+    kind = "own forward pass" if paths.llama_forward else "tree" if paths.prefix_tree else paths.attention
     try:
         sampler, scorer = sampled(model, twin), scored(model, twin)
         trainer, layers = trained(model, twin)
@@ -248,7 +248,7 @@ def in_bfloat16(model: Any) -> str:
     for name in ("_solon_paths", "_solon_head"):
         vars(narrow).pop(name, None)
     try:
-        return "fast" if paths_of(narrow.to(torch.bfloat16)).tree else "plain"
+        return "fast" if paths_of(narrow.to(torch.bfloat16)).prefix_tree else "plain"
     except InputError:
         return "refused"
 
@@ -269,7 +269,7 @@ def sampled(model: Any, twin: Any) -> float:
 
 def scored(model: Any, twin: Any) -> float:
     from solon.engines.local import LocalEngine
-    from solon.models.fast.prefix_tree import Row
+    from solon.models.batching import Row
 
     engine = LocalEngine.__new__(LocalEngine)
     engine.model, engine._pad, engine.score_tokens = model, 0, 3072
@@ -288,11 +288,10 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     """The trainer's log-probs with adapters on the top two blocks, against the same adapters on the twin."""
     from peft import get_peft_model
 
-    from solon.models.fast.frozen_blocks import Frozen
     from solon.models.head import head_of, logprobs_and_entropy
     from solon.models.lora import adapted_layers, add_adapters, blocks_of, exact_names, linear_layers, lora_config
+    from solon.models.passes import lay_out, lower_blocks
     from solon.models.settings import AdapterSettings
-    from solon.models.states import Layout
 
     settings = AdapterSettings(rank=2, layers=2)
     asked = linear_layers(twin, 2)
@@ -308,7 +307,7 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
                 torch.nn.init.normal_(p, std=0.1)
             weights[name].data.copy_(p.data)
     said = rows(4)
-    layout = Layout(policy, said, 0)
+    layout = lay_out(policy, said, 0)
     hidden = layout.at(layout.states(policy), [range(len(r) - 1) for r in said])
     tokens = torch.tensor([t for r in said for t in r[1:]])
     found, _ = logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)
@@ -316,7 +315,7 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     base = other.get_base_model()
     expected_logprobs = torch.cat([logprobs(base, r) for r in said])
     worst = (found.detach() - expected_logprobs).abs().max().item()
-    frozen = Frozen(policy, 0)  # PPO's passes, which start above the blocks that do not learn
+    frozen = lower_blocks(policy, 0)  # PPO's passes, which start above the blocks that do not learn
     frozen.add(said)
     with torch.no_grad():
         hidden = layout.at(frozen.states(layout, said), [range(len(r) - 1) for r in said])

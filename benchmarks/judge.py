@@ -28,7 +28,7 @@ from solon.engines.base import ScoreRequest
 from solon.engines.decision import typed
 from solon.engines.local import LocalEngine
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat, comparison_question, conversation
-from solon.models.decoding import left_pad
+from solon.models.plain import left_pad
 from solon.models.weights import device, load_tokenizer, resolve, resolve_dtype
 from solon.records import Pair
 

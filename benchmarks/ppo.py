@@ -28,9 +28,10 @@ from benchmarks.timing import keep, median_ratio, product_rate, said
 from solon.analysis.updates import at_same_kl as along
 from solon.data import read_comparisons, read_prompts
 from solon.measures.statistics import difference, mean
+from solon.models.batching import distinct_tokens
 from solon.models.chat.encode import chat_ids, end_ids
+from solon.models.passes import TOKENS_AT_ONCE
 from solon.models.settings import AdapterSettings
-from solon.models.states import TOKENS_AT_ONCE, distinct_tokens
 from solon.models.weights import load_causal_lm, load_tokenizer, resolve
 from solon.reinforcement.reward_model import NORMALISATION, RewardModel, train_reward_model
 from solon.reinforcement.rollout import Rollouts, sample

@@ -21,8 +21,8 @@ from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, peak_mb, product_rate, reference_data, said
 from solon.data import read_comparisons
 from solon.measures.statistics import wilson
+from solon.models.batching import distinct_tokens
 from solon.models.settings import AdapterSettings
-from solon.models.states import distinct_tokens
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison
 from solon.reinforcement.reward_model import Member, RewardModel, train_reward_model

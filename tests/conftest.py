@@ -37,7 +37,7 @@ def without_tree(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
     def change(model: Any) -> None:
         base = base_of(model)
-        plain = replace(paths_of(base), tree=False, lean=False)
+        plain = replace(paths_of(base), prefix_tree=False, llama_forward=False)
         monkeypatch.setitem(vars(base), "_solon_paths", (base.dtype, plain))
 
     return change

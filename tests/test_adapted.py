@@ -9,11 +9,13 @@ import torch
 from test_lean import CONFIGS, made
 from transformers import GPT2Config
 
-from solon.models.fast.lora_blocks import _forward, _Linears, in_few_passes
+pytest.importorskip("solon.models.fast")
+
+from solon.models.fast.attention import GROUPED
+from solon.models.fast.lora_blocks import _forward, _Linears, fuse_adapters
 from solon.models.lora import add_adapters
-from solon.models.paths import GROUPED
+from solon.models.passes import lay_out
 from solon.models.settings import AdapterSettings
-from solon.models.states import Layout
 
 ROWS = [[5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 30, 31]]
 
@@ -61,7 +63,7 @@ def learned(policy: Any, padded: bool) -> list[torch.Tensor]:
 
     def states() -> torch.Tensor:
         if not padded:
-            return Layout(policy, ROWS, 0).states(policy)
+            return lay_out(policy, ROWS, 0).states(policy)
         out = policy.get_base_model().base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         return out.last_hidden_state[mask.bool()]
 
@@ -103,7 +105,7 @@ def test_another_model_keeps_its_own_blocks(change: str) -> None:
     else:
         policy = adapted(CONFIGS["llama"])
         policy.get_base_model().model.layers[2].mlp.register_forward_hook(lambda module, args, out: 2 * out)
-        assert written_out(in_few_passes(policy)) == 0
+        assert written_out(fuse_adapters(policy)) == 0
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_what_it_does_not_cover_goes_through_the_modules(change: str, passes: li
             if "lora_B.more" in name:
                 torch.nn.init.normal_(p, std=0.3)
         policy.base_model.set_adapter(["default", "more"])
-        policy = in_few_passes(policy)
+        policy = fuse_adapters(policy)
     else:
         attention = policy.get_base_model().model.layers[1].self_attn
         attention.k_proj = attention.k_proj.base_layer

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+pytest.importorskip("solon.models.fast")
+
 from solon.models.fast import llama_forward as module
 from solon.models.fast.llama_forward import lean
 

@@ -17,10 +17,8 @@ from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
 from solon.feedback.judge import ModelJudge
 from solon.feedback.rating import JudgeReward
-from solon.models.fast.frozen_blocks import Frozen
-from solon.models.fast.llama_forward import Lean
-from solon.models.fast.llama_forward import lean as lean_form
 from solon.models.lora import add_adapters
+from solon.models.passes import fast
 from solon.models.settings import AdapterSettings
 from solon.models.tiny import make_tiny_model
 from solon.models.weights import load_causal_lm
@@ -33,6 +31,7 @@ from solon.reinforcement.trainer import _start, learn, ppo
 from solon.supervised.sft import IGNORE, encode, sft
 from solon.training.loop import fit
 from solon.training.settings import TrainSettings
+from tests.ways import needs_fast
 
 ADAPTER = AdapterSettings(rank=8, alpha=16)
 PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)]
@@ -270,18 +269,21 @@ def rollouts() -> Rollouts:
     return Rollouts(contexts, responses, pad=0, device=torch.device("cpu"))
 
 
+@needs_fast
 @pytest.mark.parametrize("lean", [True, False])
 def test_passes_that_start_above_the_frozen_blocks_are_the_same(
     tiny: str, lean: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from solon.models.fast.llama_forward import lean as original
+
     forms: list[bool] = []
 
-    def form(model: Any) -> Lean | None:
-        found = lean_form(model) if lean else None
+    def form(model: Any) -> Any:
+        found = original(model) if lean else None
         forms.append(found is not None)
         return found
 
-    monkeypatch.setattr("solon.models.states.lean", form)
+    monkeypatch.setattr("solon.models.fast.layout.lean", form)
     policy, made, rows = adapted(tiny, layers=1), rollouts(), [2, 0]
 
     def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
@@ -291,37 +293,39 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(
         return logprobs.detach(), [p.grad for p in policy.parameters() if p.requires_grad]
 
     whole, gradients = passes()
-    made.frozen = Frozen(policy, pad=0)
-    assert made.frozen.block == 1  # of two, and the architecture takes it
-    made.frozen.add(made.rows)
+    made.lower = fast().LowerBlocks(policy, pad=0)
+    assert made.lower.block == 1  # of two, and the architecture takes it
+    made.lower.add(made.rows)
     assert set(forms) == {lean}
     short, again = passes()
     assert torch.allclose(whole, short, atol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, again, strict=True))
-    made.frozen._kept = {w: torch.zeros_like(x) for w, x in made.frozen._kept.items()}
+    made.lower._kept = {w: torch.zeros_like(x) for w, x in made.lower._kept.items()}
     assert not torch.allclose(whole, passes()[0], atol=1e-3)  # they were really used
 
 
+@needs_fast
 def test_blocks_that_see_otherwise_than_the_first_ones_are_not_started_at(tiny: str) -> None:
     policy = adapted(tiny, layers=1)
     policy.config.layer_types = ["full_attention", "sliding_attention"]
-    assert Frozen(policy, pad=0).block == 0
+    assert fast().LowerBlocks(policy, pad=0).block == 0
 
 
+@needs_fast
 def test_a_reward_model_of_another_base_is_asked_in_its_own_tokens(tiny: str, tmp_path: Path) -> None:
     """Another tokenizer's ids mean nothing to the policy: they never go through it."""
     other = make_tiny_model(tmp_path / "other", seed=5)
     trained(str(other), tmp_path / "rm")
     rows: list[list[list[int]]] = []
     settings = PPOSettings(updates=1, rollouts=4, minibatch=4, max_tokens=4)
-    add = Frozen.add
+    add = fast().LowerBlocks.add
 
-    def added(self: Frozen, more: Sequence[list[int]]) -> None:
+    def added(self: Any, more: Sequence[list[int]]) -> None:
         rows.append(list(more))
         add(self, more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Frozen, "add", added)
+        patch.setattr(fast().LowerBlocks, "add", added)
         adapter = AdapterSettings(rank=4, alpha=8, layers=1)
         made = list(ppo(PROMPTS, tiny, str(tmp_path / "rm"), tmp_path / "m", settings=settings, adapter=adapter,
                         system=None, dtype="float32"))  # fmt: skip
@@ -519,6 +523,7 @@ def test_a_checkpoint_is_taken_up_by_its_own_training_only(
         list(ppo(PROMPTS, tiny, has_e, out, checkpoint=kept, **{**given, **changed}))
 
 
+@needs_fast
 @pytest.mark.parametrize(("of_reward", "of_policy", "shared"), [(1, 1, True), (None, 1, False), (None, None, False)])
 def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(
     tiny: str,
@@ -534,13 +539,13 @@ def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(
     adapter = AdapterSettings(rank=8, alpha=16, layers=of_policy)
     given: dict[str, Any] = {"settings": settings, "adapter": adapter, "system": None, "dtype": "float32"}
     found: list[bool] = []
-    start_at = RewardModel.start_at
+    share = RewardModel.share
 
-    def told(self: RewardModel, frozen: Frozen) -> None:
-        start_at(self, frozen)
-        found.append(self.frozen is not None and frozen.block > 0)
+    def told(self: RewardModel, lower: Any) -> None:
+        share(self, lower)
+        found.append(self.lower is not None and lower.block > 0)
 
-    monkeypatch.setattr(RewardModel, "start_at", told)
+    monkeypatch.setattr(RewardModel, "share", told)
     on = list(ppo(PROMPTS, tiny, str(tmp_path / "rm"), tmp_path / "on", **given))
     assert found == [shared]
     beside = list(ppo(PROMPTS, tiny, rewards.score, tmp_path / "beside", **given))

@@ -11,28 +11,34 @@ from test_lean import CONFIGS, made
 
 from benchmarks.families import build
 from solon.errors import InputError
-from solon.models import decoding, proof
+from solon.models import proof
 from solon.models.forward import attention_of, forward, in_higher_precision, use_attention
 from solon.models.head import head_of
-from solon.models.paths import GROUPED, paths_of
+from solon.models.paths import paths_of
+from tests.ways import needs_fast
 
 
+@needs_fast
 def test_a_llama_takes_the_fast_path_in_float32_and_in_bfloat16() -> None:
     for dtype, least in ((torch.float32, 1e-4), (torch.bfloat16, 1e-3)):
         found = paths_of(made(CONFIGS["llama"]).to(dtype))
-        assert found.tree and found.lean and found.padded and not found.notes
+        assert found.prefix_tree and found.llama_forward and found.padded and not found.notes
         assert found.error <= found.bound and found.bound >= least
 
 
+@needs_fast
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_wrong_attention_is_noticed_and_transformers_own_is_taken(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    whole = decoding._last_token
-    monkeypatch.setattr(decoding, "_last_token", lambda q, k, v, hidden, scaling: whole(q, k, v, None, scaling))
+    from solon.models.fast import attention, reader
+
+    whole = attention.last_token
+    for module in (attention, reader):
+        monkeypatch.setattr(module, "last_token", lambda q, k, v, hidden, scaling: whole(q, k, v, None, scaling))
     model = made(CONFIGS["llama"]).to(dtype)
     found = paths_of(model)
-    assert not found.tree and not found.lean and found.attention == attention_of(model) == "sdpa"
+    assert not found.prefix_tree and not found.llama_forward and found.attention == attention_of(model) == "sdpa"
     assert len(found.notes) == 2 and all("off by" in note for note in found.notes)
     assert "transformers' own" in found.sentence() and "off by" in found.sentence()
 
@@ -49,7 +55,7 @@ def test_scores_that_the_trainers_would_get_wrong_are_noticed(monkeypatch: pytes
 def test_no_fast_path_is_tried_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(proof.FAST, "0")
     found = paths_of(made(CONFIGS["llama"]))
-    assert (found.tree, found.lean, found.attention, found.notes) == (False, False, "sdpa", ())
+    assert (found.prefix_tree, found.llama_forward, found.attention, found.notes) == (False, False, "sdpa", ())
 
 
 def test_a_model_that_nothing_reproduces_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,14 +75,17 @@ def test_a_model_that_nothing_reproduces_is_refused_with_the_reason(monkeypatch:
         paths_of(model)
 
 
+@needs_fast
 @pytest.mark.parametrize(
     "asked", [{"softcap": 20.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}, {"is_causal": False}, {"news": 1}]
 )
 def test_an_argument_of_attention_that_is_not_understood_is_not_taken_over(asked: dict[str, Any]) -> None:
+    from solon.models.fast.attention import NotUnderstood, grouped_attention
+
     q = k = v = torch.zeros(1, 4, 3, 8)
-    with pytest.raises(decoding.NotUnderstood, match=next(iter(asked))):
-        decoding.grouped_attention(None, q, k, v, None, scaling=1.0, **asked)
-    decoding.grouped_attention(None, q, k, v, None, scaling=1.0, softcap=None, dropout=0.0, sliding_window=7)
+    with pytest.raises(NotUnderstood, match=next(iter(asked))):
+        grouped_attention(None, q, k, v, None, scaling=1.0, **asked)
+    grouped_attention(None, q, k, v, None, scaling=1.0, softcap=None, dropout=0.0, sliding_window=7)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,9 @@ def test_higher_precision_is_exact_and_leaves_no_trace() -> None:
     assert not any("_narrow" in vars(m) for m in model.modules())
 
 
+@needs_fast
 def test_a_tree_that_would_hide_a_window_is_not_laid_out() -> None:
+    from solon.models.fast.attention import GROUPED, NotUnderstood
     from solon.models.fast.prefix_tree import as_tree, laid_out
 
     model = build("mistral")  # a window of 32
@@ -124,7 +135,7 @@ def test_a_tree_that_would_hide_a_window_is_not_laid_out() -> None:
     rows = [list(range(3, 33)), list(range(3, 40))]
     tree, _ = as_tree(rows)
     ids, positions = torch.tensor([tree.ids]), torch.tensor([tree.positions])
-    with pytest.raises(decoding.NotUnderstood, match="mask"), laid_out(tree, 0, torch.empty(0)):
+    with pytest.raises(NotUnderstood, match="mask"), laid_out(tree, 0, torch.empty(0)):
         model(input_ids=ids, position_ids=positions)
     assert paths_of(model).fits(32) and not paths_of(model).fits(33)
 

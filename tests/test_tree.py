@@ -11,15 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("solon.models.fast")
+
 from solon.constitution import load_constitution
 from solon.engines import ScoreRequest
 from solon.engines.local import LocalEngine
 from solon.feedback.labels import log_odds
 from solon.feedback.settings import JudgeSettings
+from solon.models.batching import Row
 from solon.models.fast import prefix_tree as tree
-from solon.models.fast.prefix_tree import Row, TreeScorer, grow, packs
+from solon.models.fast.attention import GROUPED
+from solon.models.fast.prefix_tree import grow
+from solon.models.fast.scorer import TreeScorer, packs
 from solon.models.forward import with_attention
-from solon.models.paths import GROUPED
 from solon.records import Pair, user
 from tests.asking import compare
 
@@ -160,7 +164,7 @@ def test_a_window_is_kept_whether_rows_are_longer_or_not(tiny: str) -> None:
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     engine = LocalEngine(model, AutoTokenizer.from_pretrained(tiny), name="m", weights="w")
-    assert engine.paths.tree and engine.paths.window == 24
+    assert engine.paths.prefix_tree and engine.paths.window == 24
     rows = [Row([*range(5, 5 + n), 7, 8 + n % 3], 0) for n in (3, 4, 9, 30, 31, 60)]
     found = {r: logits for picked, logits in engine._logits(rows) for r, logits in zip(
         picked, logits.split([len(rows[r].ids) for r in picked]), strict=True)}  # fmt: skip

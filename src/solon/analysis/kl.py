@@ -22,7 +22,7 @@ from solon.measures.statistics import mean
 from solon.models.chat.encode import chat_ids, end_ids
 from solon.models.chat.limits import context_limit
 from solon.models.decoding import Generated, decode
-from solon.models.states import TOKENS_AT_ONCE
+from solon.models.passes import TOKENS_AT_ONCE
 from solon.models.weights import load_causal_lm
 from solon.records import Prompt, fingerprint
 from solon.reinforcement.rollout import Rollouts

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from solon.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest, Scores, Usage
 from solon.errors import Unfit
+from solon.models.batching import Row
 from solon.models.chat.encode import answer_text, chat_ids, end_ids, option_ids, template_fingerprint
 from solon.models.chat.limits import context_limit
 from solon.models.decoding import decode
-from solon.models.fast.prefix_tree import Row, TreeScorer
 from solon.models.head import head_of
+from solon.models.passes import prefix_scorer
 from solon.models.paths import Paths, paths_of
-from solon.models.states import Layout
+from solon.models.plain import Layout
 from solon.models.weights import load_causal_lm, model_fingerprint
 from solon.records import fingerprint
 from solon.settings import DEFAULT_SYSTEM
@@ -58,7 +59,7 @@ class LocalEngine:
     def prepare(self, share: bool = True) -> None:
         """Ask which paths the model has proved."""
         self.paths: Paths = paths_of(self.model)
-        self._tree = TreeScorer(self.model, tokens=self.score_tokens) if share and self.paths.tree else None
+        self._tree = prefix_scorer(self.model, self.score_tokens) if share else None
 
     @classmethod
     def load(cls, spec: str, *, dtype: str = "auto", **options: Any) -> LocalEngine:
@@ -166,7 +167,7 @@ class LocalEngine:
     @torch.no_grad()
     def _row_logits(self, rows: list[Row]) -> Tensor:
         """Each row computed by itself, (positions, vocabulary)."""
-        layout = Layout(self.model, [r.ids for r in rows], self._pad, share=False)
+        layout = Layout(self.model, [r.ids for r in rows], self._pad)
         states = layout.at(layout.states(self.model), [range(r.first, len(r.ids)) for r in rows])
         return head_of(self.model)(states)
 

@@ -22,13 +22,14 @@ from solon.constitution import Constitution
 from solon.errors import InputError
 from solon.feedback.principles import own_principle, question_for
 from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
+from solon.models.batching import distinct_tokens
 from solon.models.chat.encode import option_ids
 from solon.models.chat.limits import UNLIMITED, Limit, context_limit
 from solon.models.chat.template import named
 from solon.models.head import head_of
 from solon.models.lora import add_adapters
+from solon.models.passes import last_states
 from solon.models.settings import AdapterSettings
-from solon.models.states import distinct_tokens, last_states
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison, text_of
 from solon.training.loop import fit, fitting

@@ -109,14 +109,14 @@ def _generation(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
 def _training(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
     from solon.models.head import head_of, logprobs_and_entropy
     from solon.models.lora import add_adapters
+    from solon.models.passes import lay_out
     from solon.models.settings import AdapterSettings
-    from solon.models.states import Layout
 
     policy = add_adapters(model, AdapterSettings())
     tokens = torch.tensor([t for row in rows for t in row[1:]], device=policy.device)
 
     def step() -> None:
-        layout = Layout(policy, rows, 0)
+        layout = lay_out(policy, rows, 0)
         hidden = layout.at(layout.states(policy), [range(len(row) - 1) for row in rows])
         logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)[0].mean().backward()
 

@@ -111,7 +111,7 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
     """
     from peft import get_peft_model
 
-    from solon.models.fast.lora_blocks import in_few_passes
+    from solon.models.passes import fuse_adapters
 
     paths_of(model)  # proved without adapters
     asked = linear_layers(model, settings.layers)
@@ -121,4 +121,4 @@ def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM")
     except ValueError as error:  # PEFT knows layers whose adapters would do nothing
         raise InputError(f"{type(model).__name__}: no adapters can be put on it: {printable(str(error))}") from error
     check_adapted(adapted, asked)
-    return in_few_passes(adapted)
+    return fuse_adapters(adapted)

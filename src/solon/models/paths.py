@@ -15,42 +15,33 @@ import torch
 from solon import distributed
 from solon.models.forward import base_of
 
-GROUPED = "solon_grouped"  # the name of Solon's attention function in transformers' registry
-
 
 @dataclass(frozen=True)
 class Paths:
-    """What was proved of one model, in one dtype.
+    """What was proved of one model, in one dtype."""
 
-    attention: the attention function, `solon_grouped` or one of transformers' own. tree: rows that begin alike may go
-    through as a tree. lean: the blocks' forward pass is Solon's own (`engines/lean.py`). padded: prompts of different lengths may be sampled from in one batch. window: tokens that a token
-    can look back on (None: all); the tree and the written-out forward pass serve rows up to that length. error: the largest
-    difference from the reference that was found on the path taken, in nats; bound: what was allowed. notes: which paths
-    were not taken, and why.
-    """
-
-    attention: str
-    tree: bool
-    lean: bool
-    padded: bool
-    window: int | None
-    error: float
-    bound: float
+    attention: str  # the attention function, `solon_grouped` or one of transformers' own
+    prefix_tree: bool  # rows that begin alike may go through as one tree (models/fast)
+    llama_forward: bool  # the blocks' forward pass is written out (models/fast/llama_forward.py)
+    padded: bool  # prompts of different lengths may be sampled from in one batch
+    window: int | None  # tokens that a token can look back on; None: all. The tree serves rows up to that length
+    error: float  # the largest difference from the reference that was found on this path, nats
+    bound: float  # what was allowed, nats
     dtype: str
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())  # which paths were not taken, and why
 
     def fits(self, longest: int) -> bool:
         """Whether rows of up to this many tokens may go through as a tree."""
-        return self.tree and (self.window is None or longest <= self.window)
+        return self.prefix_tree and (self.window is None or longest <= self.window)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def sentence(self) -> str:
         """One line for a person."""
-        fast = "Solon's fast path" + (" with its own forward pass" if self.lean else "")
-        way = fast if self.tree else f"transformers' own forward pass ({self.attention} attention)"
-        only = f", rows up to {self.window} tokens" if self.tree and self.window else ""
+        fast = "Solon's fast path" + (" with its own forward pass" if self.llama_forward else "")
+        way = fast if self.prefix_tree else f"transformers' own forward pass ({self.attention} attention)"
+        only = f", rows up to {self.window} tokens" if self.prefix_tree and self.window else ""
         alone = "" if self.padded else ", prompts of one length at a time"
         why = f"; {'; '.join(self.notes)}" if self.notes else ""
         return (
@@ -73,11 +64,6 @@ def paths_of(model: Any) -> Paths:
     return known[1]
 
 
-def tree_fits(model: Any, longest: int) -> bool:
-    """Whether rows of up to this many tokens may go through this model as a tree."""
-    return paths_of(model).fits(longest)
-
-
 _WAYS: dict[str, str] = {}  # of each model loaded since they were last taken: which way Solon goes through it
 _SAID: set[str] = set()
 
@@ -90,7 +76,7 @@ def note_way(spec: str, model: Any) -> None:
     found = paths_of(model)
     _WAYS[spec] = found.sentence()
     line = f"solon: {spec}: {found.sentence()}"
-    if (found.notes or not found.tree) and line not in _SAID and distributed.is_main():
+    if (found.notes or not found.prefix_tree) and line not in _SAID and distributed.is_main():
         _SAID.add(line)
         print(line, file=sys.stderr)
 

@@ -36,7 +36,7 @@ from solon.models.forward import (
     window_of,
     with_attention,
 )
-from solon.models.paths import GROUPED, Paths
+from solon.models.paths import Paths
 from solon.models.sharding import is_shared
 
 FAST = "SOLON_FAST"  # set to 0: no fast path is tried
@@ -68,14 +68,14 @@ class Candidate:
     """One way through the model."""
 
     attention: str
-    tree: bool = False
-    lean: bool = False
+    prefix_tree: bool = False
+    llama_forward: bool = False
     padded: bool = True
 
     def __str__(self) -> str:
-        if self.lean:
+        if self.llama_forward:
             return "Solon's own forward pass"
-        if self.tree:
+        if self.prefix_tree:
             return "Solon's attention with shared beginnings computed once"
         way = f"{self.attention} attention"
         return way if self.padded else f"{way}, without padding"
@@ -99,8 +99,8 @@ def prove(model: Any) -> Paths:
 
 def _prove(base: Any) -> Paths:
     native = attention_of(base)
-    native = "sdpa" if native == GROUPED and getattr(base, "_supports_sdpa", False) else native
-    native = "eager" if native == GROUPED else native
+    if native.startswith("solon_"):  # an earlier proof's
+        native = "sdpa" if getattr(base, "_supports_sdpa", False) else "eager"
     reference = Reference(base, native)
     notes: list[str] = []
     for candidate in _candidates(base, native):
@@ -133,13 +133,11 @@ def _prove(base: Any) -> Paths:
 
 
 def _candidates(base: Any, native: str) -> list[Candidate]:
-    from solon.models.fast.llama_forward import looks_lean
+    from solon.models.passes import fast
 
     found: list[Candidate] = []
-    if _replaceable(base) and os.environ.get(FAST, "1") != "0":
-        if is_causal_lm(base) and looks_lean(base):
-            found.append(Candidate(GROUPED, tree=True, lean=True))
-        found.append(Candidate(GROUPED, tree=True))
+    if fast() and _replaceable(base) and os.environ.get(FAST, "1") != "0":
+        found += [Candidate(**way) for way in fast().candidates(base, is_causal_lm(base))]
     found.append(Candidate(native))
     if native != "eager" and _replaceable(base):
         found.append(Candidate("eager"))
@@ -234,7 +232,7 @@ def _read(base: Any, candidate: Candidate) -> tuple[list[Row], list[list[Tensor]
     if not is_causal_lm(base):
         return rows, [_states(base, rows)]
     rows, sampled = _sampled(base, rows)
-    return rows, [sampled, _trained(base, rows), *([_scored(base, rows)] if candidate.tree else [])]
+    return rows, [sampled, _trained(base, rows), *([_scored(base, rows)] if candidate.prefix_tree else [])]
 
 
 def _sampled(base: Any, prompts: list[Row]) -> tuple[list[Row], list[Tensor]]:
@@ -251,9 +249,9 @@ def _sampled(base: Any, prompts: list[Row]) -> tuple[list[Row], list[Tensor]]:
 def _trained(base: Any, rows: list[Row]) -> list[Tensor]:
     """The trainers' log-probs of each row's tokens but the first."""
     from solon.models.head import head_of
-    from solon.models.states import Layout
+    from solon.models.passes import lay_out
 
-    layout = Layout(base, rows, pad=0)
+    layout = lay_out(base, rows, pad=0)
     hidden = layout.at(layout.states(base), [range(len(row) - 1) for row in rows])
     tokens = torch.tensor([t for row in rows for t in row[1:]], device=hidden.device)
     logprobs = head_of(base)(hidden).log_softmax(-1).gather(-1, tokens.unsqueeze(-1))[:, 0]
@@ -261,20 +259,20 @@ def _trained(base: Any, rows: list[Row]) -> list[Tensor]:
 
 
 def _states(base: Any, rows: list[Row]) -> list[Tensor]:
-    from solon.models.states import Layout
+    from solon.models.passes import lay_out
 
-    layout = Layout(base, rows, pad=0)
+    layout = lay_out(base, rows, pad=0)
     states = layout.at(layout.states(base), [range(len(row)) for row in rows])
     return list(states.split([len(row) for row in rows]))
 
 
 def _scored(base: Any, rows: list[Row]) -> list[Tensor]:
     """The scorer's log-probs of each row's tokens but the first."""
-    from solon.models.fast.prefix_tree import Row as Asked
-    from solon.models.fast.prefix_tree import TreeScorer
+    from solon.models.batching import Row as Asked
+    from solon.models.passes import prefix_scorer
 
     found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for picked, logits in TreeScorer(base)([Asked(row[:-1], 0) for row in rows]):
+    for picked, logits in prefix_scorer(base, 3072)([Asked(row[:-1], 0) for row in rows]):
         for r, each in zip(picked, logits.split([len(rows[r]) - 1 for r in picked]), strict=True):
             tokens = torch.tensor(rows[r][1:], device=each.device)
             found[r] = each.log_softmax(-1).gather(-1, tokens.unsqueeze(-1))[:, 0]

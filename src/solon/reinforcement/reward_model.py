@@ -29,11 +29,10 @@ from torch import Tensor, nn
 
 from solon import distributed
 from solon.errors import Diverged, InputError, Unfit
+from solon.models.batching import distinct_tokens, in_parts
 from solon.models.chat.encode import chat_ids_and_turns
 from solon.models.chat.limits import Limit, context_limit
-from solon.models.fast.frozen_blocks import Frozen, lowest_adapted_block
-from solon.models.fast.lora_blocks import in_few_passes
-from solon.models.fast.prefix_tree import in_parts
+from solon.models.forward import base_of
 from solon.models.loading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -45,10 +44,10 @@ from solon.models.loading import (
     tensor_shapes,
 )
 from solon.models.lora import add_adapters, exact_names
+from solon.models.passes import fuse_adapters, last_states
 from solon.models.paths import note_way
 from solon.models.settings import AdapterSettings
 from solon.models.sharding import is_shared, placed
-from solon.models.states import base_of, distinct_tokens, last_states
 from solon.models.weights import (
     check_vocabulary,
     device,
@@ -103,7 +102,7 @@ class RewardModel:
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.members, self.penalty = list(members), penalty
         self.limit = context_limit(model.config, tokenizer)
-        self.frozen: Frozen | None = None  # where passes start
+        self.lower: Any = None  # the lower blocks that it shares with a policy
 
     @classmethod
     def load(cls, where: str, dtype: str = "auto", on: str | None = None) -> RewardModel:
@@ -141,11 +140,10 @@ class RewardModel:
         adapters, what = Path(where) / ADAPTERS, f"{where}: its members cannot be loaded"
         return cls(*one_line(what, lambda: _with_members(policy, tokenizer, kept, adapters, "reward")))
 
-    def start_at(self, frozen: Frozen) -> None:
-        """Share what lies below the adapters with the policy, where this is adapters on its trunk, and none lower."""
-        lowest = min(lowest_adapted_block(self.model, m.adapter or "") for m in self.members)
-        if self.model is frozen.policy and lowest >= frozen.block:
-            self.frozen = frozen
+    def share(self, lower: Any) -> None:
+        """Share a policy's lower blocks, where this is adapters on the policy's trunk, and none lower."""
+        if lower and lower.serves(self.model, [m.adapter or "" for m in self.members]):
+            self.lower = lower
 
     def rows(self, conversations: Sequence[Chat]) -> list[list[int]]:
         return [self.ids(c) for c in conversations]
@@ -177,8 +175,8 @@ class RewardModel:
         """
         part = self.members[member]
         with _speaking(self.model, part.adapter):
-            passed = self.frozen.states if self.frozen else None
-            states = last_states(self.model, rows, self.tokenizer.pad_token_id, passed)
+            states_of = self.lower.states if self.lower else None
+            states = last_states(self.model, rows, self.tokenizer.pad_token_id, states_of)
         return part.head(states.float()).squeeze(-1).float()
 
     def score(self, conversations: Sequence[Chat]) -> list[float]:
@@ -196,8 +194,8 @@ class RewardModel:
     @torch.no_grad()
     def raw_scores(self, rows: Sequence[list[int]], member: int = 0) -> list[float]:
         out = [0.0] * len(rows)
-        if self.frozen:
-            self.frozen.add(rows)
+        if self.lower:
+            self.lower.add(rows)
         parts = in_parts(rows, 4096)
         for part, _ in distributed.synchronised_steps(parts, parts[0] if parts else [], is_shared(self.model)):
             for i, value in zip(part, self.raw([rows[i] for i in part], member).tolist(), strict=True):
@@ -300,7 +298,7 @@ def _put_on(model: Any, name: str, path: Path) -> Any:
     set_peft_model_state_dict(model, weights, adapter_name=name)
     for p in model.parameters():
         p.requires_grad_(id(p) in learned)
-    return in_few_passes(model)
+    return fuse_adapters(model)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

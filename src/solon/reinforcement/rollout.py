@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from solon import distributed
+from solon.models.batching import in_parts
 from solon.models.decoding import Generated, decode
-from solon.models.fast.frozen_blocks import Frozen
-from solon.models.fast.prefix_tree import in_parts
+from solon.models.forward import base_of
 from solon.models.head import head_of, logprobs_and_entropy
+from solon.models.passes import lay_out
 from solon.models.sharding import is_shared
-from solon.models.states import Layout, base_of
 
 
 class Rollouts:
@@ -33,10 +33,10 @@ class Rollouts:
         responses: list[list[int]],
         pad: int,
         device: torch.device,
-        frozen: Frozen | None = None,
+        lower: Any = None,
     ) -> None:
-        """frozen: where the policy's passes start, with these rows in it; None: at the bottom."""
-        self.pad, self.device, self.responses, self.frozen = pad, device, responses, frozen
+        """lower: the policy's lower blocks (`passes.lower_blocks`) with these rows in them; None: passes start at the bottom."""
+        self.pad, self.device, self.responses, self.lower = pad, device, responses, lower
         self.rows = [c + r for c, r in zip(contexts, responses, strict=True)]
         # The state of the token before predicts a token.
         self.before = [range(len(c) - 1, len(c) + len(r) - 1) for c, r in zip(contexts, responses, strict=True)]
@@ -61,8 +61,8 @@ class Rollouts:
         Scores over the vocabulary exist for response tokens only. The states are those that predict them.
         """
         rows = [self.rows[w] for w in which]
-        layout = Layout(policy, rows, self.pad)
-        states = self.frozen.states(layout, rows) if self.frozen else layout.states(policy)
+        layout = lay_out(policy, rows, self.pad)
+        states = self.lower.states(layout, rows) if self.lower else layout.states(policy)
         hidden = layout.at(states, [self.before[w] for w in which])
         said = torch.tensor([t for w in which for t in self.responses[w]], device=self.device)
         logprobs, entropies = logprobs_and_entropy(hidden, head_of(policy), said, temperature, entropy=entropy)

@@ -24,10 +24,9 @@ from solon.identity import of_records
 from solon.models.chat.encode import answer_text, chat_ids, end_ids
 from solon.models.chat.limits import context_limit
 from solon.models.decoding import Generated
-from solon.models.fast.frozen_blocks import Frozen
 from solon.models.lora import add_adapters
+from solon.models.passes import TOKENS_AT_ONCE, lower_blocks
 from solon.models.settings import AdapterSettings
-from solon.models.states import TOKENS_AT_ONCE
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
 from solon.reinforcement.checkpoint import Kept, State, pack, restore, save
@@ -93,9 +92,9 @@ def ppo(
     rewards = _reward_model(reward, policy, tokenizer, model, dtype) if isinstance(reward, str) else None
     score = rewards.score if rewards else reward
     assert callable(score)
-    frozen = Frozen(policy, tokenizer.pad_token_id)
+    lower = lower_blocks(policy, tokenizer.pad_token_id)
     if rewards:
-        rewards.start_at(frozen)
+        rewards.share(lower)
     state = _start(policy, settings, rewards)
     watch = watch if settings.check_every else None
     identity = {
@@ -141,7 +140,8 @@ def ppo(
 
     def check(watch: Watch) -> Check:
         found = watch.check(state.update, said(respond(probes, _number(seed, "probes"))), partial(_scored, score))
-        frozen.forget()
+        if lower:
+            lower.forget()
         if watch.best is found:
             state.best = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
         return found
@@ -161,16 +161,18 @@ def ppo(
                 [m.ids + ([] if m.end is None else [m.end]) for m in made],
                 tokenizer.pad_token_id,
                 policy.device,
-                frozen,
+                lower,
             )
             chats = [(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]
             own = distributed.local_indices(len(chats))
-            read = rewards.rows([chats[i] for i in own]) if rewards and rewards.frozen else []
-            frozen.add([*(rollouts.rows[i] for i in own), *read])
+            if lower:
+                read = rewards.rows([chats[i] for i in own]) if rewards and rewards.lower else []
+                lower.add([*(rollouts.rows[i] for i in own), *read])
             raw = torch.tensor(_scored(score, chats))
             ended = torch.tensor([m.ended for m in made])
             summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(seed, update)))
-            frozen.forget()
+            if lower:
+                lower.forget()
             state.update += 1
             state.kl_seen = float(summary.kl_nats or 0)
             found = None

@@ -23,8 +23,8 @@ from solon.models.chat.limits import UNLIMITED, Limit, context_limit
 from solon.models.chat.reasoning import without_reasoning
 from solon.models.head import head_of, logprobs_and_entropy
 from solon.models.lora import add_adapters
+from solon.models.passes import lay_out
 from solon.models.settings import AdapterSettings
-from solon.models.states import Layout
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import SFTExample
 from solon.training.loop import Fitted, fitting
@@ -70,7 +70,7 @@ def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
         rows.append(ids[mask.bool()].tolist())
         target.append(labels[mask.bool()][1:])
-    layout = Layout(model, rows, pad=0)
+    layout = lay_out(model, rows, pad=0)
     hidden, wanted = layout.at(layout.states(model), [range(len(row) - 1) for row in rows]), torch.cat(target)
     learned = wanted != IGNORE
     head = head_of(model)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from solon import distributed
 from solon.errors import InputError, Unfit
-from solon.models.fast.prefix_tree import parts_of
-from solon.models.states import TOKENS_AT_ONCE
+from solon.models.batching import parts_of
+from solon.models.passes import TOKENS_AT_ONCE
 from solon.training.finite import LastGood
 from solon.training.settings import Progress, TrainSettings
 

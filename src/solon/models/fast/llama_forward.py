@@ -126,7 +126,7 @@ def some_tokens(model: Any) -> Tensor:
 
 def lean(model: Any) -> Lean | None:
     """The model's lean form, where it has one now: adapters must be switched off, and the weights all here."""
-    return Lean(model) if paths_of(model).lean and looks_lean(model) else None
+    return Lean(model) if paths_of(model).llama_forward and looks_lean(model) else None
 
 
 def looks_lean(model: Any) -> bool:

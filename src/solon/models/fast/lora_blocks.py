@@ -2,7 +2,7 @@
 
 PEFT's layers and transformers' blocks serve every case, as chains of small operations that each go over the states and,
 backward, once more; on a CPU that takes as long as the products. Here are the same block and its gradients for one case:
-a Llama-like block in float32 whose own weights are frozen. `in_few_passes` puts it into a model where it gives what the
+a Llama-like block in float32 whose own weights are frozen. `fuse_adapters` puts it into a model where it gives what the
 model gives; elsewhere only the adapters' layers take fewer passes. Shapes: x (tokens, width).
 """
 
@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from solon.models.decoding import grouped_attention
+from solon.models.fast.attention import GROUPED, grouped_attention
 from solon.models.fast.llama_forward import FAMILIES, normed, rotate, some_tokens, within
 from solon.models.forward import attention_of, trunk_of
-from solon.models.paths import GROUPED
 from solon.models.sharding import is_shared
 
 
@@ -192,7 +191,7 @@ def _forward(
     return states.view(batch, length, -1)
 
 
-def in_few_passes(adapted: Any) -> Any:
+def fuse_adapters(adapted: Any) -> Any:
     """The PEFT model: its adapters in one product, and its blocks written out, each where it proves right.
 
     Tried are the hidden states and the gradients of the adapters, which are given random weights meanwhile: at the start

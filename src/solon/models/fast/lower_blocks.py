@@ -7,28 +7,32 @@ trunk share the states that enter block 18.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from solon import distributed
+from solon.models.batching import in_parts
+from solon.models.fast.layout import TreeLayout
 from solon.models.fast.llama_forward import some_tokens
 from solon.models.fast.lora_blocks import rounding_of
-from solon.models.fast.prefix_tree import in_parts
-from solon.models.states import TOKENS_AT_ONCE, Layout, base_of, with_blocks
+from solon.models.forward import base_of, trunk_of
+from solon.models.passes import TOKENS_AT_ONCE, lay_out
+from solon.models.plain import Layout
 
 
 def lowest_adapted_block(model: Any, adapter: str = "default") -> int:
-    """Index of the first block with that adapter; 0 where that is not told by the parameters' names."""
+    """Index of the first block with that adapter; 0 where the parameters' names do not tell."""
     names = [n for n, _ in model.named_parameters() if f".{adapter}." in n]
     blocks = [re.search(r"\.layers\.(\d+)\.", n) for n in names]
     return min((int(b[1]) for b in blocks if b), default=0) if all(blocks) else 0
 
 
-class Frozen:
-    """The states that enter a block below which nothing is adapted, of rows of tokens; each computed once."""
+class LowerBlocks:
+    """The states that enter the lowest adapted block, of rows of tokens; each row is computed once."""
 
     def __init__(self, policy: Any, pad: int) -> None:
         self.policy, self._pad = policy, pad
@@ -36,6 +40,10 @@ class Frozen:
         self.block = lowest_adapted_block(policy)
         if self.block and not self._starts():
             self.block = 0  # passes go through all blocks, and nothing is kept
+
+    def serves(self, model: Any, adapters: Iterable[str]) -> bool:
+        """Whether a model with these adapters is the same trunk, adapted no lower."""
+        return model is self.policy and min(lowest_adapted_block(model, name) for name in adapters) >= self.block
 
     @torch.no_grad()
     def add(self, rows: Sequence[list[int]]) -> None:
@@ -45,8 +53,8 @@ class Frozen:
         missing = [row for row in rows if tuple(row) not in self._kept]
         parts = [[missing[i] for i in part] for part in in_parts(missing, TOKENS_AT_ONCE)]
         for part, _ in distributed.synchronised_steps(parts, list(rows[:1]), distributed.is_sharded()):
-            layout = Layout(self.policy, part, self._pad)
-            states = layout.entering(self.policy, self.block)
+            layout = lay_out(self.policy, part, self._pad)
+            states = self._entering(layout)
             for row, places in zip(part, layout.places, strict=True):
                 self._kept[tuple(row)] = states[torch.from_numpy(places).to(states.device)]
 
@@ -60,6 +68,23 @@ class Frozen:
         with with_blocks(self.policy, slice(self.block, None)):
             return layout.states(self.policy, [self._kept[tuple(row)] for row in rows])
 
+    def _entering(self, layout: Layout) -> Tensor:
+        """The states that enter the block, one a place, (places, width)."""
+        if isinstance(layout, TreeLayout) and (quick := layout.entering(self.policy, self.block)) is not None:
+            return quick
+        found: list[Tensor] = []
+
+        def keep(_: Any, args: tuple[Any, ...], out: Any) -> None:
+            found.append(out[0] if isinstance(out, tuple) else out)
+
+        handle = trunk_of(self.policy)[1].layers[self.block - 1].register_forward_hook(keep)
+        try:
+            with with_blocks(self.policy, slice(self.block)):
+                layout.states(self.policy)
+        finally:
+            handle.remove()
+        return found[0].flatten(0, 1)
+
     @torch.no_grad()
     def _starts(self) -> bool:
         """Whether the model can start at the block: tried on a few tokens, as architectures differ.
@@ -70,16 +95,27 @@ class Frozen:
         if kinds[self.block :] != kinds[: len(kinds) - self.block]:
             return False
         row = some_tokens(base_of(self.policy)).tolist()
-        layout = Layout(self.policy, [row], self._pad)
+        layout = lay_out(self.policy, [row], self._pad)
         whole = layout.states(self.policy)
         try:
             self.add([row])
-            alike = bool(
-                (self.states(layout, [row]) - whole).norm() <= rounding_of(base_of(self.policy)) * whole.norm()
-            )
+            bound = rounding_of(base_of(self.policy)) * whole.norm()
+            alike = bool((self.states(layout, [row]) - whole).norm() <= bound)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
             alike = False
         self.forget()
         if distributed.is_sharded():  # which blocks a pass gathers must be the same everywhere
             alike = distributed.all_reduce_number(alike) == distributed.world_size()
         return alike
+
+
+@contextmanager
+def with_blocks(model: Any, which: slice) -> Iterator[None]:
+    """Inside, the model consists of these of its blocks; without the first one, it is given states as `inputs_embeds`."""
+    trunk = trunk_of(model)[1]
+    whole = trunk.layers
+    trunk.layers = torch.nn.ModuleList(list(whole)[which])
+    try:
+        yield
+    finally:
+        trunk.layers = whole

@@ -1,0 +1,40 @@
+"""Rows that begin alike as one tree: what they share is computed once, and nothing is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solon.models.fast.llama_forward import lean
+from solon.models.fast.prefix_tree import as_tree, laid_out, tree_attention
+from solon.models.forward import base_of
+from solon.models.plain import Layout
+
+
+class TreeLayout(Layout):
+    def __init__(self, model: Any, rows: Sequence[list[int]]) -> None:
+        self.device = next(model.parameters()).device
+        self.like = torch.empty(0, dtype=base_of(model).dtype, device=self.device)
+        self.tree, number = as_tree(rows)
+        self.places = [self.tree.places(n) for n in number]
+        self.ids = torch.tensor([self.tree.ids], device=self.device)
+        self.positions = torch.tensor([self.tree.positions], device=self.device)
+        self.mask = None
+
+    def _around(self, model: Any) -> AbstractContextManager[Any]:
+        return laid_out(self.tree, 0, self.like, learns=True)
+
+    def entering(self, model: Any, block: int) -> Tensor | None:
+        """The states that enter a block below which nothing is adapted; None: by transformers' own forward pass."""
+        with model.disable_adapter():
+            quick = lean(base_of(model))
+        if quick is None:
+            return None
+        with laid_out(self.tree, 0, self.like):
+            return quick.states(
+                self.ids[0], self.positions[0], lambda q, k, v, s, _: tree_attention(q, k, v, s), stop=block
+            )

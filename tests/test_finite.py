@@ -142,21 +142,23 @@ def test_a_reward_that_is_no_number_ends_ppo_before_anything_is_written(tiny: st
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
-def test_trl_s_algorithms_end_with_finite_weights_too(tiny: str, tmp_path: Path, algorithm: Any) -> None:
-    from solon.reinforcement.alternatives import train_otherwise
+def test_trl_s_algorithms_end_with_finite_weights_too(tiny: str, tmp_path: Path, algorithm: str) -> None:
+    from solon.reinforcement.settings import DPOSettings, GRPOSettings
+    from solon.reinforcement.trl_algorithms import train_dpo, train_online
 
-    from solon.reinforcement.settings import PPOSettings
-
-    settings = PPOSettings(
-        updates=2, rollouts=4, responses_per_prompt=2, minibatch=4, epochs=2, max_tokens=4
-    ).model_copy(update={"learning_rate": FAR})
     prompts = [Prompt(prompt=(user(f"hi {n}"),)) for n in range(2)]
-    out = tmp_path / "out"
+    out, given = tmp_path / "out", {"adapter": ADAPTER, "system": None, "dtype": "float32"}
+    far = {"learning_rate": FAR}
+    online = GRPOSettings(
+        max_steps=4, generation_batch_size=4, num_generations=2, per_device_train_batch_size=4, max_completion_length=4
+    ).model_copy(update=far)
+    dpo = DPOSettings(num_train_epochs=2, per_device_train_batch_size=4).model_copy(update=far)
     try:
-        train_otherwise(
-            algorithm, prompts, comparisons(), tiny, lambda chats: [float(len(c[-1].content)) for c in chats], out,
-            settings=settings, adapter=ADAPTER, system=None, dtype="float32",
-        )  # fmt: skip
+        if algorithm == "dpo":
+            train_dpo(comparisons(), tiny, out, settings=dpo, **given)  # type: ignore[arg-type]
+        else:
+            train_online(algorithm, prompts, tiny, lambda chats: [float(len(c[-1].content)) for c in chats], out,
+                         settings=online, **given)  # type: ignore[arg-type]  # fmt: skip
     except Diverged:
         assert not out.exists()
     else:

@@ -59,7 +59,10 @@ def _parts() -> dict[str, Any]:
             optional[stage.part] = optional.get(stage.part, True) and stage.optional
     fields: dict[str, Any] = {}
     for part, settings in kinds.items():
-        kind = settings[0] if len(settings) == 1 else create_model(part, __base__=tuple(settings))
+        kind = settings[0]
+        if len(settings) > 1:  # named in this module, so that a recipe can be sent to another process
+            name = f"{part.title().replace('_', '')}Part"
+            kind = globals()[name] = create_model(name, __base__=tuple(settings), __module__=__name__)
         about = " ".join(dict.fromkeys((s.__doc__ or "").split("\n")[0] for s in settings))
         if optional[part]:
             fields[part] = (kind | None, Field(None, description=about))

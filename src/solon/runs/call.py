@@ -181,7 +181,9 @@ class Call:
         return load_constitution(self["constitution"])
 
     def of(self, kind: type[S], **changed: Any) -> S:
-        return make_settings(kind, {**self.given, **self._set, **changed})
+        """The settings of this kind, out of the options and --set. changed: fields that the verb sets itself."""
+        given = {name: value for name, value in self.given.items() if value is not None}
+        return make_settings(kind, {**given, **self._set, **changed})
 
     def engine(self) -> LazyEngine:
         return LazyEngine(self["model"], system=self.system, dtype=self.dtype)

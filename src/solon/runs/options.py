@@ -71,20 +71,25 @@ TO_FILE = (SYSTEM, DTYPE, LIMIT, RESTART, SEED, QUIET, JSON)
 TO_MODEL = (REPORT_TO, *TO_FILE)
 
 
-def setting_options(kinds: Sequence[type[Settings]], hidden: Iterable[str] = ()) -> list[Option]:
-    """An option for each field of these settings, those of settings inside them included."""
+def setting_options(
+    kinds: Sequence[type[Settings]], hidden: Iterable[str] = (), given: Settings | None = None
+) -> list[Option]:
+    """An option for each field of these settings, those of settings inside them included. given: whose values are defaults."""
     found: list[Option] = []
     for kind in kinds:
         for name, info in kind.model_fields.items():
-            inner = info.annotation
+            inner, default = info.annotation, _default(info, name, given)
             if isinstance(inner, type) and issubclass(inner, Settings):
-                found += setting_options([inner], hidden)
+                found += setting_options([inner], hidden, default)
             elif name not in hidden and (plain := _plain(inner)) is not None:
                 low, high = _bounds(info)
-                default = info.get_default(call_default_factory=True)
                 about = (info.description or "").replace("; null:", "; where none is given:")
                 found.append(Option(name, plain, default, about, low, high))
     return found
+
+
+def _default(info: FieldInfo, name: str, given: Settings | None) -> Any:
+    return info.get_default(call_default_factory=True) if given is None else getattr(given, name)
 
 
 def _plain(annotation: Any) -> Any:
@@ -108,15 +113,15 @@ def _bounds(info: FieldInfo) -> tuple[float | None, float | None]:
     return (None if low is None else float(str(low))), (None if high is None else float(str(high)))
 
 
-def make_settings(kind: type[S], given: dict[str, Any]) -> S:
+def make_settings(kind: type[S], options: dict[str, Any], given: Settings | None = None) -> S:
     """Settings of this kind out of options, by the names of the fields; those inside them likewise."""
     values: dict[str, Any] = {}
     for name, info in kind.model_fields.items():
-        inner = info.annotation
+        inner, default = info.annotation, _default(info, name, given)
         if isinstance(inner, type) and issubclass(inner, Settings):
-            values[name] = make_settings(inner, given)
-        elif name in given and (given[name] is not None or info.default is None):
-            values[name] = given[name]
+            values[name] = make_settings(inner, options, default)
+        else:
+            values[name] = options.get(name, default)
     return kind.model_validate(values)
 
 

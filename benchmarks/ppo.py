@@ -36,7 +36,7 @@ from solon.models.weights import load_causal_lm, load_tokenizer, resolve
 from solon.reinforcement.reward_model import NORMALISATION, RewardModel, train_reward_model
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.settings import PPOSettings, RewardSettings
-from solon.reinforcement.trainer import _draw, ppo
+from solon.reinforcement.trainer import draw_prompts, ppo
 from solon.settings import DEFAULT_SYSTEM
 
 ROLLOUTS, TOKENS, EPOCHS, RANK, TOP = 16, 48, 4, 16, 12
@@ -239,7 +239,7 @@ def of_limit(history: list[dict[str, float]], rates: list[float], layers: int | 
     asked, found = prompts(), []
     for update, (made, rate) in enumerate(zip(history, rates, strict=True)):
         contexts = [
-            chat_ids(tokenizer, p.prompt, system=DEFAULT_SYSTEM) for p in _draw(asked, ROLLOUTS, update, seed=0)
+            chat_ids(tokenizer, p.prompt, system=DEFAULT_SYSTEM) for p in draw_prompts(asked, ROLLOUTS, update, seed=0)
         ]
         least = least_flops(model, contexts, ROLLOUTS * made["response_tokens"], layers)
         found.append(least / rate / made["seconds"])

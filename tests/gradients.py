@@ -52,7 +52,7 @@ def ppo(model: str) -> None:
     rollouts = Rollouts(contexts, responses, pad=0, device=torch.device("cpu"))
     settings = trainer.PPOSettings(rollouts=5, minibatch=5, epochs=1, entropy_bonus=0.01)
     raw, ended = torch.tensor([1.0, -1.0, 0.5, 2.0, 0.0]), torch.tensor([True, False, True, True, True])
-    state = trainer._start(policy, settings, None)
+    state = trainer.start_state(policy, settings, None)
     summary = trainer.learn(state, rollouts, raw, ended, settings, random.Random(0))
     found["summary"] = summary.numbers()
 

@@ -27,7 +27,7 @@ from solon.reinforcement.reward_model import RewardModel, preference_loss, train
 from solon.reinforcement.reward_quality import measure
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.settings import PPOSettings, RewardSettings
-from solon.reinforcement.trainer import _start, learn, ppo
+from solon.reinforcement.trainer import learn, ppo, start_state
 from solon.supervised.sft import IGNORE, encode, sft
 from solon.training.loop import fit
 from solon.training.settings import TrainSettings
@@ -398,10 +398,10 @@ def test_the_sampler_s_log_probs_are_the_trainer_s(tiny: str) -> None:
 
 def test_a_minibatch_in_parts_steps_like_the_whole(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def learned(tokens: int) -> tuple[RolloutSummary, list[torch.Tensor]]:
-        monkeypatch.setattr("solon.reinforcement.trainer.TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr("solon.reinforcement.update.TOKENS_AT_ONCE", tokens)
         policy = adapted(tiny)
         settings = PPOSettings(rollouts=3, epochs=2, minibatch=3, learning_rate=1e-3, entropy_bonus=0.01)
-        state = _start(policy, settings, None)
+        state = start_state(policy, settings, None)
         ended = torch.tensor([True, False, True])
         summary = learn(state, rollouts(), torch.tensor([1.0, -1.0, 0.5]), ended, settings, random.Random(0))
         return summary, [p.detach() for p in policy.parameters() if p.requires_grad]
@@ -415,7 +415,7 @@ def test_a_minibatch_in_parts_steps_like_the_whole(tiny: str, monkeypatch: pytes
 @pytest.mark.parametrize("start", ["zero", "reward-model"])
 def test_the_value_head_starts_as_told(tiny: str, tmp_path: Path, start: Literal["zero", "reward-model"]) -> None:
     rewards = trained(tiny, tmp_path / "rm")
-    state = _start(adapted(tiny), PPOSettings(value_start=start), rewards)
+    state = start_state(adapted(tiny), PPOSettings(value_start=start), rewards)
     states = torch.randn(5, state.values.in_features)
     part = rewards.members[0]
     expected = (part.head(states) - part.mean) / part.std if start == "reward-model" else torch.zeros(5, 1)

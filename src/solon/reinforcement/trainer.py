@@ -7,7 +7,6 @@ a linear map of the policy's states. The reward may be any other function of con
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from solon import distributed
 from solon.engines.identity import of_model
@@ -25,32 +23,21 @@ from solon.models.chat.encode import answer_text, chat_ids, end_ids
 from solon.models.chat.limits import context_limit
 from solon.models.decoding import Generated
 from solon.models.lora import add_adapters
-from solon.models.passes import TOKENS_AT_ONCE, lower_blocks
+from solon.models.passes import lower_blocks
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Chat, Prompt, RolloutSummary, assistant, fingerprint
 from solon.reinforcement.checkpoint import Kept, State, pack, restore, save
 from solon.reinforcement.monitors import Check, Watch, of_texts
-from solon.reinforcement.ppo import (
-    AdaptiveKL,
-    advantages_and_returns,
-    centred,
-    explained_variance,
-    held_to_length,
-    kl_estimate,
-    masked_mean,
-    policy_loss,
-    token_rewards,
-    value_loss,
-    whiten,
-)
+from solon.reinforcement.ppo import AdaptiveKL
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.settings import GROWS, PPOSettings
+from solon.reinforcement.update import learn
 from solon.training.finite import LastGood
 from solon.training.loop import fitting
 from solon.training.saving import give_memory_back, save_merged
-from solon.training.settings import Progress
+from solon.training.settings import Log, Progress
 
 Reward = Callable[[Sequence[Chat]], Sequence[float]]
 
@@ -68,7 +55,7 @@ def ppo(
     dtype: str = "auto",
     checkpoint: Path | None = None,
     watch: Watch | None = None,
-    log: Callable[[dict[str, Any], int], None] | None = None,
+    log: Log | None = None,
     progress: Progress | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Iterator[RolloutSummary]:
@@ -81,262 +68,178 @@ def ppo(
     is what is written. log: takes each summary's numbers and the updates done. more: what else made the training, such as
     the judge behind `reward`; a checkpoint of another one is refused.
     """
-    probing = len(watch.probes) if watch and settings.check_every else settings.rollouts
-    if distributed.is_sharded() and min(settings.rollouts, probing) < distributed.world_size():
-        raise InputError(
-            f"--use_fsdp with {distributed.world_size()} processes needs as many rollouts (and probes) at least"
-        )
-    policy, tokenizer = load_causal_lm(model, dtype=dtype, learns=True)
-    torch.manual_seed(seed)
-    policy = add_adapters(policy, adapter).eval()  # eval throughout: no dropout in any role
-    rewards = _reward_model(reward, policy, tokenizer, model, dtype) if isinstance(reward, str) else None
-    score = rewards.score if rewards else reward
-    assert callable(score)
-    lower = lower_blocks(policy, tokenizer.pad_token_id)
-    if rewards:
-        rewards.share(lower)
-    state = _start(policy, settings, rewards)
-    watch = watch if settings.check_every else None
-    identity = {
-        "model": of_model(model),
-        "reward": of_model(reward) if isinstance(reward, str) else "a function",
-        "prompts": of_records(prompts),
-        "adapter": adapter.model_dump(),
-        "system": system,
-        "seed": seed,
-        "dtype": str(policy.dtype).removeprefix("torch."),
-        "settings": settings.model_dump(exclude=GROWS),
-        "probes": of_records(watch.probes) if watch else None,
-        **(more or {}),
-    }
-    restore(checkpoint, state, watch, identity)
-    limit = context_limit(policy.config, tokenizer).less(settings.max_tokens, "the response")
-
-    def encode(p: Prompt) -> tuple[Prompt, list[int]]:
-        if rewards:
-            rewards.ids((*p.prompt, assistant("")), rewards.limit.less(settings.max_tokens, "the response"))
-        return p, chat_ids(tokenizer, p.prompt, system=system, limit=limit)
-
-    readable, left_out = fitting("prompt", prompts, encode)
-    prompts, contexts = [p for p, _ in readable], {p.id: ids for p, ids in readable}
-    probes: list[list[int]] = []
-    if watch:
-        answerable, _ = fitting("probe prompt", watch.probes, encode)
-        watch.probes, probes = [p for p, _ in answerable], [ids for _, ids in answerable]
-
-    def respond(asked: list[list[int]], number: int) -> list[Generated]:
-        return sample(
-            policy,
-            asked,
-            seed=number,
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            ends=end_ids(tokenizer),
-            pad=tokenizer.pad_token_id,
-        )
-
-    def said(made: Sequence[Generated]) -> list[str]:
-        return [answer_text(tokenizer, m.ids)[0] for m in made]
-
-    def check(watch: Watch) -> Check:
-        found = watch.check(state.update, said(respond(probes, _number(seed, "probes"))), partial(_scored, score))
-        if lower:
-            lower.forget()
-        if watch.best is found:
-            state.best = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
-        return found
-
-    if watch and not watch.checks:
-        check(watch)
+    trainer = Trainer(prompts, model, reward, settings, adapter, system, seed, dtype, watch, more or {})
+    trainer.begin(checkpoint)
     unsaved: Kept | None = None
     try:
-        while state.update < settings.updates and not _over(state, watch, settings):
-            update = state.update
-            different = _draw(prompts, settings.rollouts // settings.responses_per_prompt, update, seed)
-            drawn = [p for p in different for _ in range(settings.responses_per_prompt)]
-            made = respond([contexts[p.id] for p in drawn], _number(seed, update))
-            texts = said(made)
-            rollouts = Rollouts(
-                [contexts[p.id] for p in drawn],
-                [m.ids + ([] if m.end is None else [m.end]) for m in made],
-                tokenizer.pad_token_id,
-                policy.device,
-                lower,
-            )
-            chats = [(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]
-            own = distributed.local_indices(len(chats))
-            if lower:
-                read = rewards.rows([chats[i] for i in own]) if rewards and rewards.lower else []
-                lower.add([*(rollouts.rows[i] for i in own), *read])
-            raw = torch.tensor(_scored(score, chats))
-            ended = torch.tensor([m.ended for m in made])
-            summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(seed, update)))
-            if lower:
-                lower.forget()
-            state.update += 1
-            state.kl_seen = float(summary.kl_nats or 0)
-            found = None
-            if watch and (_last(state, watch, settings) or state.update % settings.check_every == 0):
-                found = check(watch)
-            summary = summary.model_copy(
-                update={
-                    "watched": of_texts(texts),
-                    "check": found.summary() if found else None,
-                    "meta": {
-                        **summary.meta,
-                        "prompt_tokens": sum(len(contexts[p.id]) for p in drawn),
-                        "left_out": left_out,
-                    },
-                }
-            )
-            kept = checkpoint is not None and distributed.is_main() and state.good.stopped is None
-            unsaved = pack(state, watch, identity) if kept else None
+        while trainer.state.update < settings.updates and not trainer.over:
+            summary = trainer.update()
+            unsaved = trainer.pack() if checkpoint else None
             give_memory_back()
             if log:
-                log(summary.numbers(), state.update)
+                log(summary.numbers(), trainer.state.update)
             yield summary  # before it counts as done: a kill in between makes it once more, and the same
-            if (
-                checkpoint
-                and unsaved
-                and (_last(state, watch, settings) or state.update % settings.checkpoint_every == 0)
-            ):
+            due = trainer.last or trainer.state.update % settings.checkpoint_every == 0
+            if checkpoint and unsaved and due:
                 save(checkpoint, unsaved)
                 unsaved = None
             if progress:
-                shown = {"reward": float(summary.reward or 0), "kl": state.kl_seen}
-                progress(state.update, settings.updates, shown)
+                shown = {"reward": float(summary.reward or 0), "kl": trainer.state.kl_seen}
+                progress(trainer.state.update, settings.updates, shown)
     except BaseException:  # Ctrl-C, a judge that fails: the whole updates since the last checkpoint are not lost
         if checkpoint and unsaved:
             save(checkpoint, unsaved)
         raise
-    if watch and watch.checks[-1].gamed:
-        with torch.no_grad():
-            for name, parameter in policy.named_parameters():
-                if name in state.best:
-                    parameter.copy_(state.best[name])
-    save_merged(policy, tokenizer, out, base=resolve(model))
+    trainer.write(out)
 
 
-def _over(state: State, watch: Watch | None, settings: PPOSettings) -> bool:
-    """Whether training ends before its last update: numbers not finite, beyond the KL bound, or the reward is gamed."""
-    if state.good.stopped is not None:
-        return True
-    gamed = settings.stop_when_gamed and watch is not None and watch.checks[-1].gamed
-    return gamed or not state.kl_seen <= settings.kl_bound
+class Trainer:
+    """A training: what does not change from update to update, and what an update does."""
 
+    sampler = staticmethod(sample)  # contexts → responses; another one may sample elsewhere
 
-def _last(state: State, watch: Watch | None, settings: PPOSettings) -> bool:
-    return state.update == settings.updates or _over(state, watch, settings)
-
-
-def _minibatches(n: int, settings: PPOSettings, rng: random.Random) -> Iterator[list[int]]:
-    """Of each epoch: all n rollouts, in an order of its own."""
-    for _ in range(settings.epochs):
-        order = rng.sample(range(n), n)
-        for start in range(0, n, settings.minibatch):
-            yield order[start : start + settings.minibatch]
-
-
-def learn(
-    state: State, rollouts: Rollouts, raw: Tensor, ended: Tensor, settings: PPOSettings, rng: random.Random
-) -> RolloutSummary:
-    """One update: rewards and advantages of the rollouts, then some epochs of clipped steps on them.
-
-    raw: the reward of each rollout. ended: whether it ended by itself. Both (rollouts,).
-    """
-    policy, values, mask = state.policy, state.values, rollouts.mask
-    device, n = mask.device, len(rollouts.rows)
-    lengths = mask.sum(-1)
-    scores = (raw - settings.missing_end_penalty * (~ended)).to(device)
-    scores = held_to_length(scores, lengths, settings.length_target, settings.length_coefficient)
-    scores = centred(scores, settings.responses_per_prompt)
-    own = distributed.local_indices(n)
-    with torch.no_grad():
-        reference, old, entropy, old_values = (torch.zeros_like(mask) for _ in range(4))
-        parts = rollouts.parts(own, TOKENS_AT_ONCE)
-        for part, _ in distributed.synchronised_steps(parts, parts[0] if parts else [], distributed.is_sharded()):
-            with policy.disable_adapter():
-                reference[part] = rollouts.passed(policy, part, settings.temperature)[0]
-            old[part], entropy[part], states = rollouts.passed(policy, part, settings.temperature, entropy=True)
-            old_values[part] = rollouts.spread(values(states.float()).squeeze(-1), part)
-        for x in (reference, old, entropy, old_values):
-            distributed.all_reduce(x)  # each process had its own rollouts, and zeros elsewhere
-        kl_nats = (kl_estimate(old, reference) * mask).sum(-1).mean().item()
-        penalty = kl_estimate(old, reference, settings.kl_estimator)
-        rewards = token_rewards(scores, penalty, mask, state.kl.coefficient)
-        if settings.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False)  # Huang et al. 2024, detail 5: the mean means something
-        advantages, returns = advantages_and_returns(rewards, old_values, mask, settings.gamma, settings.lam)
-        foretold = explained_variance(old_values, returns, mask)
-        advantages = whiten(advantages, mask)
-    trained = [p for group in state.optimiser.param_groups for p in group["params"]]
-    steps: list[dict[str, float]] = []
-    for rows in _minibatches(n, settings, rng):
-        state.optimiser.zero_grad()
-        step = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl", "ratio"), 0.0)
-        # In parts, so that memory does not grow with the minibatch; each weighs as many tokens as it holds, so that
-        # the gradient is that of the whole.
-        parts = rollouts.parts([r for r in rows if r in own], TOKENS_AT_ONCE)
-        for part, counts in distributed.synchronised_steps(parts, list(own[:1]), distributed.is_sharded()):
-            share = counts * (lengths[part].sum() / lengths[rows].sum()).item()
-            new, new_entropy, states = rollouts.passed(
-                policy, part, settings.temperature, entropy=settings.entropy_bonus > 0
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        model: str,
+        reward: Reward | str,
+        settings: PPOSettings,
+        adapter: AdapterSettings,
+        system: str | None,
+        seed: int,
+        dtype: str,
+        watch: Watch | None,
+        more: Mapping[str, Any],
+    ) -> None:
+        self.model, self.settings, self.seed = model, settings, seed
+        self.watch = watch if settings.check_every else None
+        probing = len(self.watch.probes) if self.watch else settings.rollouts
+        if distributed.is_sharded() and min(settings.rollouts, probing) < distributed.world_size():
+            raise InputError(
+                f"--use_fsdp with {distributed.world_size()} processes needs as many rollouts (and probes) at least"
             )
-            # Cut off from the trunk: learning values cannot move the policy.
-            new_values = rollouts.spread(values(states.detach().float()).squeeze(-1), part)
-            of_policy = policy_loss(new, old[part], advantages[part], mask[part], settings.clip)
-            of_values = value_loss(new_values, old_values[part], returns[part], mask[part], settings.value_clip)
-            loss = of_policy.loss + settings.value_coefficient * of_values
-            if settings.entropy_bonus:
-                loss = loss - settings.entropy_bonus * masked_mean(new_entropy, mask[part])
-            (share * loss).backward()
-            for name, value in (
-                ("policy_loss", of_policy.loss.item()),
-                ("value_loss", of_values.item()),
-                ("clip_fraction", of_policy.clip_fraction),
-                ("approx_kl", of_policy.approx_kl),
-                ("ratio", of_policy.ratio),
-            ):
-                step[name] += share * value
-        step = {name: distributed.all_reduce_number(value) for name, value in sorted(step.items())}
-        distributed.all_reduce_gradients(trained)
-        if settings.kl_stop is not None and step["approx_kl"] > settings.kl_stop:
-            break  # before the step that would go further
-        norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-        if not state.good.check(step["policy_loss"] + step["value_loss"], norm):
-            break
-        state.optimiser.step()
-        steps.append(step)
-    if state.good.stopped is None:
-        state.good.finish()
+        policy, self.tokenizer = load_causal_lm(model, dtype=dtype, learns=True)
+        torch.manual_seed(seed)
+        self.policy = add_adapters(policy, adapter).eval()  # eval throughout: no dropout in any role
+        self.rewards: RewardModel | None = None
+        if isinstance(reward, str):
+            on_policy = RewardModel.upon(self.policy, self.tokenizer, reward, model)
+            self.rewards = on_policy or RewardModel.load(reward, dtype)
+            self.score: Reward = self.rewards.score
+        else:
+            self.score = reward
+        self.lower = lower_blocks(self.policy, self.tokenizer.pad_token_id)
+        if self.rewards:
+            self.rewards.share(self.lower)
+        self.state = start_state(self.policy, settings, self.rewards)
+        self.identity = {
+            "model": of_model(model),
+            "reward": of_model(reward) if isinstance(reward, str) else "a function",
+            "prompts": of_records(prompts),
+            "adapter": adapter.model_dump(),
+            "system": system,
+            "seed": seed,
+            "dtype": str(self.policy.dtype).removeprefix("torch."),
+            "settings": settings.model_dump(exclude=GROWS),
+            "probes": of_records(self.watch.probes) if self.watch else None,
+            **more,
+        }
+        limit = context_limit(self.policy.config, self.tokenizer).less(settings.max_tokens, "the response")
 
-    def mean(name: str) -> float:
-        return sum(s[name] for s in steps) / len(steps) if steps else 0.0
+        def encode(p: Prompt) -> tuple[Prompt, list[int]]:
+            if self.rewards:
+                room = self.rewards.limit.less(settings.max_tokens, "the response")
+                self.rewards.ids((*p.prompt, assistant("")), room)
+            return p, chat_ids(self.tokenizer, p.prompt, system=system, limit=limit)
 
-    coefficient = state.kl.coefficient
-    if state.good.stopped is None:
-        state.kl.update(kl_nats, n)
-    summary = RolloutSummary(
-        update=state.update,
-        reward=raw.mean().item(),
-        kl_nats=kl_nats,
-        entropy_nats=masked_mean(entropy, mask).item(),
-        response_tokens=lengths.mean().item(),
-        clip_fraction=mean("clip_fraction"),
-        value_loss=mean("value_loss"),
-        policy_loss=mean("policy_loss"),
-        kl_coefficient=coefficient,
-        ended=ended.float().mean().item(),
-        approx_kl=mean("approx_kl"),
-        explained_variance=foretold,
-        meta={"rollouts": n, "steps": len(steps), "first_ratio": steps[0]["ratio"] if steps else 1.0},
-    )
-    if state.good.stopped is None:
-        return summary
-    told = {k: None for k, v in summary.model_dump().items() if isinstance(v, float) and not math.isfinite(v)}
-    return summary.model_copy(
-        update={**told, "meta": {**summary.meta, "first_ratio": 1.0, "stopped": state.good.stopped}}
-    )
+        readable, self.left_out = fitting("prompt", prompts, encode)
+        self.prompts, self.contexts = [p for p, _ in readable], {p.id: ids for p, ids in readable}
+        self._encode = encode
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Take up what the checkpoint holds; without one, let the policy answer the probe prompts before it learns."""
+        restore(checkpoint, self.state, self.watch, self.identity)
+        if self.watch:
+            answerable, _ = fitting("probe prompt", self.watch.probes, self._encode)
+            self.watch.probes, self.probes = [p for p, _ in answerable], [ids for _, ids in answerable]
+            if not self.watch.checks:
+                self.check()
+
+    @property
+    def over(self) -> bool:
+        """Whether training ends before its last update: numbers not finite, beyond the KL bound, or the reward is gamed."""
+        if self.state.good.stopped is not None:
+            return True
+        gamed = self.settings.stop_when_gamed and self.watch is not None and self.watch.checks[-1].gamed
+        return gamed or not self.state.kl_seen <= self.settings.kl_bound
+
+    @property
+    def last(self) -> bool:
+        """Whether the update that was made is the last one."""
+        return self.state.update == self.settings.updates or self.over
+
+    def respond(self, contexts: list[list[int]], seed: int) -> tuple[list[Generated], list[str]]:
+        """A response to each context, as tokens and as text."""
+        completions = self.sampler(
+            self.policy, contexts, seed=seed, max_tokens=self.settings.max_tokens,
+            temperature=self.settings.temperature, ends=end_ids(self.tokenizer), pad=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        return completions, [answer_text(self.tokenizer, c.ids)[0] for c in completions]
+
+    def check(self) -> Check:
+        """Let the policy answer the probe prompts; keep its adapters where the answers are the best so far."""
+        assert self.watch is not None
+        _, texts = self.respond(self.probes, _number(self.seed, "probes"))
+        found = self.watch.check(self.state.update, texts, partial(_scored, self.score))
+        self._forget()
+        if self.watch.best is found:
+            learned = ((n, p) for n, p in self.policy.named_parameters() if p.requires_grad)
+            self.state.best = {n: p.detach().clone() for n, p in learned}
+        return found
+
+    def update(self) -> RolloutSummary:
+        """Sample, score and learn once."""
+        state, settings, number = self.state, self.settings, self.state.update
+        different = draw_prompts(self.prompts, settings.rollouts // settings.responses_per_prompt, number, self.seed)
+        drawn = [p for p in different for _ in range(settings.responses_per_prompt)]
+        contexts = [self.contexts[p.id] for p in drawn]
+        completions, texts = self.respond(contexts, _number(self.seed, number))
+        responses = [c.ids + ([] if c.end is None else [c.end]) for c in completions]
+        rollouts = Rollouts(contexts, responses, self.tokenizer.pad_token_id, self.policy.device, self.lower)
+        chats = [(*p.prompt, assistant(t)) for p, t in zip(drawn, texts, strict=True)]
+        own = distributed.local_indices(len(chats))
+        if self.lower:
+            shares = self.rewards is not None and self.rewards.lower is not None
+            scored = self.rewards.rows([chats[i] for i in own]) if self.rewards and shares else []
+            self.lower.add([*(rollouts.rows[i] for i in own), *scored])
+        raw = torch.tensor(_scored(self.score, chats))
+        ended = torch.tensor([c.ended for c in completions])
+        summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(self.seed, number)))
+        self._forget()
+        state.update += 1
+        state.kl_seen = float(summary.kl_nats or 0)
+        due = self.watch is not None and (self.last or state.update % settings.check_every == 0)
+        check = self.check().summary() if due else None
+        meta = {**summary.meta, "prompt_tokens": sum(map(len, contexts)), "left_out": self.left_out}
+        return summary.model_copy(update={"watched": of_texts(texts), "check": check, "meta": meta})
+
+    def pack(self) -> Kept | None:
+        """What a checkpoint holds; None where nothing is to be kept."""
+        kept = distributed.is_main() and self.state.good.stopped is None
+        return pack(self.state, self.watch, self.identity) if kept else None
+
+    def write(self, out: Path) -> None:
+        """Write the policy; where the last check found the reward gamed, that of the best check."""
+        if self.watch and self.watch.checks[-1].gamed:
+            with torch.no_grad():
+                for name, parameter in self.policy.named_parameters():
+                    if name in self.state.best:
+                        parameter.copy_(self.state.best[name])
+        save_merged(self.policy, self.tokenizer, out, base=resolve(self.model))
+
+    def _forget(self) -> None:
+        if self.lower:
+            self.lower.forget()
 
 
 def _scored(score: Reward, chats: Sequence[Chat]) -> list[float]:
@@ -345,11 +248,7 @@ def _scored(score: Reward, chats: Sequence[Chat]) -> list[float]:
     return distributed.all_gather([float(x) for x in found], len(chats))
 
 
-def _reward_model(where: str, policy: Any, tokenizer: Any, model: str, dtype: str) -> RewardModel:
-    return RewardModel.upon(policy, tokenizer, where, model) or RewardModel.load(where, dtype)
-
-
-def _start(policy: Any, settings: PPOSettings, rewards: RewardModel | None) -> State:
+def start_state(policy: Any, settings: PPOSettings, rewards: RewardModel | None) -> State:
     values = torch.nn.Linear(policy.config.get_text_config().hidden_size, 1, device=policy.device)
     torch.nn.init.zeros_(values.weight)
     torch.nn.init.zeros_(values.bias)
@@ -376,7 +275,7 @@ def _start(policy: Any, settings: PPOSettings, rewards: RewardModel | None) -> S
     return State(policy, values, optimiser, kl, LastGood(trained))
 
 
-def _draw(prompts: Sequence[Prompt], n: int, update: int, seed: int) -> list[Prompt]:
+def draw_prompts(prompts: Sequence[Prompt], n: int, update: int, seed: int) -> list[Prompt]:
     """n prompts: the whole set is gone through before one comes again."""
     drawn = []
     for k in range(update * n, (update + 1) * n):

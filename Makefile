@@ -6,7 +6,7 @@ DEMO   ?= runs/demo
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test bench lint audit clean
+.PHONY: install demo test bench docs lint audit clean
 
 install: $(VENV)/.installed
 
@@ -49,13 +49,19 @@ bench: install .venv-distilabel/.installed .venv-trl/.installed
 	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check trl==1.12.0 transformers==5.23.0 peft==0.21.2
 	@touch $@
 
+# The reference pages from the program, then every page as HTML; a broken link is an error
+docs: install
+	$(BIN)/python docs/reference.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: install
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
 audit: install
 	$(BIN)/python .ci/audit
 
 clean:
-	rm -rf $(VENV) .venv-distilabel .venv-trl runs
+	rm -rf $(VENV) .venv-distilabel .venv-trl runs docs/_build

@@ -366,8 +366,8 @@ def test_a_check_is_shown_as_it_is_written() -> None:
 
 
 def test_the_documented_constitution_loads_and_every_kind_is_documented() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "constitutions.md").read_text(encoding="utf-8")
-    made = parse_constitution(page.split("```yaml\n")[1].split("```")[0].encode(), "constitutions.md")
+    page = (Path(__file__).parents[1] / "docs" / "constitution.md").read_text(encoding="utf-8")
+    made = parse_constitution(page.split("```yaml\n")[1].split("```")[0].encode(), "constitution.md")
     assert made.principles[1].check == Length(min_words=5, max_words=120)
     for kind, model in KINDS.items():
         (row,) = (line for line in page.splitlines() if line.startswith(f"| `{kind}` |"))

@@ -308,7 +308,7 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
             weights[name].data.copy_(p.data)
     said = rows(4)
     layout = lay_out(policy, said, 0)
-    hidden = layout.at(layout.states(policy), [range(len(r) - 1) for r in said])
+    hidden = layout.gather(layout.hidden_states(policy), [range(len(r) - 1) for r in said])
     tokens = torch.tensor([t for r in said for t in r[1:]])
     found, _ = logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)
     found.sum().backward()
@@ -318,7 +318,7 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     frozen = lower_blocks(policy, 0)  # PPO's passes, which start above the blocks that do not learn
     frozen.add(said)
     with torch.no_grad():
-        hidden = layout.at(frozen.states(layout, said), [range(len(r) - 1) for r in said])
+        hidden = layout.gather(frozen.hidden_states(layout, said), [range(len(r) - 1) for r in said])
         found, _ = logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)
     worst = max(worst, (found - expected_logprobs).abs().max().item())
     names = adapted_layers(policy)

@@ -17,7 +17,7 @@ from solon.models.decoding import decode, penalise, sample
 from solon.models.passes import fast
 from solon.models.weights import resolve
 from solon.records import assistant, user
-from tests.ways import needs_fast
+from tests.fast_passes import needs_fast
 
 TEXTS = ["hi", "a longer question about the sea and its ships", "x " * 30, "why?", "tell me"]
 
@@ -48,7 +48,7 @@ def test_greedy_tokens_are_those_of_transformers(
     if way == "padded":
         without_tree(engine.model)
     elif way != "lean":
-        monkeypatch.setattr("solon.models.fast.reader.lean", lambda model: None)
+        monkeypatch.setattr("solon.models.fast.reader.find_llama_forward", lambda model: None)
     reference = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     prompts = [engine.ids((user(t),)) for t in TEXTS]
     hook = engine.model.model.layers[0].register_forward_pre_hook(count)

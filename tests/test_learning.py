@@ -31,7 +31,7 @@ from solon.reinforcement.trainer import learn, ppo, start_state
 from solon.supervised.sft import IGNORE, encode, sft
 from solon.training.loop import fit
 from solon.training.settings import TrainSettings
-from tests.ways import needs_fast
+from tests.fast_passes import needs_fast
 
 ADAPTER = AdapterSettings(rank=8, alpha=16)
 PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)]
@@ -274,7 +274,7 @@ def rollouts() -> Rollouts:
 def test_passes_that_start_above_the_frozen_blocks_are_the_same(
     tiny: str, lean: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from solon.models.fast.llama_forward import lean as original
+    from solon.models.fast.llama_forward import find_llama_forward as original
 
     forms: list[bool] = []
 
@@ -283,7 +283,7 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(
         forms.append(found is not None)
         return found
 
-    monkeypatch.setattr("solon.models.fast.layout.lean", form)
+    monkeypatch.setattr("solon.models.fast.layout.find_llama_forward", form)
     policy, made, rows = adapted(tiny, layers=1), rollouts(), [2, 0]
 
     def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:

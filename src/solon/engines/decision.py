@@ -21,7 +21,7 @@ from typing import Any
 
 from solon.engines.base import Completion, GenerationRequest, Question, Sampling, ScoreRequest, Scores, Usage
 from solon.errors import InputError
-from solon.models.loading import check_directory, check_finite, check_found, one_line
+from solon.models.loading import check_directory, check_finite, check_loading_info, explain_errors
 from solon.models.weights import device, directory_of, model_fingerprint, resolve_dtype
 from solon.records import fingerprint
 
@@ -95,7 +95,7 @@ class DecisionEngine:
         where = directory_of(spec.removeprefix("decision:"))
         check_directory(Path(where))
         options = {"use_safetensors": True}  # nothing that runs code when opened
-        pipe: Any = one_line(
+        pipe: Any = explain_errors(
             f"{spec}: cannot be loaded as a decision model",
             lambda: pipeline(
                 "decision", model=where, dtype=resolve_dtype(dtype, where), device=device(), model_kwargs=options
@@ -107,7 +107,7 @@ class DecisionEngine:
         parent: Any = super(DecisionMixin, kind) if DecisionMixin in kind.__mro__ else kind
         load = parent.from_pretrained
         _, found = load(where, config=pipe.model.config, device_map="meta", output_loading_info=True, **options)
-        check_found(where, found)
+        check_loading_info(where, found)
         check_finite(pipe.model, where)
         if not (pipe.decision_config.chat_template or pipe.tokenizer.chat_template):
             raise InputError(f"{spec}: it has neither a decision template nor a chat template; use an instruct model")

@@ -168,7 +168,7 @@ class LocalEngine:
     def _row_logits(self, rows: list[Row]) -> Tensor:
         """Each row computed by itself, (positions, vocabulary)."""
         layout = Layout(self.model, [r.ids for r in rows], self._pad)
-        states = layout.at(layout.states(self.model), [range(r.first, len(r.ids)) for r in rows])
+        states = layout.gather(layout.hidden_states(self.model), [range(r.first, len(r.ids)) for r in rows])
         return head_of(self.model)(states)
 
     def close(self) -> None:

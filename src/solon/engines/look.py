@@ -52,10 +52,10 @@ def look_at(models: Mapping[str, str], *, trained: tuple[str, ...] = ()) -> None
 
 
 def _local(spec: str) -> None:
-    from solon.models.weights import SMOLLM2_GGUF_SHA256, _cache_path, _wheel_gguf, resolve
+    from solon.models.weights import SMOLLM2_GGUF_SHA256, cache_path, resolve, wheel_gguf
 
     path = Path(spec).expanduser()
-    if spec == "smollm2" and (_wheel_gguf() or (_cache_path(SMOLLM2_GGUF_SHA256) / "COMPLETE").is_file()):
+    if spec == "smollm2" and (wheel_gguf() or (cache_path(SMOLLM2_GGUF_SHA256) / "COMPLETE").is_file()):
         return  # converting it may take a while, and is done when it is loaded
     if path.suffix == ".gguf" and path.is_file():
         with path.open("rb") as file:

@@ -25,10 +25,10 @@ from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
 from solon.models.batching import distinct_tokens
 from solon.models.chat.encode import option_ids
 from solon.models.chat.limits import UNLIMITED, Limit, context_limit
-from solon.models.chat.template import named
+from solon.models.chat.template import tokenizer_name
 from solon.models.head import head_of
 from solon.models.lora import add_adapters
-from solon.models.passes import last_states
+from solon.models.passes import last_hidden_states
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison, text_of
@@ -66,7 +66,7 @@ def encode(
     answers = {tuple(tail[0] for tail in m.tails) for m in made}
     if len(answers) > 1 or any(len(tail) > 1 for m in made for tail in m.tails):
         raise InputError(
-            f"{named(tokenizer)}: its tokenizer does not make one token of each answer ({', '.join(OPTIONS)}); "
+            f"{tokenizer_name(tokenizer)}: its tokenizer does not make one token of each answer ({', '.join(OPTIONS)}); "
             "this model cannot become a feedback model"
         )
     assert comparison.label is not None
@@ -75,7 +75,7 @@ def encode(
 
 def option_scores(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> tuple[Tensor, Tensor]:
     """After each row: log-odds of the first option over the second, and the logarithm of what both hold, (rows,)."""
-    scores = head_of(model)(last_states(model, rows, pad))
+    scores = head_of(model)(last_hidden_states(model, rows, pad))
     of_options = scores[:, list(options)]
     return of_options[:, 0] - of_options[:, 1], of_options.logsumexp(-1) - scores.logsumexp(-1)
 

@@ -30,7 +30,7 @@ def distinct_tokens(rows: Sequence[list[int]]) -> int:
     return sum(map(len, arrays)) - sum(common(a, b) for a, b in pairwise(arrays))
 
 
-def parts_of(sizes: Sequence[int], limit: int) -> list[range]:
+def split_by_size(sizes: Sequence[int], limit: int) -> list[range]:
     """Stretches whose sizes add up to the limit at most; each holds one at least."""
     if not sizes:
         return []
@@ -43,9 +43,9 @@ def parts_of(sizes: Sequence[int], limit: int) -> list[range]:
     return [range(a, b) for a, b in zip(cuts, chain(cuts[1:], [len(sizes)]), strict=True)]
 
 
-def in_parts(rows: Sequence[list[int]], limit: int) -> list[list[int]]:
+def split_rows(rows: Sequence[list[int]], limit: int) -> list[list[int]]:
     """Indices of the rows in parts of at most so many distinct tokens, rows that begin alike side by side."""
     order = sorted(range(len(rows)), key=lambda i: rows[i])
     arrays = [np.asarray(rows[i]) for i in order]
     sizes = [len(a) - (common(arrays[i - 1], a) if i else 0) for i, a in enumerate(arrays)]
-    return [[order[i] for i in part] for part in parts_of(sizes, limit)]
+    return [[order[i] for i in part] for part in split_by_size(sizes, limit)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from solon import distributed
 from solon.models.passes import prompt_reader
 from solon.models.paths import paths_of
-from solon.models.sharding import is_shared
+from solon.models.sharding import is_sharded
 
 NUCLEUS = 256  # sorting the whole vocabulary took 255 ms a step (96 rows of 49k, two cores), the first 256 take 9
 
@@ -101,7 +101,7 @@ def decode(
     ends = torch.tensor(sorted(end), device=device)
     reader = prompt_reader(model, prompts, max_tokens, pad)
     logits = reader.logits
-    together, idle = is_shared(model), False  # idle: this process has nothing left and goes on for the others
+    together, idle = is_sharded(model), False  # idle: this process has nothing left and goes on for the others
     seen = None
     if repetition_penalty != 1:
         seen = torch.zeros(len(prompts), logits.shape[-1], dtype=torch.bool, device=device)

@@ -117,7 +117,7 @@ def _training(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
 
     def step() -> None:
         layout = lay_out(policy, rows, 0)
-        hidden = layout.at(layout.states(policy), [range(len(row) - 1) for row in rows])
+        hidden = layout.gather(layout.hidden_states(policy), [range(len(row) - 1) for row in rows])
         logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)[0].mean().backward()
 
     return step

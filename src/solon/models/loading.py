@@ -91,7 +91,7 @@ def weight_files(where: Path) -> list[Path]:
         path = _inside(where, where / name)
         absent = {tensor for tensor, file in places.items() if file == name} - tensor_shapes(path).keys()
         if absent:
-            raise InputError(f"{path}: lacks {listed(absent)}, which {INDEX} places there")
+            raise InputError(f"{path}: lacks {join_names(absent)}, which {INDEX} places there")
         files.append(path)
     return files
 
@@ -133,7 +133,7 @@ def load_checked(
     leave out. Remote code stays off; weights come from safetensors only. Raises InputError, naming the tensors.
     """
     check_directory(Path(where))
-    model, found = one_line(
+    model, found = explain_errors(
         f"{where}: the model cannot be loaded",
         lambda: kind.from_pretrained(
             str(where),
@@ -144,12 +144,14 @@ def load_checked(
             **options,  # told in the loading info, with names
         ),
     )
-    check_found(where, found, new=new, extra=extra)
+    check_loading_info(where, found, new=new, extra=extra)
     check_finite(model, str(where))
     return model
 
 
-def check_found(where: str | Path, found: Any, *, new: Collection[str] = (), extra: Collection[str] = ()) -> None:
+def check_loading_info(
+    where: str | Path, found: Any, *, new: Collection[str] = (), extra: Collection[str] = ()
+) -> None:
     """Raises InputError where a file and its model do not hold the same tensors. found: transformers' loading info."""
     wrong = found.get("mismatched_keys") or ()
     if wrong:
@@ -161,8 +163,8 @@ def check_found(where: str | Path, found: Any, *, new: Collection[str] = (), ext
     missing = set(found["missing_keys"]) - set(new)
     if not missing and not unknown:
         return
-    told = [f"lack {listed(missing)}"] if missing else []
-    told += [f"hold {listed(unknown)}, which this kind of model does not have"] if unknown else []
+    told = [f"lack {join_names(missing)}"] if missing else []
+    told += [f"hold {join_names(unknown)}, which this kind of model does not have"] if unknown else []
     raise InputError(
         f"{where}: the weights {' and '.join(told)}{_renamed(missing, unknown)}; nothing is made up for them"
     )
@@ -178,13 +180,13 @@ def _renamed(missing: Collection[str], unknown: Collection[str]) -> str:
     return ""
 
 
-def listed(names: Collection[str], most: int = 3) -> str:
+def join_names(names: Collection[str], most: int = 3) -> str:
     """The names in order, and how many more there are."""
     shown = ", ".join(printable(n, 100) for n in sorted(names)[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def one_line(what: str, work: Callable[[], T]) -> T:
+def explain_errors(what: str, work: Callable[[], T]) -> T:
     """The result of `work`. What goes wrong in others' code while it reads a user's files becomes one InputError.
 
     What the machine did (a full disk, no memory, no permission) is left as it is.
@@ -212,7 +214,7 @@ def check_finite(model: Any, what: str) -> None:
     """Raises InputError where a weight holds a number that is not finite, naming the tensor."""
     bad = not_finite(model.state_dict().items())
     if bad:
-        raise InputError(f"{what}: not every number in its weights is finite: {listed(bad)}")
+        raise InputError(f"{what}: not every number in its weights is finite: {join_names(bad)}")
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

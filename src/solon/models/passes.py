@@ -57,8 +57,8 @@ def lower_blocks(policy: Any, pad: int) -> Any:
     return fast().LowerBlocks(policy, pad) if fast() else None
 
 
-def last_states(model: Any, rows: Sequence[list[int]], pad: int, states_of: States | None = None) -> Tensor:
+def last_hidden_states(model: Any, rows: Sequence[list[int]], pad: int, states_of: States | None = None) -> Tensor:
     """The last hidden state of each row's last token, (rows, width). states_of: of a layout; None: by the model."""
     layout = lay_out(model, rows, pad)
-    states = states_of(layout, rows) if states_of else layout.states(model)
-    return layout.at(states, [range(len(row) - 1, len(row)) for row in rows])
+    states = states_of(layout, rows) if states_of else layout.hidden_states(model)
+    return layout.gather(states, [range(len(row) - 1, len(row)) for row in rows])

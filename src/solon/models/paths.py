@@ -68,7 +68,7 @@ _WAYS: dict[str, str] = {}  # of each model loaded since they were last taken: w
 _SAID: set[str] = set()
 
 
-def note_way(spec: str, model: Any) -> None:
+def record_path(spec: str, model: Any) -> None:
     """Remember which way Solon goes through this model, and say it on stderr, once, where it is not the fast one.
 
     Raises as `paths_of`. spec: what the user calls the model.
@@ -81,7 +81,7 @@ def note_way(spec: str, model: Any) -> None:
         print(line, file=sys.stderr)
 
 
-def take_ways() -> dict[str, str]:
+def take_recorded_paths() -> dict[str, str]:
     """The ways of the models that were loaded since this was last asked, by what the user calls them."""
     taken = dict(_WAYS)
     _WAYS.clear()

@@ -89,7 +89,7 @@ def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tens
 class Layout:
     """Where each token of some rows stands in one forward pass, padded on the right.
 
-    places: of each row, where its tokens stand in the flattened ids. A token's state depends on its own row only.
+    indices: of each row, where its tokens stand in the flattened ids. A token's state depends on its own row only.
     """
 
     mask: Tensor | None
@@ -101,15 +101,15 @@ class Layout:
         self.positions = torch.tensor([list(range(longest))] * len(rows), device=self.device)
         mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
         self.mask = torch.tensor(mask, device=self.device)
-        self.places = [i * longest + np.arange(len(row)) for i, row in enumerate(rows)]
+        self.indices = [i * longest + np.arange(len(row)) for i, row in enumerate(rows)]
 
     @property
     def tokens(self) -> int:
         """Tokens that the pass computes, padding included."""
         return self.ids.numel()
 
-    def states(self, model: Any, embeddings: Sequence[Tensor] | None = None) -> Tensor:
-        """The last hidden states, one a place, (places, width).
+    def hidden_states(self, model: Any, embeddings: Sequence[Tensor] | None = None) -> Tensor:
+        """The last hidden states, one a place, (indices, width).
 
         embeddings: of each row its tokens' states, (tokens, width), where the model begins above its embeddings.
 
@@ -128,15 +128,15 @@ class Layout:
         """What a pass needs around it."""
         return nullcontext()
 
-    def at(self, states: Tensor, where: Sequence[range]) -> Tensor:
+    def gather(self, states: Tensor, where: Sequence[range]) -> Tensor:
         """The states of some tokens of each row, one row after another, (all of them, width)."""
-        places = np.concatenate([p[r.start : r.stop] for p, r in zip(self.places, where, strict=True)])
-        return states[torch.from_numpy(places).to(states.device)]
+        indices = np.concatenate([p[r.start : r.stop] for p, r in zip(self.indices, where, strict=True)])
+        return states[torch.from_numpy(indices).to(states.device)]
 
     def _put(self, rows: Sequence[Tensor]) -> Tensor:
         source = np.zeros(self.tokens, dtype=np.int64)  # padding takes any state: nothing looks at it
         at = 0
-        for places in self.places:
-            source[places] = np.arange(at, at + len(places))
-            at += len(places)
+        for indices in self.indices:
+            source[indices] = np.arange(at, at + len(indices))
+            at += len(indices)
         return torch.cat(list(rows))[torch.from_numpy(source).to(self.device)].view(*self.ids.shape, -1)

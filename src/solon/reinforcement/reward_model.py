@@ -29,25 +29,25 @@ from torch import Tensor, nn
 
 from solon import distributed
 from solon.errors import Diverged, InputError, Unfit
-from solon.models.batching import distinct_tokens, in_parts
+from solon.models.batching import distinct_tokens, split_rows
 from solon.models.chat.encode import chat_ids_and_turns
 from solon.models.chat.limits import Limit, context_limit
 from solon.models.forward import base_of
 from solon.models.loading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    listed,
+    explain_errors,
+    join_names,
     load_checked,
     not_finite,
-    one_line,
     read_json,
     tensor_shapes,
 )
 from solon.models.lora import add_adapters, exact_names
-from solon.models.passes import fuse_adapters, last_states
-from solon.models.paths import note_way
+from solon.models.passes import fuse_adapters, last_hidden_states
+from solon.models.paths import record_path
 from solon.models.settings import AdapterSettings
-from solon.models.sharding import is_shared, placed
+from solon.models.sharding import is_sharded, place_model
 from solon.models.weights import (
     check_vocabulary,
     device,
@@ -118,12 +118,12 @@ class RewardModel:
         model.config.pad_token_id = tokenizer.pad_token_id
         if apart:  # as it was trained: members share the bare trunk, and rounded with it adapters would be lost in part
             what = f"{where}: its members cannot be loaded"
-            one_line(what, lambda: _take_off(model, adapters / "0"))
+            explain_errors(what, lambda: _take_off(model, adapters / "0"))
             for p in model.parameters():  # and no buffer: rotary frequencies stay exact
                 p.data = p.data.to(wanted)
-            note_way(where, model.to(place))
-            return cls(*one_line(what, lambda: _with_members(model, tokenizer, kept, adapters, "member")))
-        note_way(where, model.to(place))
+            record_path(where, model.to(place))
+            return cls(*explain_errors(what, lambda: _with_members(model, tokenizer, kept, adapters, "member")))
+        record_path(where, model.to(place))
         model.score.float()  # the trunk may be bfloat16; the score is not rounded
         members = [Member(model.score, **kept["members"][0])]
         return cls(model.eval(), tokenizer, kept["system"], members, kept["uncertainty_penalty"])
@@ -138,7 +138,7 @@ class RewardModel:
         if kept["base"] is None or kept["base"] != model_fingerprint(model):
             return None
         adapters, what = Path(where) / ADAPTERS, f"{where}: its members cannot be loaded"
-        return cls(*one_line(what, lambda: _with_members(policy, tokenizer, kept, adapters, "reward")))
+        return cls(*explain_errors(what, lambda: _with_members(policy, tokenizer, kept, adapters, "reward")))
 
     def share(self, lower: Any) -> None:
         """Share a policy's lower blocks, where this is adapters on the policy's trunk, and none lower."""
@@ -175,8 +175,8 @@ class RewardModel:
         """
         part = self.members[member]
         with _speaking(self.model, part.adapter):
-            states_of = self.lower.states if self.lower else None
-            states = last_states(self.model, rows, self.tokenizer.pad_token_id, states_of)
+            states_of = self.lower.hidden_states if self.lower else None
+            states = last_hidden_states(self.model, rows, self.tokenizer.pad_token_id, states_of)
         return part.head(states.float()).squeeze(-1).float()
 
     def score(self, conversations: Sequence[Chat]) -> list[float]:
@@ -196,8 +196,8 @@ class RewardModel:
         out = [0.0] * len(rows)
         if self.lower:
             self.lower.add(rows)
-        parts = in_parts(rows, 4096)
-        for part, _ in distributed.synchronised_steps(parts, parts[0] if parts else [], is_shared(self.model)):
+        parts = split_rows(rows, 4096)
+        for part, _ in distributed.synchronised_steps(parts, parts[0] if parts else [], is_sharded(self.model)):
             for i, value in zip(part, self.raw([rows[i] for i in part], member).tolist(), strict=True):
                 out[i] = value
         return out
@@ -312,7 +312,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     tensor_shapes(where)
     found = load_file(where)
     if bad := not_finite(found.items()):
-        raise InputError(f"{where}: not every number in it is finite: {listed(bad)}")
+        raise InputError(f"{where}: not every number in it is finite: {join_names(bad)}")
     return found
 
 
@@ -375,9 +375,9 @@ def train_reward_model(
         dtype=resolve_dtype(dtype, where, "training") if adapter else torch.float32,
     )
     check_vocabulary(lm, tokenizer)
-    lm = placed(lm, device()) if adapter else lm.to(device())
+    lm = place_model(lm, device()) if adapter else lm.to(device())
     lm.config.pad_token_id = tokenizer.pad_token_id
-    note_way(model, lm)
+    record_path(model, lm)
     asked = RewardModel(lm, tokenizer, system, [Member(lm.score)])
     limit = asked.limit.at_most(settings.max_length, "max_length")
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from solon import distributed
-from solon.models.batching import in_parts
+from solon.models.batching import split_rows
 from solon.models.decoding import Generated, decode
 from solon.models.forward import base_of
 from solon.models.head import head_of, logprobs_and_entropy
 from solon.models.passes import lay_out
-from solon.models.sharding import is_shared
+from solon.models.sharding import is_sharded
 
 
 class Rollouts:
@@ -51,7 +51,7 @@ class Rollouts:
 
     def parts(self, which: Sequence[int], tokens: int) -> list[list[int]]:
         """Some rollouts in parts of at most so many distinct tokens."""
-        return [[which[i] for i in part] for part in in_parts([self.rows[w] for w in which], tokens)]
+        return [[which[i] for i in part] for part in split_rows([self.rows[w] for w in which], tokens)]
 
     def passed(
         self, policy: Any, which: Sequence[int], temperature: float, *, entropy: bool = False
@@ -62,8 +62,8 @@ class Rollouts:
         """
         rows = [self.rows[w] for w in which]
         layout = lay_out(policy, rows, self.pad)
-        states = self.lower.states(layout, rows) if self.lower else layout.states(policy)
-        hidden = layout.at(states, [self.before[w] for w in which])
+        states = self.lower.hidden_states(layout, rows) if self.lower else layout.hidden_states(policy)
+        hidden = layout.gather(states, [self.before[w] for w in which])
         said = torch.tensor([t for w in which for t in self.responses[w]], device=self.device)
         logprobs, entropies = logprobs_and_entropy(hidden, head_of(policy), said, temperature, entropy=entropy)
         return self.spread(logprobs, which), self.spread(entropies, which), hidden
@@ -102,7 +102,7 @@ def merged(policy: Any) -> Iterator[None]:
     merged, nor where processes share the weights.
     """
     layers = [m for m in policy.modules() if hasattr(m, "get_delta_weight") and hasattr(m, "get_base_layer")]
-    if base_of(policy).dtype != torch.float32 or not layers or is_shared(policy):
+    if base_of(policy).dtype != torch.float32 or not layers or is_sharded(policy):
         yield
         return
     name = policy.active_adapter

@@ -34,7 +34,7 @@ from solon.engines.base import Engine, Failure, Usage
 from solon.engines.identity import of_model
 from solon.errors import InputError, Outage, printable
 from solon.identity import of_input
-from solon.models.paths import take_ways
+from solon.models.paths import take_recorded_paths
 from solon.publishing import MARK, Identity, differences, mark_of, recover_all, write_whole
 from solon.publishing.content import of_directory
 from solon.records import Pair, Record
@@ -430,7 +430,7 @@ class Run:
             "endpoints": sorted({*state.get("endpoints", []), *(model_name(e.name) for e in paid)}),
             "unpriced": sorted({*state.get("unpriced", []), *(model_name(e.name) for e in unpriced)}),
             "versions": versions(),
-            "ways": {**state.get("ways", {}), **take_ways()},  # through which models, in words
+            "ways": {**state.get("ways", {}), **take_recorded_paths()},  # through which models, in words
         }
         self._keep(stage, state)
         give_memory_back(cycles=False)

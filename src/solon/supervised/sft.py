@@ -71,7 +71,10 @@ def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
         rows.append(ids[mask.bool()].tolist())
         target.append(labels[mask.bool()][1:])
     layout = lay_out(model, rows, pad=0)
-    hidden, wanted = layout.at(layout.states(model), [range(len(row) - 1) for row in rows]), torch.cat(target)
+    hidden, wanted = (
+        layout.gather(layout.hidden_states(model), [range(len(row) - 1) for row in rows]),
+        torch.cat(target),
+    )
     learned = wanted != IGNORE
     head = head_of(model)
     logprobs, _ = logprobs_and_entropy(hidden[learned], head, wanted[learned], temperature=1.0, entropy=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from solon import distributed
 from solon.errors import InputError, Unfit
-from solon.models.batching import parts_of
+from solon.models.batching import split_by_size
 from solon.models.passes import TOKENS_AT_ONCE
 from solon.training.finite import LastGood
 from solon.training.settings import Progress, TrainSettings
@@ -83,7 +83,7 @@ def fit(
         optimiser.zero_grad()
         value, whole = 0.0, sum(weight(rows[i]) for i in batch)
         own = [batch[i] for i in distributed.local_indices(len(batch))]
-        parts = [[rows[own[i]] for i in places] for places in parts_of([sizes[i] for i in own], TOKENS_AT_ONCE)]
+        parts = [[rows[own[i]] for i in places] for places in split_by_size([sizes[i] for i in own], TOKENS_AT_ONCE)]
         for part, counts in distributed.synchronised_steps(parts, [rows[batch[0]]], distributed.is_sharded()):
             share = loss(part) * (counts * sum(map(weight, part)) / whole)
             share.backward()  # type: ignore[no-untyped-call]

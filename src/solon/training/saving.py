@@ -18,9 +18,9 @@ import torch
 from solon import distributed
 from solon.errors import Diverged, InputError
 from solon.models.forward import base_of
-from solon.models.loading import listed, load_checked, not_finite
+from solon.models.loading import join_names, load_checked, not_finite
 from solon.models.lora import exact_names
-from solon.models.sharding import is_shared
+from solon.models.sharding import is_sharded
 from solon.publishing import new_directory, publish
 
 
@@ -43,7 +43,7 @@ def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: 
 
     aside = new_directory(out)
     try:
-        if base is not None and base_of(model).dtype == torch.float32 and not is_shared(model):
+        if base is not None and base_of(model).dtype == torch.float32 and not is_sharded(model):
             model = model.merge_and_unload()
         elif base is not None:
             model.save_pretrained(aside / "adapter")
@@ -57,7 +57,7 @@ def _save_merged(model: Any, tokenizer: Any, out: Path, base: str | None, also: 
                 model = PeftModel.from_pretrained(whole, str(aside / "adapter")).merge_and_unload()
             shutil.rmtree(aside / "adapter")
         if bad := not_finite(model.state_dict().items()):
-            raise Diverged(f"{out}: not written, since not every number in its weights is finite: {listed(bad)}")
+            raise Diverged(f"{out}: not written, since not every number in its weights is finite: {join_names(bad)}")
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         if also:

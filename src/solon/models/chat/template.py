@@ -59,7 +59,7 @@ def render(tokenizer: Any, chat: Chat, *, system: str | None, generate: bool) ->
         found = _aligned(text, _pieces(*key), contents)
     if found is None:
         raise Unfit(
-            f"{named(tokenizer)}: its chat template changes what a message says; the text cannot be given to this model",
+            f"{tokenizer_name(tokenizer)}: its chat template changes what a message says; the text cannot be given to this model",
             "not rendered",
         )
     last = {i: span for i, span in found}
@@ -88,7 +88,7 @@ def _turns(tokenizer: Any, chat: Chat, system: str | None) -> list[_Turn]:
     if turns and turns[0].role == "system" and system_role(tokenizer, template_of(tokenizer)) == "user turn":
         if len(turns) < 2 or turns[1].role != "user":
             raise Unfit(
-                f"{named(tokenizer)}: its chat template has no system role, and the chat has no user turn first that "
+                f"{tokenizer_name(tokenizer)}: its chat template has no system role, and the chat has no user turn first that "
                 'could hold the system text; send none with --system ""',
                 "not rendered",
             )
@@ -115,7 +115,9 @@ def template_of(tokenizer: Any) -> str:
     try:
         return tokenizer.get_chat_template()
     except ValueError:
-        raise InputError(f"{named(tokenizer)}: its tokenizer has no chat template; use an instruct model") from None
+        raise InputError(
+            f"{tokenizer_name(tokenizer)}: its tokenizer has no chat template; use an instruct model"
+        ) from None
 
 
 def check_template(tokenizer: Any) -> None:
@@ -132,7 +134,7 @@ def open_reasoning(text: str) -> tuple[str, str] | None:
     return next((marks for marks in OPENED_BY_TEMPLATE if end.endswith(marks[0])), None)
 
 
-def named(tokenizer: Any) -> str:
+def tokenizer_name(tokenizer: Any) -> str:
     return printable(str(getattr(tokenizer, "name_or_path", "")) or "the model")
 
 
@@ -150,7 +152,7 @@ def _apply(tokenizer: Any, messages: Sequence[tuple[str, str]], generate: bool) 
     except Exception as error:
         roles = ", ".join(role for role, _ in messages[:8]) + (", …" if len(messages) > 8 else "")
         raise Unfit(
-            f"{named(tokenizer)}: its chat template cannot render the turns {roles or '(none)'} "
+            f"{tokenizer_name(tokenizer)}: its chat template cannot render the turns {roles or '(none)'} "
             f"({printable(str(error) or type(error).__name__, 160)})",
             "not rendered",
         ) from error
@@ -169,7 +171,7 @@ def _pieces(tokenizer: Any, template: str, roles: tuple[str, ...], generate: boo
     lost = [role for i, role in enumerate(roles) if i not in pieces]
     if lost:
         raise Unfit(
-            f"{named(tokenizer)}: its chat template leaves out a message ({lost[0]}) of the turns {', '.join(roles[:8])}",
+            f"{tokenizer_name(tokenizer)}: its chat template leaves out a message ({lost[0]}) of the turns {', '.join(roles[:8])}",
             "not rendered",
         )
     return pieces

@@ -21,7 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from solon.errors import InputError, Unfit, printable
-from solon.models.chat.template import Span, named, template_of
+from solon.models.chat.template import Span, template_of, tokenizer_name
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def encode(tokenizer: Any, text: str, written: Sequence[Span]) -> Tokens:
     tokens = _tokens(again.ids, [(moved[a], moved[b]) for a, b in again.offsets], control)
     if _forged(tokenizer, text, tokens, written):
         raise Unfit(
-            f"{named(tokenizer)}: the text holds a control token of this model, which cannot be kept apart",
+            f"{tokenizer_name(tokenizer)}: the text holds a control token of this model, which cannot be kept apart",
             "control token",
         )
     return tokens
@@ -153,10 +153,10 @@ def check_tokenizer(tokenizer: Any) -> None:
     limit = getattr(tokenizer, "model_max_length", None)
     if isinstance(limit, bool) or not isinstance(limit, int | float | None):
         raise InputError(
-            f"{named(tokenizer)}: tokenizer_config.json: model_max_length is {printable(repr(limit)[:40])}; expected a number"
+            f"{tokenizer_name(tokenizer)}: tokenizer_config.json: model_max_length is {printable(repr(limit)[:40])}; expected a number"
         )
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
-            f"{named(tokenizer)}: its tokenizer ({type(tokenizer).__name__}) does not tell which text a token stands for; "
+            f"{tokenizer_name(tokenizer)}: its tokenizer ({type(tokenizer).__name__}) does not tell which text a token stands for; "
             "give the model a tokenizer.json (transformers' AutoTokenizer writes one with save_pretrained)"
         )

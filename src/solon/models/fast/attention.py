@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
-from solon.models.fast import prefix_tree as tree
+from solon.models.fast import packed_prefix_tree as tree
 
 GROUPED = "solon_grouped"
 PLAIN_TOKENS, PLAIN_LENGTH = 4096, 512  # a training batch: above them the (length x length) weights cost memory

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solon.models.fast.llama_forward import lean
-from solon.models.fast.prefix_tree import as_tree, laid_out, tree_attention
+from solon.models.fast.llama_forward import find_llama_forward
+from solon.models.fast.packed_prefix_tree import active_tree, pack_rows, tree_attention
 from solon.models.forward import base_of
 from solon.models.plain import Layout
 
@@ -19,22 +19,22 @@ class TreeLayout(Layout):
     def __init__(self, model: Any, rows: Sequence[list[int]]) -> None:
         self.device = next(model.parameters()).device
         self.like = torch.empty(0, dtype=base_of(model).dtype, device=self.device)
-        self.tree, number = as_tree(rows)
-        self.places = [self.tree.places(n) for n in number]
+        self.tree, number = pack_rows(rows)
+        self.indices = [self.tree.indices(n) for n in number]
         self.ids = torch.tensor([self.tree.ids], device=self.device)
         self.positions = torch.tensor([self.tree.positions], device=self.device)
         self.mask = None
 
     def _around(self, model: Any) -> AbstractContextManager[Any]:
-        return laid_out(self.tree, 0, self.like, learns=True)
+        return active_tree(self.tree, 0, self.like, learns=True)
 
     def entering(self, model: Any, block: int) -> Tensor | None:
         """The states that enter a block below which nothing is adapted; None: by transformers' own forward pass."""
         with model.disable_adapter():
-            quick = lean(base_of(model))
+            quick = find_llama_forward(base_of(model))
         if quick is None:
             return None
-        with laid_out(self.tree, 0, self.like):
-            return quick.states(
+        with active_tree(self.tree, 0, self.like):
+            return quick.hidden_states(
                 self.ids[0], self.positions[0], lambda q, k, v, s, _: tree_attention(q, k, v, s), stop=block
             )

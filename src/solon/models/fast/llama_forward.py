@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from solon.models.forward import base_of
 from solon.models.paths import paths_of
-from solon.models.sharding import is_shared
+from solon.models.sharding import is_sharded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # q (1, heads, n, d), k and v (1, kv_heads, n, d), scaling, which block → (1, n, heads, d)
 Attend = Callable[[Tensor, Tensor, Tensor, float, int], Tensor]
 
 
-class Lean:
+class LlamaForward:
     def __init__(self, model: Any) -> None:
         self.model = model
 
@@ -33,16 +33,16 @@ class Lean:
         self, ids: Sequence[int] | Tensor, positions: Sequence[int] | Tensor, attend: Attend, reads: Sequence[int]
     ) -> Tensor:
         """Logits at the places `reads`, (reads, vocabulary). ids, positions: of n tokens."""
-        return self.model.lm_head(self.last_states(ids, positions, attend, reads))
+        return self.model.lm_head(self.last_hidden_states(ids, positions, attend, reads))
 
-    def last_states(
+    def last_hidden_states(
         self, ids: Sequence[int] | Tensor, positions: Sequence[int] | Tensor, attend: Attend, reads: Sequence[int]
     ) -> Tensor:
         """The last hidden states at the places `reads`, (reads, width)."""
-        return _norm(self.model.model.norm, self.states(ids, positions, attend, reads=reads))
+        return _norm(self.model.model.norm, self.hidden_states(ids, positions, attend, reads=reads))
 
     @torch.no_grad()
-    def states(
+    def hidden_states(
         self,
         ids: Sequence[int] | Tensor,
         positions: Sequence[int] | Tensor,
@@ -62,7 +62,8 @@ class Lean:
             part, mlp = block.self_attn, block.mlp
             x = _norm(block.input_layernorm, states)
             q, k, v = (
-                within(layer)(x).view(len(x), -1, part.head_dim) for layer in (part.q_proj, part.k_proj, part.v_proj)
+                unwrap_lora(layer)(x).view(len(x), -1, part.head_dim)
+                for layer in (part.q_proj, part.k_proj, part.v_proj)
             )
             if hasattr(part, "q_norm"):
                 q, k = _norm(part.q_norm, q), _norm(part.k_norm, k)
@@ -71,17 +72,17 @@ class Lean:
             if reads is not None and number == len(blocks) - 1:  # nobody sees what else comes out of the last block
                 kept = torch.as_tensor(reads, device=device)
                 states, got = states[kept], got[kept]
-            _add(states, within(part.o_proj), got)
+            _add(states, unwrap_lora(part.o_proj), got)
             x = _norm(block.post_attention_layernorm, states)
-            gate_proj, up_proj = within(mlp.gate_proj).weight, within(mlp.up_proj).weight
+            gate_proj, up_proj = unwrap_lora(mlp.gate_proj).weight, unwrap_lora(mlp.up_proj).weight
             if not room or len(room[0]) != len(x):
                 room = [x.new_empty(len(x), gate_proj.shape[0]) for _ in range(2)]
             gate, up = (torch.mm(x, w.T, out=y) for w, y in zip((gate_proj, up_proj), room, strict=True))
-            _add(states, within(mlp.down_proj), F.silu(gate, inplace=True).mul_(up))
+            _add(states, unwrap_lora(mlp.down_proj), F.silu(gate, inplace=True).mul_(up))
         return states
 
 
-def within(layer: Any) -> nn.Linear:
+def unwrap_lora(layer: Any) -> nn.Linear:
     """The layer itself, out of the adapters around it."""
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
 
@@ -124,18 +125,20 @@ def some_tokens(model: Any) -> Tensor:
     return torch.arange(8, device=model.device) * eighth + eighth // 2
 
 
-def lean(model: Any) -> Lean | None:
+def find_llama_forward(model: Any) -> LlamaForward | None:
     """The model's lean form, where it has one now: adapters must be switched off, and the weights all here."""
-    return Lean(model) if paths_of(model).llama_forward and looks_lean(model) else None
+    return LlamaForward(model) if paths_of(model).llama_forward and is_plain_llama(model) else None
 
 
-def looks_lean(model: Any) -> bool:
-    """Whether the model is built of the parts that `Lean` computes, and nothing changes them now."""
+def is_plain_llama(model: Any) -> bool:
+    """Whether the model is built of the parts that `LlamaForward` computes, and nothing changes them now."""
     base = base_of(model)
     config = base.config.get_text_config()
     if base.config.model_type not in FAMILIES or config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
         return False
     linear = [m for name, m in base.named_modules() if name.endswith(("_proj", "lm_head"))]
-    if any(type(within(m)) is not nn.Linear for m in linear):  # quantised layers
+    if any(type(unwrap_lora(m)) is not nn.Linear for m in linear):  # quantised layers
         return False
-    return not any(m is not within(m) and (m.merged or not m.disable_adapters) for m in linear) and not is_shared(base)
+    return not any(m is not unwrap_lora(m) and (m.merged or not m.disable_adapters) for m in linear) and not is_sharded(
+        base
+    )

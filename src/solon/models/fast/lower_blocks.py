@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from solon import distributed
-from solon.models.batching import in_parts
+from solon.models.batching import split_rows
+from solon.models.fast.fused_lora_block import rounding_of
 from solon.models.fast.layout import TreeLayout
 from solon.models.fast.llama_forward import some_tokens
-from solon.models.fast.lora_blocks import rounding_of
 from solon.models.forward import base_of, trunk_of
 from solon.models.passes import TOKENS_AT_ONCE, lay_out
 from solon.models.plain import Layout
@@ -51,25 +51,25 @@ class LowerBlocks:
         if not self.block:
             return
         missing = [row for row in rows if tuple(row) not in self._kept]
-        parts = [[missing[i] for i in part] for part in in_parts(missing, TOKENS_AT_ONCE)]
+        parts = [[missing[i] for i in part] for part in split_rows(missing, TOKENS_AT_ONCE)]
         for part, _ in distributed.synchronised_steps(parts, list(rows[:1]), distributed.is_sharded()):
             layout = lay_out(self.policy, part, self._pad)
             states = self._entering(layout)
-            for row, places in zip(part, layout.places, strict=True):
-                self._kept[tuple(row)] = states[torch.from_numpy(places).to(states.device)]
+            for row, indices in zip(part, layout.indices, strict=True):
+                self._kept[tuple(row)] = states[torch.from_numpy(indices).to(states.device)]
 
     def forget(self) -> None:
         self._kept = {}
 
-    def states(self, layout: Layout, rows: Sequence[list[int]]) -> Tensor:
-        """The last hidden states of the layout of these rows, (places, width), from the kept ones on."""
+    def hidden_states(self, layout: Layout, rows: Sequence[list[int]]) -> Tensor:
+        """The last hidden states of the layout of these rows, (indices, width), from the kept ones on."""
         if not self.block:
-            return layout.states(self.policy)
+            return layout.hidden_states(self.policy)
         with with_blocks(self.policy, slice(self.block, None)):
-            return layout.states(self.policy, [self._kept[tuple(row)] for row in rows])
+            return layout.hidden_states(self.policy, [self._kept[tuple(row)] for row in rows])
 
     def _entering(self, layout: Layout) -> Tensor:
-        """The states that enter the block, one a place, (places, width)."""
+        """The states that enter the block, one a place, (indices, width)."""
         if isinstance(layout, TreeLayout) and (quick := layout.entering(self.policy, self.block)) is not None:
             return quick
         found: list[Tensor] = []
@@ -80,7 +80,7 @@ class LowerBlocks:
         handle = trunk_of(self.policy)[1].layers[self.block - 1].register_forward_hook(keep)
         try:
             with with_blocks(self.policy, slice(self.block)):
-                layout.states(self.policy)
+                layout.hidden_states(self.policy)
         finally:
             handle.remove()
         return found[0].flatten(0, 1)
@@ -96,11 +96,11 @@ class LowerBlocks:
             return False
         row = some_tokens(base_of(self.policy)).tolist()
         layout = lay_out(self.policy, [row], self._pad)
-        whole = layout.states(self.policy)
+        whole = layout.hidden_states(self.policy)
         try:
             self.add([row])
             bound = rounding_of(base_of(self.policy)) * whole.norm()
-            alike = bool((self.states(layout, [row]) - whole).norm() <= bound)
+            alike = bool((self.hidden_states(layout, [row]) - whole).norm() <= bound)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
             alike = False
         self.forget()

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from solon import distributed
-from solon.models.batching import in_parts
+from solon.models.batching import split_rows
 from solon.models.fast.attention import NotUnderstood, last_token
-from solon.models.fast.llama_forward import lean
-from solon.models.fast.prefix_tree import Tree, as_tree, laid_out, tree_attention
+from solon.models.fast.llama_forward import find_llama_forward
+from solon.models.fast.packed_prefix_tree import PackedPrefixTree, active_tree, pack_rows, tree_attention
 from solon.models.forward import forward
 from solon.models.plain import Reader
-from solon.models.sharding import is_shared
+from solon.models.sharding import is_sharded
 
 PROMPT_TOKENS = 4096  # distinct tokens of prompts that go through together
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # whose cache holds keys and values
@@ -63,23 +63,23 @@ class TreeReader(Reader):
     """As the plain reader, with room for the new tokens reserved beforehand; shorter prompts stand on the right."""
 
     def __init__(self, model: Any, prompts: list[list[int]], room: int) -> None:
-        self.model, self.llama = model, lean(model)
+        self.model, self.llama = model, find_llama_forward(model)
         longest = max(map(len, prompts))
         self.cache = _reserved(model, longest + room)
         mask = torch.zeros(len(prompts), longest, dtype=torch.long)
         logits = None
-        parts = in_parts(prompts, PROMPT_TOKENS)
+        parts = split_rows(prompts, PROMPT_TOKENS)
         # Reading a part twice, as a process with fewer parts does, changes nothing.
-        for part, _ in distributed.synchronised_steps(parts, parts[0], is_shared(model)):
-            made, number = as_tree([prompts[i] for i in part])
-            places = torch.zeros(len(part), longest, dtype=torch.long)  # of padding: any, the mask hides it
+        for part, _ in distributed.synchronised_steps(parts, parts[0], is_sharded(model)):
+            made, number = pack_rows([prompts[i] for i in part])
+            indices = torch.zeros(len(part), longest, dtype=torch.long)  # of padding: any, the mask hides it
             for row, i in enumerate(part):
-                places[row, longest - len(prompts[i]) :] = torch.from_numpy(made.places(number[row]))
+                indices[row, longest - len(prompts[i]) :] = torch.from_numpy(made.indices(number[row]))
                 mask[i, longest - len(prompts[i]) :] = 1
-            filled, found = self._read_tree(made, places[:, -1])
+            filled, found = self._read_tree(made, indices[:, -1])
             if logits is None:
                 logits = found.new_empty(len(prompts), found.shape[-1])
-            rows, at = torch.tensor(part, device=model.device), places.to(model.device)
+            rows, at = torch.tensor(part, device=model.device), indices.to(model.device)
             logits[rows] = found
             layers: Sequence[Any] = self.cache.layers
             for layer, whole in zip(layers, filled.layers, strict=True):
@@ -89,10 +89,10 @@ class TreeReader(Reader):
         self.logits, self.mask = logits, mask.to(model.device)
         self.positions = self.mask.sum(-1, keepdim=True) - 1
 
-    def _read_tree(self, made: Tree, reads: Tensor) -> tuple[Any, Tensor]:
-        """A cache of the tree's tokens, and the scores at the places `reads`, (reads, vocabulary)."""
+    def _read_tree(self, made: PackedPrefixTree, reads: Tensor) -> tuple[Any, Tensor]:
+        """A cache of the tree's tokens, and the scores at the indices `reads`, (reads, vocabulary)."""
         model = self.model
-        with laid_out(made, 0, torch.empty(0, dtype=model.dtype, device=model.device)):
+        with active_tree(made, 0, torch.empty(0, dtype=model.dtype, device=model.device)):
             filled = DynamicCache()  # not the model's own kind: one with windows would forget
             if self.llama is None:
                 ids, positions = (torch.tensor([x], device=model.device) for x in (made.ids, made.positions))

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from solon.models.batching import Row, common
-from solon.models.fast.llama_forward import lean
-from solon.models.fast.prefix_tree import Tree, as_tree, laid_out, tree_attention
+from solon.models.fast.llama_forward import find_llama_forward
+from solon.models.fast.packed_prefix_tree import PackedPrefixTree, active_tree, pack_rows, tree_attention
 from solon.models.forward import forward, trunk_of
 from solon.models.head import head_of
 
@@ -71,7 +71,7 @@ class TreeScorer:
         """tokens, reads: new tokens and asked positions a forward pass may hold (a single row may be longer)."""
         self.model, self.tokens, self.reads = model, tokens, reads
         self.computed = 0  # tokens that went through the model so far
-        self._lean = lean(model)
+        self._lean = find_llama_forward(model)
         self._like = torch.empty(0, dtype=model.dtype, device=model.device)
         self._kept: tuple[list[int], DynamicCache] | None = None
 
@@ -88,17 +88,17 @@ class TreeScorer:
         cache = self._shared(rows[order[0]].ids[:skip]) if skip else None
         for part in packs(rows, order, shared, skip, self.tokens, self.reads):
             picked = order[part]
-            tree, number = as_tree([rows[r].ids for r in picked], skip)
+            tree, number = pack_rows([rows[r].ids for r in picked], skip)
             asked = [
                 (n, at) for n, r in zip(number, picked, strict=True) for at in range(rows[r].first, len(rows[r].ids))
             ]
             reads = [tree.at(n, at) for n, at in asked]
             self.computed += len(tree.ids)
-            with laid_out(tree, skip, self._like):
+            with active_tree(tree, skip, self._like):
                 logits = self._logits(tree, skip, cache, reads)
             yield picked, logits
 
-    def _logits(self, tree: Tree, past: int, cache: DynamicCache | None, reads: list[int]) -> Tensor:
+    def _logits(self, tree: PackedPrefixTree, past: int, cache: DynamicCache | None, reads: list[int]) -> Tensor:
         """(reads, vocabulary), float32."""
         if self._lean is None:
             device = self.model.device
@@ -117,7 +117,7 @@ class TreeScorer:
                 k, v = torch.cat([kept.keys, k], 2), torch.cat([kept.values, v], 2)
             return tree_attention(q, k, v, scaling)
 
-        return head_of(self.model)(self._lean.last_states(tree.ids, tree.positions, attend, reads))
+        return head_of(self.model)(self._lean.last_hidden_states(tree.ids, tree.positions, attend, reads))
 
     def _shared(self, ids: list[int]) -> DynamicCache:
         if self._kept is None or self._kept[0] != ids:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from solon.models.fast.attention import GROUPED, grouped_attention
-from solon.models.fast.llama_forward import FAMILIES, normed, rotate, some_tokens, within
+from solon.models.fast.llama_forward import FAMILIES, normed, rotate, some_tokens, unwrap_lora
 from solon.models.forward import attention_of, trunk_of
-from solon.models.sharding import is_shared
+from solon.models.sharding import is_sharded
 
 
-class _Linears(Function):
+class _FusedLoraLinears(Function):
     """Linear layers of one input: x Wᵀ + b + s (x Aᵀ) Bᵀ each, added onto something where one layer has it given."""
 
     @staticmethod
@@ -116,10 +116,10 @@ class _Gated(Function):
 
 
 def _linears(x: Tensor, onto: Tensor | None, *layers: Any) -> tuple[Tensor, ...]:
-    base = [within(m) for m in layers]
+    base = [unwrap_lora(m) for m in layers]
     own = [(m, m.active_adapters[0]) for m in layers if _adapts(m)]
     a, b = [m.lora_A[name].weight for m, name in own], [m.lora_B[name].weight for m, name in own]
-    return _Linears.apply(x, onto, base, [m.scaling[name] for m, name in own], *a, *b)  # type: ignore[no-untyped-call, no-any-return]
+    return _FusedLoraLinears.apply(x, onto, base, [m.scaling[name] for m, name in own], *a, *b)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _adapts(layer: Any) -> bool:
@@ -131,7 +131,7 @@ def _adapts(layer: Any) -> bool:
 
 
 def _fits(group: tuple[Any, ...]) -> bool:
-    """Whether `_Linears` gives what these layers give: frozen, and all with one adapter or all without."""
+    """Whether `_FusedLoraLinears` gives what these layers give: frozen, and all with one adapter or all without."""
     from peft.tuners.lora import Linear
 
     for m in group:
@@ -149,7 +149,7 @@ def _fits(group: tuple[Any, ...]) -> bool:
     return len({_adapts(m) for m in group}) == 1
 
 
-def _forward(
+def fused_lora_block(
     block: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -204,12 +204,12 @@ def fuse_adapters(adapted: Any) -> Any:
     blocks = list(base.base_model.layers) if _writable(base) else []
     for module in (*layers, *blocks):
         vars(module).pop("forward", None)
-    if is_shared(base):  # a trial would take all processes
-        _set_forward(layers, _lora_forward)
+    if is_sharded(base):  # a trial would take all processes
+        _set_forward(layers, fused_lora_linear)
         return adapted
     with _random_adapters(adapted) as learned:
         expected = _tried(base, learned)
-        for modules, forward in ((layers, _lora_forward), (blocks, _forward)):
+        for modules, forward in ((layers, fused_lora_linear), (blocks, fused_lora_block)):
             _set_forward(modules, forward)
             if not _alike(_tried(base, learned), expected, base):  # the model computes something of its own
                 for module in modules:
@@ -218,14 +218,14 @@ def fuse_adapters(adapted: Any) -> Any:
 
 
 def _writable(base: Any) -> bool:
-    """Whether the model is made of the blocks that `_forward` computes."""
+    """Whether the model is made of the blocks that `fused_lora_block` computes."""
     config = base.config.get_text_config()
     return (
         base.config.model_type in FAMILIES
         and config.hidden_act == "silu"
         and attention_of(base) == GROUPED
         and base.dtype == torch.float32
-        and not is_shared(base)
+        and not is_sharded(base)
     )
 
 
@@ -281,7 +281,7 @@ def rounding_of(base: Any, passes: int = 1) -> float:
     return max(3 * torch.finfo(base.dtype).eps / 2 * operations**0.5, 1e-4)
 
 
-def _lora_forward(layer: Any, x: Tensor) -> Tensor:
+def fused_lora_linear(layer: Any, x: Tensor) -> Tensor:
     """What PEFT's own layer gives, without dropout: the sum is part of a product."""
     out = layer.base_layer(x)
     if layer.disable_adapters or layer.merged:

@@ -19,9 +19,9 @@ from solon.engines.local import LocalEngine
 from solon.feedback.labels import log_odds
 from solon.feedback.settings import JudgeSettings
 from solon.models.batching import Row
-from solon.models.fast import prefix_tree as tree
+from solon.models.fast import packed_prefix_tree as tree
 from solon.models.fast.attention import GROUPED
-from solon.models.fast.prefix_tree import grow
+from solon.models.fast.packed_prefix_tree import build_tree
 from solon.models.fast.scorer import TreeScorer, packs
 from solon.models.forward import with_attention
 from solon.records import Pair, user
@@ -39,7 +39,7 @@ def neighbours(rows: list[list[int]]) -> list[int]:
 def test_every_row_is_found_along_its_branches_and_no_token_stands_twice(found: list[list[int]]) -> None:
     rows = sorted({tuple(r) for r in found})
     lists = [list(r) for r in rows]
-    grown = grow(lists, neighbours(lists), 0)
+    grown = build_tree(lists, neighbours(lists), 0)
     for n, row in enumerate(lists):
         assert [grown.ids[grown.at(n, i)] for i in range(len(row))] == row
         assert [grown.positions[grown.at(n, i)] for i in range(len(row))] == list(range(len(row)))

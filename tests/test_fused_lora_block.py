@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_lean import CONFIGS, made
+from test_llama_forward import CONFIGS, build_model
 from transformers import GPT2Config
 
 pytest.importorskip("solon.models.fast")
 
 from solon.models.fast.attention import GROUPED
-from solon.models.fast.lora_blocks import _forward, _Linears, fuse_adapters
+from solon.models.fast.fused_lora_block import _FusedLoraLinears, fuse_adapters, fused_lora_block
 from solon.models.lora import add_adapters
 from solon.models.passes import lay_out
 from solon.models.settings import AdapterSettings
@@ -21,7 +21,7 @@ ROWS = [[5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 30, 31]]
 
 
 def adapted(config: Any, layers: int | None = None, *, dtype: torch.dtype = torch.float32) -> Any:
-    model = made(config).to(dtype)
+    model = build_model(config).to(dtype)
     model.set_attn_implementation(GROUPED)
     policy = add_adapters(model, AdapterSettings(rank=3, alpha=5, layers=layers))
     for name, p in policy.named_parameters():
@@ -38,20 +38,20 @@ def plain(policy: Any) -> Any:
 
 
 def written_out(policy: Any) -> int:
-    return sum(getattr(vars(m).get("forward"), "__func__", None) is _forward for m in policy.modules())
+    return sum(getattr(vars(m).get("forward"), "__func__", None) is fused_lora_block for m in policy.modules())
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many groups of layers went through `_Linears` in each call, as a list that grows."""
+    """How many groups of layers went through `_FusedLoraLinears` in each call, as a list that grows."""
     found: list[int] = []
-    whole = _Linears.forward
+    whole = _FusedLoraLinears.forward
 
     def counted(*given: Any) -> Any:
         found.append(len(given[3]))
         return whole(*given)
 
-    monkeypatch.setattr(_Linears, "forward", staticmethod(counted))
+    monkeypatch.setattr(_FusedLoraLinears, "forward", staticmethod(counted))
     return found
 
 
@@ -63,7 +63,7 @@ def learned(policy: Any, padded: bool) -> list[torch.Tensor]:
 
     def states() -> torch.Tensor:
         if not padded:
-            return lay_out(policy, ROWS, 0).states(policy)
+            return lay_out(policy, ROWS, 0).hidden_states(policy)
         out = policy.get_base_model().base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         return out.last_hidden_state[mask.bool()]
 
@@ -98,7 +98,7 @@ def test_numbers_and_gradients_are_those_of_the_modules(
 @pytest.mark.parametrize("change", ["another family", "bfloat16", "other arithmetic"])
 def test_another_model_keeps_its_own_blocks(change: str) -> None:
     if change == "another family":
-        model = made(GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=64, vocab_size=64))
+        model = build_model(GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=64, vocab_size=64))
         assert written_out(add_adapters(model, AdapterSettings(rank=2))) == 0
     elif change == "bfloat16":
         assert written_out(adapted(CONFIGS["llama"], dtype=torch.bfloat16)) == 0

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 pytest.importorskip("solon.models.fast")
 
 from solon.models.fast import llama_forward as module
-from solon.models.fast.llama_forward import lean
+from solon.models.fast.llama_forward import find_llama_forward
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -34,13 +34,13 @@ CONFIGS = {
 
 
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, block: int) -> torch.Tensor:
-    """Plain causal attention, as `Lean` takes it."""
+    """Plain causal attention, as `LlamaForward` takes it."""
     gqa = q.shape[1] != k.shape[1]
     found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa)
     return found.transpose(1, 2)
 
 
-def made(config: Any) -> Any:
+def build_model(config: Any) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -54,8 +54,8 @@ def made(config: Any) -> Any:
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_logits_are_those_of_the_model(name: str) -> None:
-    model = made(CONFIGS[name])
-    found = lean(model)
+    model = build_model(CONFIGS[name])
+    found = find_llama_forward(model)
     assert found is not None
     ids = torch.randint(0, 64, (1, 30), generator=torch.Generator().manual_seed(1))
     expected = model(input_ids=ids).logits[0, [3, 29]]
@@ -64,8 +64,8 @@ def test_logits_are_those_of_the_model(name: str) -> None:
 
 @torch.no_grad()
 def test_it_reads_the_weights_anew_each_time() -> None:
-    model = made(CONFIGS["llama"])
-    found = lean(model)
+    model = build_model(CONFIGS["llama"])
+    found = find_llama_forward(model)
     assert found is not None
     model.model.layers[1].mlp.down_proj.weight.mul_(-1)
     ids = list(range(3, 20))
@@ -76,11 +76,11 @@ def test_it_reads_the_weights_anew_each_time() -> None:
 @pytest.mark.parametrize("change", ["another family", "another activation", "adapters", "other arithmetic"])
 def test_what_it_does_not_reproduce_it_leaves_alone(change: str) -> None:
     if change == "another family":
-        model = made(GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=64, vocab_size=64))
+        model = build_model(GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=64, vocab_size=64))
     elif change == "another activation":
-        model = made(LlamaConfig(**SHAPE, hidden_act="gelu"))
+        model = build_model(LlamaConfig(**SHAPE, hidden_act="gelu"))
     else:
-        model = made(CONFIGS["llama"])
+        model = build_model(CONFIGS["llama"])
     if change == "adapters":
         from solon.models.lora import add_adapters
         from solon.models.settings import AdapterSettings
@@ -90,9 +90,9 @@ def test_what_it_does_not_reproduce_it_leaves_alone(change: str) -> None:
         block = model.model.layers[2]
         forward = block.forward
         block.forward = lambda states, *a, **k: forward(states, *a, **k) + states
-    assert lean(model) is None
+    assert find_llama_forward(model) is None
 
 
 def test_the_check_at_loading_would_see_a_wrong_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_norm", lambda norm, x: x * norm.weight)
-    assert lean(made(CONFIGS["llama"])) is None
+    assert find_llama_forward(build_model(CONFIGS["llama"])) is None

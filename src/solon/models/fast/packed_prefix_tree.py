@@ -49,7 +49,7 @@ class Branch:
 
 @dataclass
 class Piece:
-    """A stretch of a branch, or several short branches side by side. Packed places."""
+    """A stretch of a branch, or several short branches side by side. Packed indices."""
 
     first: int  # of the tokens in the family that it may see: where its branch, or the first of its branches, starts
     start: int
@@ -68,7 +68,7 @@ class Family:
 
 
 @dataclass
-class Tree:
+class PackedPrefixTree:
     """Rows with the first `skip` tokens left out, which all of them share."""
 
     skip: int
@@ -85,7 +85,7 @@ class Tree:
         assert branch is not None
         return branch.start + index - branch.depth
 
-    def places(self, row: int) -> np.ndarray:
+    def indices(self, row: int) -> np.ndarray:
         """Where the tokens of a row stand, from `skip` on."""
         branch: Branch | None = self.ends[row]
         found = []
@@ -95,9 +95,9 @@ class Tree:
         return np.concatenate(found[::-1])
 
 
-def grow(rows: Sequence[list[int]], shared: Sequence[int], skip: int) -> Tree:
+def build_tree(rows: Sequence[list[int]], shared: Sequence[int], skip: int) -> PackedPrefixTree:
     """The tree of sorted rows. shared[i]: length of the common beginning of rows i - 1 and i, at least `skip`."""
-    tree = Tree(skip, ends=[None] * len(rows))  # type: ignore[list-item]
+    tree = PackedPrefixTree(skip, ends=[None] * len(rows))  # type: ignore[list-item]
     waiting: list[tuple[Branch | None, int, int, int]] = [(None, 0, len(rows), skip)]
     for parent, low, high, depth in waiting:  # grows while it is walked: breadth first, so families stay together
         family = Family(parent.path() if parent else [], len(tree.ids), [])
@@ -123,7 +123,7 @@ def grow(rows: Sequence[list[int]], shared: Sequence[int], skip: int) -> Tree:
     return tree
 
 
-def as_tree(rows: Sequence[list[int]], skip: int = 0) -> tuple[Tree, list[int]]:
+def pack_rows(rows: Sequence[list[int]], skip: int = 0) -> tuple[PackedPrefixTree, list[int]]:
     """The rows, in any order and some of them equal, as a tree; and of each row, which of the tree's it is.
 
     skip: the first so many tokens, which all rows share and the tree leaves out.
@@ -139,7 +139,7 @@ def as_tree(rows: Sequence[list[int]], skip: int = 0) -> tuple[Tree, list[int]]:
             distinct.append(rows[r])
             shared.append(alike)
         number[r] = len(distinct) - 1
-    return grow(distinct, shared, skip), number
+    return build_tree(distinct, shared, skip), number
 
 
 # --- attention -----------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def as_tree(rows: Sequence[list[int]], skip: int = 0) -> tuple[Tree, list[int]]:
 class _Active:
     """The tree of the forward pass that is under way."""
 
-    tree: Tree
+    tree: PackedPrefixTree
     past: int  # tokens before it, already in the cache
     cuts: list[int]  # lengths that keys and values are cut into, so that what each piece sees is whole cuts
     plain: bool
@@ -177,7 +177,7 @@ def longest() -> int:
 
 
 @contextmanager
-def laid_out(tree: Tree, past: int, like: Tensor, learns: bool = False) -> Iterator[None]:
+def active_tree(tree: PackedPrefixTree, past: int, like: Tensor, learns: bool = False) -> Iterator[None]:
     """Inside, a forward pass over the tree's ids computes its rows.
 
     like: of the dtype and on the device of what will be attended to. learns: the pass is one that training repeats, and

@@ -213,7 +213,7 @@ def compare(peer: str, pairs: list[Pair], parts: int, principles: int, dtype: st
     rows = []
     for n in range(parts):
         asked = requests(pairs[n * size : (n + 1) * size], principles)
-        engine._tree._kept = None  # what all requests begin with is computed in every part anew
+        engine._tree._beginning = None  # what all requests begin with is computed in every part anew
         before = engine._tree.computed
         rates = [product_rate(resolve_dtype(dtype), str(device()))]
         sides = [lambda asked=asked: ours(asked), lambda asked=asked: theirs(asked)]

@@ -24,14 +24,14 @@ def test_bfloat16_is_taken_where_it_is_clearly_faster_and_that_is_said(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(dtype, "products_are_fast", lambda: True)
-    monkeypatch.setattr(dtype, "timed", lambda where, work, kind: 1.0 if kind == torch.float32 else bfloat16)
+    monkeypatch.setattr(dtype, "time_work", lambda where, work, kind: 1.0 if kind == torch.float32 else bfloat16)
     assert dtype.decide(tiny, "training") == chosen
     assert f"dtype for training: {chosen}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("work", ["generation", "training"])
 def test_what_is_timed_runs_in_both_dtypes(tiny: str, work: dtype.Work) -> None:
-    assert all(0 < dtype.timed(tiny, work, kind) < 60 for kind in dtype.NAMES.values())
+    assert all(0 < dtype.time_work(tiny, work, kind) < 60 for kind in dtype.NAMES.values())
 
 
 def test_a_run_decides_each_once_and_keeps_both(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def engine(tiny: str) -> LocalEngine:
     return LocalEngine.load(tiny, dtype="float32", system="be kind")
 
 
-@pytest.mark.parametrize("way", ["lean", "by transformers' modules", "padded"])
+@pytest.mark.parametrize("way", ["written out", "by transformers' modules", "padded"])
 def test_greedy_tokens_are_those_of_transformers(
     engine: LocalEngine,
     tiny: str,
@@ -47,14 +47,14 @@ def test_greedy_tokens_are_those_of_transformers(
 
     if way == "padded":
         without_tree(engine.model)
-    elif way != "lean":
+    elif way != "written out":
         monkeypatch.setattr("solon.models.fast.reader.find_llama_forward", lambda model: None)
     reference = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     prompts = [engine.ids((user(t),)) for t in TEXTS]
     hook = engine.model.model.layers[0].register_forward_pre_hook(count)
     made = decode(engine.model, prompts, torch.zeros(len(prompts), 20), max_tokens=20, temperature=0, end={2})
     hook.remove()
-    assert bool(passes) == (way != "lean")
+    assert bool(passes) == (way != "written out")
     for prompt, out in zip(prompts, made, strict=True):
         ids = torch.tensor([prompt])
         expected = reference.generate(

@@ -270,20 +270,20 @@ def rollouts() -> Rollouts:
 
 
 @needs_fast
-@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("written_out", [True, False])
 def test_passes_that_start_above_the_frozen_blocks_are_the_same(
-    tiny: str, lean: bool, monkeypatch: pytest.MonkeyPatch
+    tiny: str, written_out: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from solon.models.fast.llama_forward import find_llama_forward as original
 
     forms: list[bool] = []
 
     def form(model: Any) -> Any:
-        found = original(model) if lean else None
+        found = original(model) if written_out else None
         forms.append(found is not None)
         return found
 
-    monkeypatch.setattr("solon.models.fast.layout.find_llama_forward", form)
+    monkeypatch.setattr("solon.models.fast.packed_prefix_tree.find_llama_forward", form)
     policy, made, rows = adapted(tiny, layers=1), rollouts(), [2, 0]
 
     def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
@@ -296,7 +296,7 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(
     made.lower = fast().LowerBlocks(policy, pad=0)
     assert made.lower.block == 1  # of two, and the architecture takes it
     made.lower.add(made.rows)
-    assert set(forms) == {lean}
+    assert set(forms) == {written_out}
     short, again = passes()
     assert torch.allclose(whole, short, atol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, again, strict=True))

@@ -1,4 +1,4 @@
-"""The lean forward pass gives the logits of transformers' own, or is not used."""
+"""The written-out forward pass gives the logits of transformers' own, or is not used."""
 
 from __future__ import annotations
 

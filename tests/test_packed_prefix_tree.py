@@ -32,7 +32,7 @@ ROWS = st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=7), min_size=1,
 
 
 def neighbours(rows: list[list[int]]) -> list[int]:
-    return [0, *(tree.common(np.asarray(a), np.asarray(b)) for a, b in itertools.pairwise(rows))]
+    return [0, *(tree.common_length(np.asarray(a), np.asarray(b)) for a, b in itertools.pairwise(rows))]
 
 
 @given(ROWS)
@@ -41,8 +41,8 @@ def test_every_row_is_found_along_its_branches_and_no_token_stands_twice(found: 
     lists = [list(r) for r in rows]
     grown = build_tree(lists, neighbours(lists), 0)
     for n, row in enumerate(lists):
-        assert [grown.ids[grown.at(n, i)] for i in range(len(row))] == row
-        assert [grown.positions[grown.at(n, i)] for i in range(len(row))] == list(range(len(row)))
+        assert [grown.ids[i] for i in grown.indices(n)] == row
+        assert [grown.positions[i] for i in grown.indices(n)] == list(range(len(row)))
     assert len(grown.ids) == len({r[:n] for r in rows for n in range(1, len(r) + 1)})
     assert sum(sum(f.lengths) for f in grown.families) == len(grown.ids)
 

@@ -160,7 +160,7 @@ def test_a_way_that_is_not_fast_is_said_once_and_kept_for_the_stage(
     from solon.models.weights import load_causal_lm
 
     monkeypatch.setenv(proof.FAST, "0")
-    monkeypatch.setattr(paths, "_SAID", set())
+    monkeypatch.setattr(paths, "_PRINTED", set())
     paths.take_recorded_paths()
     for _ in range(2):
         load_causal_lm(tiny, "float32")

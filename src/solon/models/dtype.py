@@ -1,9 +1,9 @@
-"""`dtype: auto`: float32 or bfloat16, whichever is faster on this machine for what will be run.
+"""`dtype: auto`: float32 or bfloat16, the faster of the two for the work that will run on this machine.
 
-Generation and training are timed apart, since they need different things of a machine: one reads all the weights for a few
-tokens, the other multiplies large matrices, forward and backward. What is timed is Solon's own sampler and a training step
-with adapters, on the first blocks of the model's own configuration with random weights; in which way they go through the
-model (fast or transformers' own) is proved first, as for any model. A GPU that knows bfloat16 gets bfloat16 untimed.
+Generation and training are timed apart because they need different things of a machine. Generation reads all weights for a
+few tokens; training multiplies large matrices, forward and backward. Solon times its own sampler and a training step with
+adapters, on the first blocks of the model's configuration with random weights. This small model proves its passes first, as
+any model does (models/proof.py). A GPU that supports bfloat16 gets bfloat16 without a measurement.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -21,42 +21,40 @@ from solon import distributed
 from solon.errors import InputError
 
 Work = Literal["generation", "training"]
-WORTH = 1.1  # bfloat16 must be this many times as fast: it rounds, and float32 does not
-BLOCKS = 3  # of the model, timed
-ROUNDS = 3  # the fastest counts
+WORTH = 1.1  # bfloat16 must be faster by this factor, because it rounds more than float32
+BLOCKS = 3  # blocks of the small model
+ROUNDS = 3  # the fastest one counts
 NAMES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def decide(where: str, work: Work) -> str:
-    """The faster dtype for this work with the model in this directory (or of this hub id), and says so on stderr.
+    """The name of the faster dtype for this work. The decision is printed on stderr.
 
-    Of several processes the first one measures.
+    where: directory or hub id of the model. Of several processes, the first one measures.
     """
     return distributed.broadcast(_decide(where, work))
 
 
 @functools.cache
 def _decide(where: str, work: Work) -> str:
-    chosen, why = _chosen(where, work)
+    name, reason = _measure(where, work)
     if distributed.is_main():
-        print(f"dtype for {work}: {chosen} ({why})", file=sys.stderr)
-    return chosen
+        print(f"dtype for {work}: {name} ({reason})", file=sys.stderr)
+    return name
 
 
-def _chosen(where: str, work: Work) -> tuple[str, str]:
-    """The dtype, and the reason in words."""
+def _measure(where: str, work: Work) -> tuple[str, str]:
+    """The name of the dtype, and the reason in words."""
     if torch.cuda.is_available():
-        return (
-            ("bfloat16", "the GPU knows it")
-            if torch.cuda.is_bf16_supported()
-            else ("float32", "the GPU knows no other")
-        )
+        if torch.cuda.is_bf16_supported():
+            return "bfloat16", "the GPU supports it"
+        return "float32", "the GPU does not support bfloat16"
     if not products_are_fast():
         return "float32", "this processor multiplies in bfloat16 more slowly"
     try:
-        seconds = {name: timed(where, work, dtype) for name, dtype in NAMES.items()}
+        seconds = {name: time_work(where, work, dtype) for name, dtype in NAMES.items()}
     except (InputError, OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-        return "float32", f"no small model could be made to be timed: {type(error).__name__}"
+        return "float32", f"no small model could be built for timing: {type(error).__name__}"
     ratio = seconds["float32"] / seconds["bfloat16"]
     return "bfloat16" if ratio >= WORTH else "float32", f"bfloat16 is {ratio:.2f} times as fast as float32 here"
 
@@ -64,28 +62,23 @@ def _chosen(where: str, work: Work) -> tuple[str, str]:
 def products_are_fast() -> bool:
     """Whether a matrix product in bfloat16 is about as fast as one in float32, or faster.
 
-    Processors without instructions for bfloat16 emulate them many times slower, and nothing else needs to be timed.
+    Processors without instructions for bfloat16 emulate it, many times slower; then nothing else needs to be timed.
     """
     seconds = {}
     for name, dtype in NAMES.items():
-        a = torch.ones(512, 512, dtype=dtype)
-        seconds[name] = fastest(lambda a=a: a @ a, rounds=5)  # type: ignore[misc]
+        matrix = torch.ones(512, 512, dtype=dtype)
+        seconds[name] = fastest_seconds(functools.partial(torch.mm, matrix, matrix), rounds=5)
     return seconds["bfloat16"] < 1.25 * seconds["float32"]
 
 
-def fastest(work: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    """Seconds of the fastest of some rounds, after one that does not count."""
+def fastest_seconds(work: Callable[[], Any], rounds: int = ROUNDS) -> float:
+    """Seconds of the fastest round, after a first round that does not count."""
     work()
-    found = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - began)
-    return min(found)
+    return min(timeit.repeat(work, number=1, repeat=rounds))
 
 
-def timed(where: str, work: Work, dtype: torch.dtype) -> float:
-    """Seconds that a small piece of this work takes with the first blocks of the model, in this dtype."""
+def time_work(where: str, work: Work, dtype: torch.dtype) -> float:
+    """Seconds for a small amount of this work, with the first blocks of the model in this dtype."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = copy.deepcopy(AutoConfig.from_pretrained(where, trust_remote_code=False, local_files_only=True))
@@ -96,7 +89,7 @@ def timed(where: str, work: Work, dtype: torch.dtype) -> float:
     with torch.random.fork_rng():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     rows = torch.randint(0, text.vocab_size, (16, 48), generator=torch.Generator().manual_seed(0)).tolist()
-    return fastest(_generation(model, rows) if work == "generation" else _training(model, rows[:8]))
+    return fastest_seconds(_generation(model, rows) if work == "generation" else _training(model, rows[:8]))
 
 
 def _generation(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
@@ -113,11 +106,11 @@ def _training(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
     from solon.models.settings import AdapterSettings
 
     policy = add_adapters(model, AdapterSettings())
-    tokens = torch.tensor([t for row in rows for t in row[1:]], device=policy.device)
+    tokens = torch.tensor([token for row in rows for token in row[1:]], device=policy.device)
 
     def step() -> None:
         layout = lay_out(policy, rows, 0)
-        hidden = layout.gather(layout.hidden_states(policy), [range(len(row) - 1) for row in rows])
-        logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)[0].mean().backward()
+        states = layout.gather(layout.hidden_states(policy), [range(len(row) - 1) for row in rows])
+        logprobs_and_entropy(states, head_of(policy), tokens, 1.0, entropy=False)[0].mean().backward()
 
     return step

@@ -1,7 +1,7 @@
-"""transformers' own forward pass, called the same way for every model family.
+"""transformers' own forward pass, called in one way for every model family.
 
-Families differ in what their `forward` takes (some know no `position_ids`, some no `logits_to_keep`) and in where their
-blocks stand. Here are the few things that the rest of Solon needs to know about that.
+Families differ in the arguments of their `forward` (some have no `position_ids`, some no `logits_to_keep`) and in the name of
+the module that holds their blocks. This module hides these differences from the rest of Solon.
 """
 
 from __future__ import annotations
@@ -20,42 +20,36 @@ from solon.errors import InputError
 
 
 def base_of(model: Any) -> Any:
-    """The model itself, out of its PEFT wrapper where it has one (adapters stay in place)."""
+    """The model without its PEFT wrapper; adapters stay in place."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def takes(module: Any) -> frozenset[str]:
-    """The names of the arguments that this module's `forward` declares."""
-    return _declared(type(module).forward)
-
-
 def trunk_of(model: Any) -> tuple[str, Any]:
-    """The part of the model that makes hidden states, with its name in the model: all but the output layer."""
+    """The part of the model that computes hidden states, all but the output layer, after its name in the model."""
     base = base_of(model)
     if base.base_model is not base:
         return base.base_model_prefix, base.base_model
-    for name, part in base.named_children():  # Llama 4 calls it otherwise than it says
+    for name, part in base.named_children():  # the prefix of Llama 4 is not the name of its trunk
         if isinstance(part, PreTrainedModel):
             return name, part
-    raise InputError(
-        f"{type(base).__name__}: the part that makes hidden states cannot be told apart; it cannot be used"
-    )
+    raise InputError(f"{type(base).__name__}: cannot be used, because no part of it computes hidden states alone")
 
 
 @functools.cache
-def _declared(function: Callable[..., Any]) -> frozenset[str]:
+def argument_names(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of the arguments that the function declares."""
     return frozenset(inspect.signature(function).parameters)
 
 
-def forward(module: Any, *, logits_to_keep: Tensor | int | None = None, **given: Any) -> Any:
-    """The module's output. Arguments that are None, or that the module does not know, are left out.
+def forward(module: Any, *, logits_to_keep: Tensor | int | None = None, **arguments: Any) -> Any:
+    """The module's output. Arguments that are None, or that the module does not declare, are left out.
 
-    logits_to_keep: as transformers defines it: the last N positions, or a tensor of indices.
+    logits_to_keep: as in transformers, the last N positions or a tensor of indices.
     """
-    known = takes(module)
+    known = argument_names(type(module).forward)
     if logits_to_keep is not None and "logits_to_keep" in known:
-        given["logits_to_keep"] = logits_to_keep
-    out = module(**{name: value for name, value in given.items() if value is not None and name in known})
+        arguments["logits_to_keep"] = logits_to_keep
+    out = module(**{name: value for name, value in arguments.items() if value is not None and name in known})
     if logits_to_keep is not None and "logits_to_keep" not in known:
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         out.logits = out.logits[:, kept]
@@ -70,15 +64,26 @@ def attention_of(model: Any) -> str:
 def use_attention(model: Any, name: str) -> None:
     """Make every part of the model use this attention function.
 
-    Unlike `set_attn_implementation` this asks no questions: whether the function gives right numbers is proved afterwards.
+    Unlike `set_attn_implementation`, this function does not ask whether the model supports it: the proof decides that.
     """
-    configs = {id(c): c for c in (model.config, model.config.get_text_config())}
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation_internal"):
             configs[id(config)] = config
     for config in configs.values():
         config._attn_implementation_internal = name
+
+
+@contextmanager
+def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, the attribute `name` of `holder` is `value`."""
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)
 
 
 @contextmanager
@@ -93,55 +98,54 @@ def with_attention(model: Any, name: str) -> Iterator[None]:
 
 
 def window_of(model: Any) -> int | None:
-    """Tokens that a token can look back on, where some of the model's layers limit it; None where none does."""
+    """How many tokens back a token can see, where some layer of the model limits it; None where no layer does."""
     config = model.config.get_text_config()
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((int(size) for size in sizes if size), default=None)
 
 
 def blocks_of(model: Any) -> tuple[str, nn.ModuleList] | None:
-    """The list of the model's blocks and its name inside the model; None where there is no such list.
+    """The name of the list of blocks in the model, and the list; None where the model has no such list.
 
-    It is the list of `num_hidden_layers` modules that holds the most parameters.
+    The list of blocks is the list of `num_hidden_layers` modules with the most parameters.
     """
     base = base_of(model)
     count = base.config.get_text_config().num_hidden_layers
     lists = [(name, m) for name, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    sizes = [sum(p.numel() for p in m.parameters()) for _, m in lists]
-    return lists[sizes.index(max(sizes))] if lists else None
+    return max(lists, key=lambda named: sum(p.numel() for p in named[1].parameters()), default=None)
 
 
 @contextmanager
 def in_higher_precision(model: Any, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, the forward pass computes in `dtype` with the weights' own values, one module at a time.
+    """Inside, the forward pass computes in `dtype` with the values of the model's weights.
 
-    Only the module that is at work holds its weights in that dtype, so that a large model needs little more memory. The
-    weights come back as they were: a number of a narrower type passes through a wider one unchanged.
+    Only the module that computes holds its weights in that dtype, so a large model needs little more memory. Afterwards the
+    weights are the same tensors as before.
     """
     handles: list[Any] = []
 
-    def own(module: nn.Module) -> list[Tensor]:
+    def tensors_of(module: nn.Module) -> list[Tensor]:
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        return [t for t in tensors if t.is_floating_point()]
+        return [tensor for tensor in tensors if tensor.is_floating_point()]
 
     def widen(module: nn.Module, *_: Any) -> None:
         if "_narrow" not in vars(module):
-            vars(module)["_narrow"] = [(t, t.data) for t in own(module)]
-            for t, narrow in vars(module)["_narrow"]:
-                t.data = narrow.to(dtype)
+            vars(module)["_narrow"] = [(tensor, tensor.data) for tensor in tensors_of(module)]
+            for tensor, narrow in vars(module)["_narrow"]:
+                tensor.data = narrow.to(dtype)
 
-    def give_back(module: nn.Module, *_: Any) -> None:
-        for t, narrow in vars(module).pop("_narrow", []):
-            t.data = narrow
+    def restore(module: nn.Module, *_: Any) -> None:
+        for tensor, narrow in vars(module).pop("_narrow", []):
+            tensor.data = narrow
 
-    modules = [m for m in model.modules() if own(m)]
+    modules = [module for module in model.modules() if tensors_of(module)]
     try:
         for module in modules:
             handles.append(module.register_forward_pre_hook(widen))
-            handles.append(module.register_forward_hook(give_back))
+            handles.append(module.register_forward_hook(restore))
         yield
     finally:
         for handle in handles:
             handle.remove()
         for module in modules:
-            give_back(module)
+            restore(module)

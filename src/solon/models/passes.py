@@ -1,6 +1,6 @@
-"""The one place that chooses a way through a model: a fast one where the model has proved it, or else the plain one.
+"""The one place that chooses a pass through a model: a fast pass where the model has proved it, the plain pass elsewhere.
 
-Everything that generates, scores or learns asks here. `models/fast` may be missing: then every way is the plain one.
+All code that generates, scores or learns asks here. The folder `models/fast` may be missing; then every pass is plain.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from solon.models.paths import paths_of
 from solon.models.plain import Layout, Reader
 
 TOKENS_AT_ONCE = 1280  # distinct tokens of a pass that learns; activations are 1 to 2 MB a token in a model of 135M
-States = Callable[[Layout, Sequence[list[int]]], Tensor]
+HiddenStates = Callable[[Layout, Sequence[list[int]]], Tensor]
 
 
 @cache
 def fast() -> Any:
-    """The package of fast ways; None where it is not installed."""
+    """The package of fast passes; None where it is not installed."""
     return import_module("solon.models.fast") if find_spec("solon.models.fast") else None
 
 
 def lay_out(model: Any, rows: Sequence[list[int]], pad: int) -> Layout:
-    """The rows in one forward pass, for their hidden states."""
+    """The layout of the rows in one forward pass that computes their hidden states."""
     if fast() and paths_of(model).fits(max(map(len, rows))):
         layout: Layout = fast().TreeLayout(model, rows)
         return layout
@@ -35,7 +35,7 @@ def lay_out(model: Any, rows: Sequence[list[int]], pad: int) -> Layout:
 
 
 def prompt_reader(model: Any, prompts: list[list[int]], room: int, pad: int) -> Reader:
-    """The prompts in a cache with room for this many tokens more, for sampling."""
+    """A reader of the prompts, for sampling. room: tokens that will be sampled after each prompt at most."""
     if fast() and paths_of(model).fits(max(map(len, prompts)) + room):
         reader: Reader = fast().TreeReader(model, prompts, room)
         return reader
@@ -43,22 +43,25 @@ def prompt_reader(model: Any, prompts: list[list[int]], room: int, pad: int) -> 
 
 
 def prefix_scorer(model: Any, tokens: int) -> Any:
-    """Scores rows that begin alike with shared work; None: each row is computed by itself. tokens: of a pass."""
+    """A scorer that computes common beginnings of rows once, `tokens` tokens a pass; None where the model has no such pass."""
     return fast().TreeScorer(model, tokens=tokens) if fast() and paths_of(model).prefix_tree else None
 
 
 def fuse_adapters(model: Any) -> Any:
-    """The PEFT model, its adapters and blocks computed in fewer passes over memory where that proves right."""
+    """The PEFT model. Its adapters and blocks take fewer passes over memory where that proves right."""
     return fast().fuse_adapters(model) if fast() else model
 
 
 def lower_blocks(policy: Any, pad: int) -> Any:
-    """The blocks below the lowest adapter, which are computed once per row; None: every pass goes through all blocks."""
+    """The blocks below the lowest adapter, computed once for each row; None where every pass computes all blocks."""
     return fast().LowerBlocks(policy, pad) if fast() else None
 
 
-def last_hidden_states(model: Any, rows: Sequence[list[int]], pad: int, states_of: States | None = None) -> Tensor:
-    """The last hidden state of each row's last token, (rows, width). states_of: of a layout; None: by the model."""
+def last_hidden_states(model: Any, rows: Sequence[list[int]], pad: int, compute: HiddenStates | None = None) -> Tensor:
+    """The last hidden state of each row's last token, (rows, width).
+
+    compute: computes the states of a layout; None: the model does.
+    """
     layout = lay_out(model, rows, pad)
-    states = states_of(layout, rows) if states_of else layout.hidden_states(model)
+    states = compute(layout, rows) if compute else layout.hidden_states(model)
     return layout.gather(states, [range(len(row) - 1, len(row)) for row in rows])

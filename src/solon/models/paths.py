@@ -1,13 +1,13 @@
-"""Which of Solon's ways through a model are taken: those that this very model has proved.
+"""Which of Solon's passes through a model are used: those that this model has proved.
 
-`proof.py` finds them when a model is loaded; everything else asks here. A way that has not proved itself is not taken, and
-transformers' own forward pass is used instead.
+`proof.py` finds them when a model is loaded, and all other code asks here. A pass that is not proved is not used;
+transformers' own forward pass takes its place.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,40 +18,46 @@ from solon.models.forward import base_of
 
 @dataclass(frozen=True)
 class Paths:
-    """What was proved of one model, in one dtype."""
+    """What one model has proved in one dtype."""
 
-    attention: str  # the attention function, `solon_grouped` or one of transformers' own
-    prefix_tree: bool  # rows that begin alike may go through as one tree (models/fast)
-    llama_forward: bool  # the blocks' forward pass is written out (models/fast/llama_forward.py)
-    padded: bool  # prompts of different lengths may be sampled from in one batch
-    window: int | None  # tokens that a token can look back on; None: all. The tree serves rows up to that length
-    error: float  # the largest difference from the reference that was found on this path, nats
-    bound: float  # what was allowed, nats
-    dtype: str
-    notes: tuple[str, ...] = field(default=())  # which paths were not taken, and why
+    attention: str  # the attention function: `solon_grouped`, or one of transformers' own
+    prefix_tree: bool = False  # whether rows that begin alike may go through the model as one tree (models/fast)
+    llama_forward: bool = False  # whether the blocks' forward pass is written out (models/fast/llama_forward.py)
+    padded: bool = True  # whether prompts of different lengths may be sampled from in one batch
+    window: int | None = None  # tokens that a token can look back on; None: all. It limits the rows of a tree
+    error: float = 0.0  # the largest difference from the reference, nats
+    bound: float = 0.0  # the largest difference that is allowed, nats
+    dtype: str = ""
+    notes: tuple[str, ...] = ()  # for each pass that is not used, the reason
 
     def fits(self, longest: int) -> bool:
-        """Whether rows of up to this many tokens may go through as a tree."""
+        """Whether rows of up to this many tokens may go through the model as a tree."""
         return self.prefix_tree and (self.window is None or longest <= self.window)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def name(self) -> str:
+        """The path in some words."""
+        if self.llama_forward:
+            return "Solon's own forward pass"
+        if self.prefix_tree:
+            return "Solon's attention with shared beginnings computed once"
+        return f"{self.attention} attention" + ("" if self.padded else ", without padding")
 
     def sentence(self) -> str:
-        """One line for a person."""
+        """The proved path in one line, for a person."""
         fast = "Solon's fast path" + (" with its own forward pass" if self.llama_forward else "")
-        way = fast if self.prefix_tree else f"transformers' own forward pass ({self.attention} attention)"
-        only = f", rows up to {self.window} tokens" if self.prefix_tree and self.window else ""
-        alone = "" if self.padded else ", prompts of one length at a time"
-        why = f"; {'; '.join(self.notes)}" if self.notes else ""
+        path = fast if self.prefix_tree else f"transformers' own forward pass ({self.attention} attention)"
+        rows = f", rows up to {self.window} tokens" if self.prefix_tree and self.window else ""
+        prompts = "" if self.padded else ", prompts of one length at a time"
+        reasons = f"; {'; '.join(self.notes)}" if self.notes else ""
         return (
-            f"{way}{only}{alone}, {self.dtype}; differs from transformers' own numbers by {self.error:.1e} nats at most "
-            f"(allowed: {self.bound:.1e}){why}"
+            f"{path}{rows}{prompts}, {self.dtype}; differs from transformers' own numbers by {self.error:.1e} nats at most "
+            f"(allowed: {self.bound:.1e}){reasons}"
         )
 
 
 def paths_of(model: Any) -> Paths:
-    """The proved paths of this model. Proves them now where that was not done for the model's dtype and attention.
+    """The proved paths of this model. The proof runs now where the model was not yet proved in its dtype.
 
     Raises InputError where no path gives the model's own numbers.
     """
@@ -64,25 +70,25 @@ def paths_of(model: Any) -> Paths:
     return known[1]
 
 
-_WAYS: dict[str, str] = {}  # of each model loaded since they were last taken: which way Solon goes through it
-_SAID: set[str] = set()
+_RECORDED: dict[str, str] = {}  # for each model loaded since the last call of `take_recorded_paths`, its path in words
+_PRINTED: set[str] = set()
 
 
 def record_path(spec: str, model: Any) -> None:
-    """Remember which way Solon goes through this model, and say it on stderr, once, where it is not the fast one.
+    """Record the path of a model, and print it on stderr once where it is not the fast path.
 
-    Raises as `paths_of`. spec: what the user calls the model.
+    spec: the user's name for the model. Raises InputError as `paths_of` does.
     """
-    found = paths_of(model)
-    _WAYS[spec] = found.sentence()
-    line = f"solon: {spec}: {found.sentence()}"
-    if (found.notes or not found.prefix_tree) and line not in _SAID and distributed.is_main():
-        _SAID.add(line)
+    paths = paths_of(model)
+    _RECORDED[spec] = paths.sentence()
+    line = f"solon: {spec}: {paths.sentence()}"
+    if (paths.notes or not paths.prefix_tree) and line not in _PRINTED and distributed.is_main():
+        _PRINTED.add(line)
         print(line, file=sys.stderr)
 
 
 def take_recorded_paths() -> dict[str, str]:
-    """The ways of the models that were loaded since this was last asked, by what the user calls them."""
-    taken = dict(_WAYS)
-    _WAYS.clear()
+    """The paths of the models that were loaded since the last call, in words, by the user's name for the model."""
+    taken = dict(_RECORDED)
+    _RECORDED.clear()
     return taken

@@ -1,7 +1,7 @@
-"""transformers' own forward pass, with rows padded to one length: the way that every model has, and that is always right.
+"""transformers' own forward pass, with rows padded to one length. Every model has this pass, and it is always right.
 
-Two things are done with a model. `Reader` reads prompts and then one token more of each, for sampling. `Layout` computes
-the last hidden states of rows of tokens, with gradients where something learns.
+`Reader` reads prompts and then one token more of each, for sampling. `Layout` computes the last hidden states of rows of
+tokens, with gradients where a model learns.
 """
 
 from __future__ import annotations
@@ -16,34 +16,38 @@ from torch import Tensor
 
 from solon.models.forward import forward, trunk_of
 
-# An index, not a count: of a slice's states torch multiplies a frozen head per row, on copies of it (2.7 GB).
-FIRST = torch.zeros(1, dtype=torch.long)
-
 
 class Reader:
-    """Prompts in a cache, padded on the left.
+    """Prompts in a cache, padded on the left. logits: the scores after each prompt, (rows, vocabulary)."""
 
-    logits: the scores after each prompt, (rows, vocabulary).
-    """
+    cache: Any
 
     def __init__(self, model: Any, prompts: list[list[int]], pad: int) -> None:
         self.model = model
-        distinct = [list(p) for p in dict.fromkeys(map(tuple, prompts))]
+        distinct = [list(ids) for ids in dict.fromkeys(map(tuple, prompts))]
         self.logits = self._read_prompts(distinct, pad)
-        if len(distinct) < len(prompts) and self.shrinks:  # equal prompts are read once
-            number = {tuple(p): n for n, p in enumerate(distinct)}
-            copies = torch.tensor([number[tuple(p)] for p in prompts], device=model.device)
+        if len(distinct) == len(prompts):
+            return
+        if self.shrinks:  # equal prompts are read once
+            number = {tuple(ids): n for n, ids in enumerate(distinct)}
+            copies = torch.tensor([number[tuple(ids)] for ids in prompts], device=model.device)
             self.logits = self.logits[copies]
             self.keep(copies)
-        elif len(distinct) < len(prompts):
+        else:
             self.logits = self._read_prompts(prompts, pad)
 
-    def _read_prompts(self, rows: list[list[int]], pad: int) -> Tensor:
-        ids, self.mask = left_pad(rows, pad, self.model.device)
+    def _read_prompts(self, prompts: list[list[int]], pad: int) -> Tensor:
+        self.cache = None
+        ids, self.mask = left_pad(prompts, pad, self.model.device)
         self.positions = self.mask.sum(-1, keepdim=True) - 1
+        return self._read(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
+
+    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
+        # An index, not a count: of a slice's states torch would multiply a frozen head per row, on copies of the head.
+        last = torch.tensor([ids.shape[1] - 1], device=self.model.device)
         out = forward(
-            self.model, input_ids=ids, attention_mask=self.mask, position_ids=(self.mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=True, logits_to_keep=torch.tensor([ids.shape[1] - 1], device=self.model.device),
+            self.model, input_ids=ids, attention_mask=self.mask, position_ids=positions,
+            past_key_values=self.cache, use_cache=True, logits_to_keep=last,
         )  # fmt: skip
         self.cache = out.past_key_values
         logits: Tensor = out.logits[:, -1]
@@ -51,7 +55,7 @@ class Reader:
 
     @property
     def shrinks(self) -> bool:
-        """Whether rows can be taken out: linear attention and convolutions keep a state that has no such method."""
+        """Whether rows can be taken out. The caches of linear attention and convolutions have no method for that."""
         return all(hasattr(layer, "batch_select_indices") for layer in self.cache.layers)
 
     def keep(self, rows: Tensor) -> None:
@@ -60,36 +64,27 @@ class Reader:
         self.cache.batch_select_indices(rows)
 
     def read(self, token: Tensor) -> Tensor:
-        """The scores, (rows, vocabulary), after one token more of each row. token: (rows,)."""
+        """Read one token more of each row, (rows,). Returns the scores after it, (rows, vocabulary)."""
         self.positions = self.positions + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], 1)], dim=-1)
         return self._next(token)
 
     def _next(self, token: Tensor) -> Tensor:
-        out = forward(
-            self.model, input_ids=token.unsqueeze(-1), attention_mask=self.mask, position_ids=self.positions,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=FIRST.to(self.model.device),
-        )  # fmt: skip
-        self.cache = out.past_key_values
-        logits: Tensor = out.logits[:, -1]
-        return logits
+        return self._read(token.unsqueeze(-1), self.positions)
 
 
 def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """ids and mask, both (batch, longest)."""
-    longest = max(len(r) for r in rows)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
+    """The ids and the mask of rows padded on the left, both (rows, longest)."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return ids.to(device), mask.to(device)
 
 
 class Layout:
-    """Where each token of some rows stands in one forward pass, padded on the right.
+    """Some rows of tokens in one forward pass, padded on the right. A token's state depends on its own row only.
 
-    indices: of each row, where its tokens stand in the flattened ids. A token's state depends on its own row only.
+    indices: for each row, the indices of its tokens in the flattened ids.
     """
 
     mask: Tensor | None
@@ -103,40 +98,36 @@ class Layout:
         self.mask = torch.tensor(mask, device=self.device)
         self.indices = [i * longest + np.arange(len(row)) for i, row in enumerate(rows)]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that the pass computes, padding included."""
-        return self.ids.numel()
-
     def hidden_states(self, model: Any, embeddings: Sequence[Tensor] | None = None) -> Tensor:
-        """The last hidden states, one a place, (indices, width).
+        """The last hidden states of all tokens, padding included, (tokens, width).
 
-        embeddings: of each row its tokens' states, (tokens, width), where the model begins above its embeddings.
+        embeddings: for each row, the states of its tokens, (row's tokens, width), where the model begins above its embeddings.
 
-        Under a bfloat16 trunk the float32 adapters multiply in bfloat16 too, as mixed precision does; in float32 they
-        took a quarter of a training step on a CPU. Weights, gradients and the optimiser stay float32.
+        Under a bfloat16 trunk, adapters with float32 weights multiply in bfloat16 (mixed precision), because products in float32
+        are slow. Weights, gradients and the optimiser stay float32.
         """
         trunk = trunk_of(model)[1]
-        given = {"input_ids": self.ids} if embeddings is None else {"inputs_embeds": self._put(embeddings)}
+        inputs = {"input_ids": self.ids} if embeddings is None else {"inputs_embeds": self._place(embeddings)}
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=trunk.dtype == torch.bfloat16)
-        with mixed, self._around(model):
-            out = forward(trunk, attention_mask=self.mask, position_ids=self.positions, use_cache=False, **given)
+        with mixed, self._around():
+            out = forward(trunk, attention_mask=self.mask, position_ids=self.positions, use_cache=False, **inputs)
         states: Tensor = out.last_hidden_state.flatten(0, 1)
         return states
 
-    def _around(self, model: Any) -> AbstractContextManager[Any]:
-        """What a pass needs around it."""
+    def _around(self) -> AbstractContextManager[Any]:
+        """The context in which the forward pass runs."""
         return nullcontext()
 
-    def gather(self, states: Tensor, where: Sequence[range]) -> Tensor:
-        """The states of some tokens of each row, one row after another, (all of them, width)."""
-        indices = np.concatenate([p[r.start : r.stop] for p, r in zip(self.indices, where, strict=True)])
-        return states[torch.from_numpy(indices).to(states.device)]
+    def gather(self, states: Tensor, ranges: Sequence[range]) -> Tensor:
+        """The states of some tokens of each row, one row after another, (tokens, width). ranges: a range for each row."""
+        parts = [indices[r.start : r.stop] for indices, r in zip(self.indices, ranges, strict=True)]
+        return states[torch.from_numpy(np.concatenate(parts)).to(states.device)]
 
-    def _put(self, rows: Sequence[Tensor]) -> Tensor:
-        source = np.zeros(self.tokens, dtype=np.int64)  # padding takes any state: nothing looks at it
-        at = 0
+    def _place(self, embeddings: Sequence[Tensor]) -> Tensor:
+        """The rows' embeddings in the layout, (rows, length, width)."""
+        source = np.zeros(self.ids.numel(), dtype=np.int64)  # padding takes any state: no other token sees it
+        start = 0
         for indices in self.indices:
-            source[indices] = np.arange(at, at + len(indices))
-            at += len(indices)
-        return torch.cat(list(rows))[torch.from_numpy(source).to(self.device)].view(*self.ids.shape, -1)
+            source[indices] = np.arange(start, start + len(indices))
+            start += len(indices)
+        return torch.cat(list(embeddings))[torch.from_numpy(source).to(self.device)].view(*self.ids.shape, -1)

@@ -1,16 +1,17 @@
-"""A model proves itself when it is loaded: sampler, scorer and trainer give transformers' own numbers, or are not used.
+"""A model proves Solon's passes when it is loaded: a pass that does not give transformers' own numbers is not used.
 
-Each path is run on some tens of tokens: rows of different lengths, some of which begin alike, and a row that ends before the
-others. (Not tried are rows beyond a window that is longer than these rows: they go through transformers' own masks.) The log-probability that each path gives to each next token is compared with the reference:
-transformers' own eager forward pass, one row at a time, without padding and without a cache.
+Sampler, scorer and trainer run on some tens of tokens: rows of different lengths, some of which begin alike, and a row that
+ends before the others. Each gives a log-probability for each next token. The reference is transformers' own eager forward
+pass of one row at a time, without padding and without a cache. (Rows beyond a window that is longer than these rows are not
+tried: they go through transformers' own masks.)
 
-How far apart may they be? In float32, 1e-4 nats. Where rounding alone does more than that (a deep model, bfloat16), the
-bound is derived from the model itself: the reference is computed again in a wider type (float64 for float32, float32 for
-bfloat16), which tells how far rounding takes transformers' own numbers. Call that error's median over all tokens e. A path
-whose own rounding errors are like those has, on a row of n = 8 tokens, a median above 3 e with probability 2e-4 (errors
-taken as normal: each exceeds 3 e with probability 0.043, and four of eight must). So a row's median must not exceed 3 e. A
-median, and not the largest, because in a mixture of experts rounding may send a single token to another expert; a wrong
-mask, cap, scale or position moves most tokens of at least one row.
+How large may a difference be? In float32, 1e-4 nats. Where rounding alone causes more (a deep model, bfloat16), the model
+itself gives the bound. The reference is computed again in a wider type (float64 for float32, float32 for bfloat16), which
+gives the rounding errors of transformers' own numbers. Let e be the median of their sizes over all tokens. A pass with
+rounding errors of the same size has, on a row of n = 8 tokens, a median above 3 e with probability 2e-4: for normal errors,
+one exceeds 3 e with probability 0.043, and four of eight must. So a row's median must not exceed 3 e. The median decides and
+not the largest error, because in a mixture of experts rounding may send a single token to another expert. A wrong mask, cap,
+scale or position moves most tokens of at least one row.
 """
 
 from __future__ import annotations
@@ -18,111 +19,88 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from solon.errors import InputError
+from solon.models.batching import Row
+from solon.models.decoding import decode
 from solon.models.forward import (
+    argument_names,
     attention_of,
     base_of,
     forward,
     in_higher_precision,
-    takes,
     trunk_of,
     use_attention,
     window_of,
     with_attention,
 )
+from solon.models.head import head_of, token_logprobs
+from solon.models.passes import fast, lay_out, prefix_scorer
 from solon.models.paths import Paths
 from solon.models.sharding import is_sharded
 
-FAST = "SOLON_FAST"  # set to 0: no fast path is tried
+FAST = "SOLON_FAST"  # where it is 0, no fast pass is tried
 FLOAT32_BOUND = 1e-4  # nats
-ROUNDING = 3.0  # times the median rounding error of transformers' own numbers: derived above
+ROUNDING = 3.0  # the bound is this many times the median rounding error: derived above
 SAMPLED = 8  # tokens that the sampler writes after each prompt
-FEW = 6  # tokens of a row that are too few for the median's bound
-Row = list[int]
+FEW = 6  # rows with fewer tokens than this are too short for the median's bound
+Ids = list[int]
 
 
-def probe_rows(vocabulary: int) -> list[Row]:
+def probe_rows(vocabulary: int) -> list[Ids]:
     """Rows of 11 to 15 tokens from all over the vocabulary; two of them begin alike.
 
-    Not the first tokens of the vocabulary: control tokens that were hardly trained make numbers that no two ways of
-    rounding agree on.
+    The first tokens of a vocabulary are control tokens. Some of them were hardly trained, and rounding decides their numbers.
     """
     numbers = itertools.count()
+    step = max(1, vocabulary // 97)
 
-    def some(n: int) -> Row:
-        step = max(1, vocabulary // 97)
+    def some(n: int) -> Ids:
         return [(vocabulary // 8 + 37 * step * next(numbers)) % vocabulary for _ in range(n)]
 
     shared = some(9)
     return [shared + some(4), shared + some(6), some(11)]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One way through the model."""
-
-    attention: str
-    prefix_tree: bool = False
-    llama_forward: bool = False
-    padded: bool = True
-
-    def __str__(self) -> str:
-        if self.llama_forward:
-            return "Solon's own forward pass"
-        if self.prefix_tree:
-            return "Solon's attention with shared beginnings computed once"
-        way = f"{self.attention} attention"
-        return way if self.padded else f"{way}, without padding"
-
-
 def prove(model: Any) -> Paths:
-    """Find the fastest path that gives the model's own numbers, and leave the model with that path's attention.
+    """Find the fastest path that gives the model's own numbers, and leave the model with the attention of that path.
 
-    model: a causal language model, or a sequence classifier (whose hidden states are compared). Raises InputError where no
-    path does, with what was found.
+    model: a causal language model, or a sequence classifier, whose hidden states are compared. Raises InputError where no path
+    gives the model's own numbers.
     """
-    base = base_of(model)
     learning = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return _prove(base)
+            return _prove(base_of(model))
     finally:
         model.train(learning)
 
 
 def _prove(base: Any) -> Paths:
     native = attention_of(base)
-    if native.startswith("solon_"):  # an earlier proof's
+    if native.startswith("solon_"):  # an earlier proof has set it
         native = "sdpa" if getattr(base, "_supports_sdpa", False) else "eager"
     reference = Reference(base, native)
     notes: list[str] = []
-    for candidate in _candidates(base, native):
-        use_attention(base, candidate.attention)
-        path = Paths(**vars(candidate), window=window_of(base), error=0.0, bound=0.0, dtype=_name(base.dtype))
-        vars(base)["_solon_paths"] = base.dtype, path  # the parts of Solon that are tried ask for it
+    for path in _candidates(base, native):
+        use_attention(base, path.attention)
+        vars(base)["_solon_paths"] = base.dtype, path  # sampler, scorer and trainer read it
         try:
-            error, bound = reference.judge(*_read(base, candidate))
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            IndexError,
-            AttributeError,
-            NotImplementedError,
-            KeyError,
-        ) as failure:
-            notes.append(f"{candidate}: {_first_line(failure)}")
+            error, bound = reference.compare(*_run(base, path))
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as failure:
+            first_line = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
+            notes.append(f"{path.name}: {first_line[:160]}")
         else:
             if error <= bound:
-                return Paths(**{**vars(path), "error": error, "bound": bound, "notes": tuple(notes)})
-            notes.append(f"{candidate}: off by {error:.2g} nats")
+                return replace(path, error=error, bound=bound, notes=tuple(notes))
+            notes.append(f"{path.name}: off by {error:.2g} nats")
         finally:
             vars(base).pop("_solon_paths", None)
     use_attention(base, native)
@@ -132,148 +110,116 @@ def _prove(base: Any) -> Paths:
     )
 
 
-def _candidates(base: Any, native: str) -> list[Candidate]:
-    from solon.models.passes import fast
-
-    found: list[Candidate] = []
-    if fast() and _replaceable(base) and os.environ.get(FAST, "1") != "0":
-        found += [Candidate(**way) for way in fast().candidates(base, is_causal_lm(base))]
-    found.append(Candidate(native))
-    if native != "eager" and _replaceable(base):
-        found.append(Candidate("eager"))
-    return [*found, Candidate(native, padded=False)]
-
-
-def _replaceable(base: Any) -> bool:
-    """Whether the model's layers look their attention function up by name."""
-    return bool(base._can_set_attn_implementation()) and "position_ids" in takes(base)
+def _candidates(base: Any, native: str) -> list[Paths]:
+    """The paths to try, the fastest first. native: the attention that transformers chose for the model."""
+    plain = Paths(native, window=window_of(base), dtype=str(base.dtype).removeprefix("torch."))
+    candidates = [plain, replace(plain, padded=False)]
+    if _can_choose_attention(base):
+        if native != "eager":
+            candidates.insert(1, replace(plain, attention="eager"))
+        if fast() and os.environ.get(FAST, "1") != "0":
+            candidates[:0] = [replace(plain, **fields) for fields in fast().candidates(base, is_causal_lm(base))]
+    return candidates
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _can_choose_attention(base: Any) -> bool:
+    """Whether the model's layers look up their attention function by its name."""
+    return bool(base._can_set_attn_implementation()) and "position_ids" in argument_names(type(base).forward)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+def is_causal_lm(base: Any) -> bool:
+    """Whether the model scores the vocabulary."""
+    return base.get_output_embeddings() is not None
 
 
 # --- the reference -----------------------------------------------------------------------------------------------
 
 
 class Reference:
-    """transformers' own numbers for rows of tokens, and how far they are to be trusted."""
+    """transformers' own numbers for rows of tokens, and the size of their rounding errors."""
 
     def __init__(self, base: Any, native: str) -> None:
         self.base = base
-        self.attention = "eager" if _replaceable(base) else native
+        self.attention = "eager" if _can_choose_attention(base) else native
 
-    def judge(self, rows: Sequence[Row], paths: Sequence[Sequence[Tensor]]) -> tuple[float, float]:
-        """The largest error of these paths and what is allowed, both in nats (or relative, for hidden states).
+    def compare(self, rows: Sequence[Ids], passes: Sequence[Sequence[Tensor]]) -> tuple[float, float]:
+        """The largest error of these passes and the allowed error, both in nats (relative for hidden states).
 
-        paths: of each path, and of each row, the values of its last tokens.
+        passes: for each pass and each row, the values of the row's last tokens.
         """
         narrow = self.values(rows)
         if self.base.dtype == torch.float32:
-            largest = max(_differences(a, b).max().item() for path in paths for a, b in zip(path, narrow, strict=True))
+            pairs = [pair for values in passes for pair in zip(values, narrow, strict=True)]
+            largest = max(_differences(values, expected).max().item() for values, expected in pairs)
             if largest <= FLOAT32_BOUND or is_sharded(self.base):
                 return largest, FLOAT32_BOUND
-        wide = self.values(rows, wider(self.base.dtype))
-        rounding = torch.cat([_differences(a, b) for a, b in zip(narrow, wide, strict=True)])
+        wide = self.values(rows, torch.float64 if self.base.dtype == torch.float32 else torch.float32)
+        rounding = torch.cat([_differences(values, expected) for values, expected in zip(narrow, wide, strict=True)])
         bound = max(ROUNDING * rounding.median().item(), FLOAT32_BOUND)
-        errors = [
-            _differences(a, b).median().item()
-            for path in paths
-            for a, b in zip(path, wide, strict=True)
-            if len(a) >= FEW
-        ]
-        return max(errors), bound
+        pairs = [pair for values in passes for pair in zip(values, wide, strict=True)]
+        return max(_differences(v, expected).median().item() for v, expected in pairs if len(v) >= FEW), bound
 
-    def values(self, rows: Sequence[Row], dtype: torch.dtype | None = None) -> list[Tensor]:
-        """What the path should have given: one row at a time, in the model's dtype or in a wider one."""
-        with with_attention(self.base, self.attention):
-            if dtype is None or is_sharded(self.base):
-                return [self._row(row) for row in rows]
-            with in_higher_precision(self.base, dtype):
-                return [self._row(row) for row in rows]
+    def values(self, rows: Sequence[Ids], dtype: torch.dtype | None = None) -> list[Tensor]:
+        """The right values for each row. dtype: a wider type to compute in; None: the model's own."""
+        precision = nullcontext() if dtype is None or is_sharded(self.base) else in_higher_precision(self.base, dtype)
+        with with_attention(self.base, self.attention), precision:
+            return [self._row_values(row) for row in rows]
 
-    def _row(self, row: Row) -> Tensor:
+    def _row_values(self, row: Ids) -> Tensor:
         ids = torch.tensor([row], device=self.base.device)
         if not is_causal_lm(self.base):
             return forward(trunk_of(self.base)[1], input_ids=ids, use_cache=False).last_hidden_state[0].double()
         logits = forward(self.base, input_ids=ids, use_cache=False).logits[0, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].double()
-
-
-def wider(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float32 else torch.float32
-
-
-def is_causal_lm(base: Any) -> bool:
-    return base.get_output_embeddings() is not None
+        return token_logprobs(logits, ids[0, 1:]).double()
 
 
 def _differences(values: Tensor, expected: Tensor) -> Tensor:
-    """Of each token (the last len(values) of the row): nats for log-probs, relative for hidden states."""
+    """The error of each of the row's last len(values) tokens: in nats for log-probabilities, relative for hidden states."""
     expected = expected[-len(values) :].to(values.device)
-    apart = values.double() - expected
-    if apart.dim() == 1:
-        return torch.nan_to_num(apart.abs(), nan=float("inf"))
-    return torch.nan_to_num(apart.norm(dim=-1) / expected.norm(dim=-1), nan=float("inf"))
+    errors = (values.double() - expected).abs()
+    if errors.dim() > 1:
+        errors = errors.norm(dim=-1) / expected.norm(dim=-1)
+    return torch.nan_to_num(errors, nan=float("inf"))
 
 
-# --- the paths ---------------------------------------------------------------------------------------------------
+# --- the passes --------------------------------------------------------------------------------------------------
 
 
-def _read(base: Any, candidate: Candidate) -> tuple[list[Row], list[list[Tensor]]]:
-    """Rows of tokens, and what each of the candidate's paths says of them: sampler, trainer, scorer."""
+def _run(base: Any, path: Paths) -> tuple[list[Ids], list[list[Tensor]]]:
+    """Rows of tokens, and the values that the sampler, trainer and scorer of this path give for them."""
     rows = probe_rows(base.config.get_text_config().vocab_size)
     if not is_causal_lm(base):
-        return rows, [_states(base, rows)]
-    rows, sampled = _sampled(base, rows)
-    return rows, [sampled, _trained(base, rows), *([_scored(base, rows)] if candidate.prefix_tree else [])]
+        return rows, [_hidden_states(base, rows, [range(len(row)) for row in rows])]
+    rows, sampled = _sample(base, rows)
+    states = _hidden_states(base, rows, [range(len(row) - 1) for row in rows])
+    logits = head_of(base)(torch.cat(states)).split([len(row) - 1 for row in rows])
+    trained = [token_logprobs(x, torch.tensor(row[1:], device=x.device)) for x, row in zip(logits, rows, strict=True)]
+    return rows, [sampled, trained, *([_score(base, rows)] if path.prefix_tree else [])]
 
 
-def _sampled(base: Any, prompts: list[Row]) -> tuple[list[Row], list[Tensor]]:
-    """The prompts with what the sampler wrote, and its log-probs; the first row ends some tokens before the others."""
-    from solon.models.decoding import decode
-
+def _sample(base: Any, prompts: list[Ids]) -> tuple[list[Ids], list[Tensor]]:
+    """The prompts with the sampler's tokens, and their log-probabilities. The first row ends before the others."""
     uniforms = torch.rand((len(prompts), SAMPLED), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     [first] = decode(base, prompts[:1], uniforms[:1], max_tokens=3, temperature=1.0, end=set())
-    made = decode(base, prompts, uniforms, max_tokens=SAMPLED, temperature=1.0, end={first.ids[-1]})
-    rows = [prompt + m.ids + ([] if m.end is None else [m.end]) for prompt, m in zip(prompts, made, strict=True)]
-    return rows, [torch.tensor(m.logprobs, dtype=torch.float64) for m in made]
+    completions = decode(base, prompts, uniforms, max_tokens=SAMPLED, temperature=1.0, end={first.ids[-1]})
+    rows = [
+        prompt + completion.ids + ([] if completion.end is None else [completion.end])
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    return rows, [torch.tensor(completion.logprobs, dtype=torch.float64) for completion in completions]
 
 
-def _trained(base: Any, rows: list[Row]) -> list[Tensor]:
-    """The trainers' log-probs of each row's tokens but the first."""
-    from solon.models.head import head_of
-    from solon.models.passes import lay_out
-
+def _hidden_states(base: Any, rows: list[Ids], ranges: list[range]) -> list[Tensor]:
+    """The trainers' last hidden states of these tokens of each row."""
     layout = lay_out(base, rows, pad=0)
-    hidden = layout.gather(layout.hidden_states(base), [range(len(row) - 1) for row in rows])
-    tokens = torch.tensor([t for row in rows for t in row[1:]], device=hidden.device)
-    logprobs = head_of(base)(hidden).log_softmax(-1).gather(-1, tokens.unsqueeze(-1))[:, 0]
-    return list(logprobs.split([len(row) - 1 for row in rows]))
+    return list(layout.gather(layout.hidden_states(base), ranges).split([len(r) for r in ranges]))
 
 
-def _states(base: Any, rows: list[Row]) -> list[Tensor]:
-    from solon.models.passes import lay_out
-
-    layout = lay_out(base, rows, pad=0)
-    states = layout.gather(layout.hidden_states(base), [range(len(row)) for row in rows])
-    return list(states.split([len(row) for row in rows]))
-
-
-def _scored(base: Any, rows: list[Row]) -> list[Tensor]:
-    """The scorer's log-probs of each row's tokens but the first."""
-    from solon.models.batching import Row as Asked
-    from solon.models.passes import prefix_scorer
-
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for picked, logits in prefix_scorer(base, 3072)([Asked(row[:-1], 0) for row in rows]):
-        for r, each in zip(picked, logits.split([len(rows[r]) - 1 for r in picked]), strict=True):
-            tokens = torch.tensor(rows[r][1:], device=each.device)
-            found[r] = each.log_softmax(-1).gather(-1, tokens.unsqueeze(-1))[:, 0]
-    return found
+def _score(base: Any, rows: list[Ids]) -> list[Tensor]:
+    """The scorer's log-probabilities of all tokens of each row but the first."""
+    logprobs: dict[int, Tensor] = {}
+    for picked, logits in prefix_scorer(base, 3072)([Row(row[:-1], 0) for row in rows]):
+        for i, row_logits in zip(picked, logits.split([len(rows[i]) - 1 for i in picked]), strict=True):
+            logprobs[i] = token_logprobs(row_logits, torch.tensor(rows[i][1:], device=logits.device))
+    return [logprobs[i] for i in range(len(rows))]

@@ -13,6 +13,6 @@ class AdapterSettings(Settings):
     rank: int = Field(16, ge=1, le=4096)
     """Rank of the two matrices of an adapter."""
     alpha: int = Field(32, ge=1, le=65536)
-    """What an adapter adds is scaled by alpha / rank."""
+    """An adapter's output is scaled by alpha / rank."""
     layers: int | None = Field(None, ge=1)
-    """Put adapters on this many blocks, counted from the top; null: on all. Fewer train faster."""
+    """Number of blocks with adapters, counted from the top; null: all blocks. Fewer blocks train faster."""

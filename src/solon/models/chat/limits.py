@@ -1,7 +1,7 @@
-"""How many tokens a model reads, and which texts are beyond that.
+"""How many tokens a model reads. Longer texts are refused whole.
 
-Checked in one place for sampling, scoring and training. A text beyond the limit is refused whole: cut at its beginning it
-would lose the system message, cut at its end its answer. A text that is hopelessly long is refused before it is tokenised.
+Sampling, scoring and training share this check. A text cut at its beginning would lose the system message, and a text cut at
+its end would lose the answer. A text that is far too long is refused before it is tokenised.
 """
 
 from __future__ import annotations
@@ -12,51 +12,46 @@ from typing import Any
 
 from solon.errors import Unfit
 
-# What configurations call it; the model type decides (transformers maps most of them to the first).
+# Names of the number in configurations. The model type decides; transformers maps most of them to the first name.
 NAMES = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "max_sequence_length",
-    "max_target_positions",
-)
-LARGEST = 100_000_000  # tokenizers write 10^30 for "not known"
-SCALED_ALREADY = ("llama3", "default", "mrope")  # the configuration's number holds the scaling
-# Rotary positions of these kinds change for all tokens of a pass, once one text in it is longer than the model was first
-# trained on: a row's numbers would depend on its neighbours. So texts stay within that length.
-OF_THE_WHOLE_PASS = ("dynamic", "longrope", "su")
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "max_target_positions"
+)  # fmt: skip
+LARGEST = 100_000_000  # tokenizers write 10^30 for "unknown"
+ALREADY_SCALED = ("llama3", "default", "mrope")  # the configuration's number includes the scaling
+# Rotary positions of these kinds change for all tokens of a pass when one text in it is longer than the model's first training
+# length. A row's numbers would then depend on the other rows, so texts stay within that length.
+SCALED_BY_PASS = ("dynamic", "longrope", "su")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """At most so many tokens of text, because of `why`. None: no limit is known."""
+    """The largest number of tokens of a text, and the reason for it. None: no limit is known."""
 
     tokens: int | None
-    why: str = "the model's context"
+    reason: str = "the model's context"
 
-    def less(self, tokens: int, what: str) -> Limit:
-        """The limit where so many tokens are still to come."""
+    def less(self, tokens: int, use: str) -> Limit:
+        """The limit where this many tokens are needed for `use`."""
         if self.tokens is None:
             return self
-        return Limit(self.tokens - tokens, f"{self.why} of {self.tokens}, less {tokens} for {what}")
+        return Limit(self.tokens - tokens, f"{self.reason} of {self.tokens}, less {tokens} for {use}")
 
-    def at_most(self, tokens: int, why: str) -> Limit:
+    def at_most(self, tokens: int, reason: str) -> Limit:
         """The lower of the two limits."""
-        return Limit(tokens, why) if self.tokens is None or tokens < self.tokens else self
+        return Limit(tokens, reason) if self.tokens is None or tokens < self.tokens else self
 
     def check(self, tokens: int) -> None:
-        """Raises Unfit where a text has more tokens."""
+        """Raises Unfit where a text has more tokens than the limit."""
         if self.tokens is not None and tokens > self.tokens:
-            raise Unfit(f"the text has {tokens} tokens; {max(self.tokens, 0)} fit ({self.why})", "too long")
+            raise Unfit(f"the text has {tokens} tokens; {max(self.tokens, 0)} fit ({self.reason})", "too long")
 
     def check_text(self, tokenizer: Any, text: str) -> None:
-        """Raises Unfit where even the longest tokens would not make a text short enough. Looks at its length alone."""
+        """Raises Unfit where the text would be too long even if all of its tokens were the longest. Reads no text."""
         longest = longest_token(tokenizer)
         if self.tokens is not None and len(text) > max(self.tokens, 0) * longest:
             raise Unfit(
                 f"the text has {len(text)} characters, at least {len(text) // longest} tokens; "
-                f"{max(self.tokens, 0)} fit ({self.why})",
+                f"{max(self.tokens, 0)} fit ({self.reason})",
                 "too long",
             )
 
@@ -65,40 +60,37 @@ UNLIMITED = Limit(None)
 
 
 def context_limit(config: Any, tokenizer: Any = None) -> Limit:
-    """The longest text that a model reads, of its configuration and its tokenizer's. Sliding windows do not limit it."""
-    parts = (config.get_text_config(), config)
-    said = next((n for part in parts for name in NAMES if (n := _sane(getattr(part, name, None)))), None)
-    known = [_with_rope_scaling(parts[0], said)] if said else []
-    if own := _sane(getattr(tokenizer, "model_max_length", None)):
-        known.append(own)
-    return Limit(min(known)) if known else UNLIMITED
+    """The longest text that a model reads, from its configuration and its tokenizer. Sliding windows do not limit it."""
+    text = config.get_text_config()
+    numbers = (_token_count(getattr(part, name, None)) for part in (text, config) for name in NAMES)
+    positions = next(filter(None, numbers), None)
+    known = [_with_rope_scaling(text, positions) if positions else None]
+    known.append(_token_count(getattr(tokenizer, "model_max_length", None)))
+    return Limit(min(filter(None, known), default=None))
 
 
-def _sane(n: Any) -> int | None:
-    """The number where it may be a number of tokens."""
+def _token_count(n: Any) -> int | None:
+    """The number, where it can be a number of tokens."""
     return n if isinstance(n, int) and not isinstance(n, bool) and 0 < n < LARGEST else None
 
 
 def _with_rope_scaling(config: Any, positions: int) -> int:
-    """Positions after scaling: kinds that stretch the positions a model was trained on by a factor."""
+    """The positions after scaling. Some kinds of rotary positions stretch the length of the first training by a factor."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if not isinstance(rope, dict):
         return positions
     kinds = [rope] if "rope_type" in rope or "type" in rope else [r for r in rope.values() if isinstance(r, dict)]
     for kind in kinds:
         name, factor = kind.get("rope_type") or kind.get("type") or "default", kind.get("factor")
-        if name in OF_THE_WHOLE_PASS:
-            trained = _sane(kind.get("original_max_position_embeddings")) or _sane(
-                getattr(config, "original_max_position_embeddings", None)
-            )
+        trained = _token_count(kind.get("original_max_position_embeddings"))
+        if name in SCALED_BY_PASS:
+            trained = trained or _token_count(getattr(config, "original_max_position_embeddings", None))
             positions = min(positions, trained or positions)
-            continue
-        if name in SCALED_ALREADY or not isinstance(factor, int | float) or not factor > 1:
-            continue
-        if trained := _sane(kind.get("original_max_position_embeddings")):
-            positions = max(positions, int(trained * factor))
-        elif name in ("linear", "dynamic"):
-            positions = int(positions * factor)
+        elif name not in ALREADY_SCALED and isinstance(factor, int | float) and factor > 1:
+            if trained:
+                positions = max(positions, int(trained * factor))
+            elif name == "linear":
+                positions = int(positions * factor)
     return positions
 
 

@@ -1,15 +1,15 @@
-"""Where the reasoning of a reasoning model ends and its answer begins.
+"""The reasoning and the answer in the text of a reasoning model.
 
-Models that reason write it before their answer, between `<think>` and `</think>` (Qwen 3, DeepSeek-R1) or in a form
-of their own. The reasoning is no part of an answer: not of a response, a critique, a rationale or a training text, and
-not the place where an option letter stands.
+Such a model writes its reasoning before the answer, between `<think>` and `</think>` (Qwen 3, DeepSeek-R1) or in another form.
+The reasoning is not part of the answer: not of a response, a critique, a rationale or a training text, and no option letter is
+read from it.
 """
 
 from __future__ import annotations
 
 import re
 
-# Opening and closing, in pairs: Qwen, DeepSeek and most others; Mistral; Seed; forms that prompts ask for.
+# Pairs of opening and closing mark: Qwen, DeepSeek and most others; Mistral; Seed; forms that prompts ask for.
 MARKS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -18,22 +18,22 @@ MARKS = (
     ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
 )
-# Many chat templates write the opening mark themselves, so that the model's text holds the closing one alone.
+# Many chat templates write the opening mark themselves, so the text of the model holds only the closing mark.
 OPENED_BY_TEMPLATE = MARKS[:3]
 _FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|constrain\|>[^<]*)?<\|message\|>")  # GPT-OSS ("harmony")
 _HARMONY_END = re.compile(r"<\|(?:end|return|start|call)\|>")
 
 
 def without_reasoning(text: str) -> str:
-    """The answer in a model's text. A text without reasoning comes back as it is.
+    """The answer in a model's text; the whole text where it has no reasoning.
 
-    Reasoning that was begun and not ended (a text cut at max_tokens) leaves an empty answer.
+    Where the reasoning does not end (the text was cut at max_tokens), the answer is empty.
     """
     return split_reasoning(text)[1]
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """(reasoning, answer). The marks are in neither. Where there is no reasoning: ("", text)."""
+    """(reasoning, answer), both without marks; ("", text) where there is no reasoning."""
     if text.lstrip().startswith("<|channel|>"):
         return _harmony(text.lstrip())
     reasoning: list[str] = []
@@ -48,14 +48,14 @@ def split_reasoning(text: str) -> tuple[str, str]:
     if not reasoning:
         for opening, closing in OPENED_BY_TEMPLATE:
             thought, closed, rest = text.partition(closing)
-            if closed and opening not in thought:  # an answer that speaks of the marks names both
+            if closed and opening not in thought:  # an answer about the marks would name both
                 reasoning, answer = [thought.strip()], rest
                 break
     return ("\n".join(reasoning), answer.strip()) if reasoning else ("", text)
 
 
 def in_reasoning(text: str) -> bool:
-    """Whether a text that may still go on stands inside its reasoning: the answer has not begun."""
+    """Whether an unfinished text is still inside its reasoning, so that its answer has not begun."""
     reasoning, answer = split_reasoning(text)
     if answer.strip():
         return False

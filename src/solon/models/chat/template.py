@@ -1,11 +1,11 @@
-"""A chat as one text, rendered by the model's own template, and where in it each message stands.
+"""A chat as one text, rendered by the model's own template, with the characters of each message.
 
-The text is exactly what `tokenizer.apply_chat_template` writes. To know which characters people or models wrote, the
-template is rendered once more around placeholders (once per sequence of roles), and the two texts are laid side by side.
-A template may trim what it is given; one that does anything else to it, or leaves a message out, is not believed.
+The text is what `tokenizer.apply_chat_template` writes. To find the characters that people or models wrote, the template is
+rendered again with placeholders (once for each sequence of roles), and the two texts are compared. A template may trim a
+message. A template that changes a message in another way, or leaves it out, is refused.
 
-A template without a system role gets the system text at the beginning of the first user turn, then an empty line, then
-the user's text: what Gemma's authors recommend.
+Where a template has no system role, the system text stands at the beginning of the first user turn, followed by an empty line
+and the user's text, as Gemma's authors recommend.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from solon.errors import InputError, Unfit, printable
 from solon.models.chat.reasoning import OPENED_BY_TEMPLATE, without_reasoning
 from solon.records import Chat, Message
 
-_MARK = "SOLONSPAN{}X"
-_MARKS = re.compile(r"(SOLONSPAN\d+X)")
-BETWEEN = "\n\n"  # the system text and the user's, where they share a turn
+_PLACEHOLDER = "SOLONSPAN{}X"
+_PLACEHOLDERS = re.compile(r"SOLONSPAN(\d+)X")
+BETWEEN = "\n\n"  # between the system text and the user's text in one turn
 Span = tuple[int, int]  # half-open
-SystemRole = Literal["message", "user turn"]  # where the system text goes
+SystemRole = Literal["message", "user turn"]  # where the system text stands
 
 
 @dataclass(frozen=True)
 class Rendered:
+    """A chat as one text."""
+
     text: str
-    turns: tuple[Span, ...]  # of each message of the chat: the characters of its content
-    written: tuple[Span, ...]  # all that people or models wrote, the system message included
+    turns: tuple[Span, ...]  # for each message of the chat, the characters of its content
+    written: tuple[Span, ...]  # the characters that people or models wrote, the system message included
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """What the template is given as one message, and which of the chat's messages are in it, at which characters."""
+    """One message for the template. holds: which messages of the chat are in its content, and at which characters."""
 
     role: str
     content: str
@@ -44,45 +46,45 @@ class _Turn:
 
 
 def render(tokenizer: Any, chat: Chat, *, system: str | None, generate: bool) -> Rendered:
-    """The chat by the tokenizer's template. Raises Unfit where the template cannot render it faithfully.
+    """The chat rendered by the tokenizer's template. Raises Unfit where the template cannot render it faithfully.
 
-    system: put first unless the chat brings its own; None or "": none is sent. generate: open the assistant's turn at the
-    end. Reasoning in an assistant's message is no part of it.
+    system: put first unless the chat has a system message; None or "": no system message. generate: open the assistant's turn
+    at the end. The reasoning in an assistant's message is left out.
     """
     turns = _turns(tokenizer, chat, system)
-    text = _apply(tokenizer, [(t.role, t.content) for t in turns], generate)
-    key = (tokenizer, template_of(tokenizer), tuple(t.role for t in turns), generate)
-    contents = [t.content for t in turns]
-    found = _aligned(text, _pieces(*key), contents)
-    if found is None:  # a template that writes the date is another one after midnight
+    text = _apply(tokenizer, [(turn.role, turn.content) for turn in turns], generate)
+    key = (tokenizer, template_of(tokenizer), tuple(turn.role for turn in turns), generate)
+    contents = [turn.content for turn in turns]
+    located = _locate(text, _pieces(*key), contents)
+    if located is None:  # a template that writes the date changes at midnight
         _pieces.cache_clear()
-        found = _aligned(text, _pieces(*key), contents)
-    if found is None:
+        located = _locate(text, _pieces(*key), contents)
+    if located is None:
         raise Unfit(
-            f"{tokenizer_name(tokenizer)}: its chat template changes what a message says; the text cannot be given to this model",
+            f"{tokenizer_name(tokenizer)}: its chat template changes what a message says; the text cannot be given to this "
+            "model",
             "not rendered",
         )
-    last = {i: span for i, span in found}
+    last = dict(located)
     spans: dict[int, Span] = {}
     for i, turn in enumerate(turns):
         start, stop = last[i]
-        trimmed = turn.content.find(text[start:stop])  # characters that the template took off the beginning
-        for message, (a, b) in turn.holds:
-            spans[message] = tuple(min(max(start + x - trimmed, start), stop) for x in (a, b))  # type: ignore[assignment]
-    return Rendered(text, tuple(spans[i] for i in range(len(chat))), tuple(span for _, span in found))
+        shift = start - turn.content.find(text[start:stop])  # the template may have trimmed the beginning
+        for message, (first, end) in turn.holds:
+            spans[message] = min(max(first + shift, start), stop), min(max(end + shift, start), stop)
+    return Rendered(text, tuple(spans[i] for i in range(len(chat))), tuple(span for _, span in located))
 
 
 def as_messages(tokenizer: Any, chat: Chat, *, system: str | None) -> list[dict[str, str]]:
-    """The messages as `render` gives them to the template, for trainers that render conversations by themselves."""
-    return [{"role": t.role, "content": t.content} for t in _turns(tokenizer, chat, system)]
+    """The messages as `render` gives them to the template, for trainers that render conversations themselves."""
+    return [{"role": turn.role, "content": turn.content} for turn in _turns(tokenizer, chat, system)]
 
 
 def _turns(tokenizer: Any, chat: Chat, system: str | None) -> list[_Turn]:
-    """The messages as the template gets them."""
     turns = []
-    for i, m in enumerate(chat):
-        content = without_reasoning(m.content) if m.role == "assistant" else m.content
-        turns.append(_Turn(m.role, content, ((i, (0, len(content))),)))
+    for i, message in enumerate(chat):
+        content = without_reasoning(message.content) if message.role == "assistant" else message.content
+        turns.append(_Turn(message.role, content, ((i, (0, len(content))),)))
     if system and (not turns or turns[0].role != "system"):
         turns.insert(0, _Turn("system", system))
     if turns and turns[0].role == "system" and system_role(tokenizer, template_of(tokenizer)) == "user turn":
@@ -94,20 +96,20 @@ def _turns(tokenizer: Any, chat: Chat, system: str | None) -> list[_Turn]:
             )
         first, second = turns[:2]
         lead = first.content + BETWEEN if first.content else ""
-        holds = [*first.holds, *((i, (a + len(lead), b + len(lead))) for i, (a, b) in second.holds)]
-        turns[:2] = [_Turn("user", lead + second.content, tuple(holds))]
+        shifted = ((i, (start + len(lead), stop + len(lead))) for i, (start, stop) in second.holds)
+        turns[:2] = [_Turn("user", lead + second.content, (*first.holds, *shifted))]
     return turns
 
 
 @functools.lru_cache(maxsize=16)
 def system_role(tokenizer: Any, template: str) -> SystemRole:
     """Whether the template renders a system message, or the system text must stand in the first user turn."""
-    marks = [("system", _MARK.format(0)), ("user", _MARK.format(1))]
+    system = _PLACEHOLDER.format(0)
     try:
-        text = _apply(tokenizer, marks, generate=True)
+        text = _apply(tokenizer, [("system", system), ("user", _PLACEHOLDER.format(1))], generate=True)
     except Unfit:
         return "user turn"
-    return "message" if marks[0][1] in text else "user turn"
+    return "message" if system in text else "user turn"
 
 
 def template_of(tokenizer: Any) -> str:
@@ -115,13 +117,11 @@ def template_of(tokenizer: Any) -> str:
     try:
         return tokenizer.get_chat_template()
     except ValueError:
-        raise InputError(
-            f"{tokenizer_name(tokenizer)}: its tokenizer has no chat template; use an instruct model"
-        ) from None
+        raise InputError(f"{tokenizer_name(tokenizer)}: has no chat template; use an instruct model") from None
 
 
 def check_template(tokenizer: Any) -> None:
-    """Raises InputError where the template cannot render a question and its answer."""
+    """Raises Unfit where the template cannot render a question and its answer."""
     chat = (Message(role="user", content="What is tea?"), Message(role="assistant", content="A drink."))
     for system in ("Be kind.", None):
         render(tokenizer, chat, system=system, generate=False)
@@ -129,21 +129,22 @@ def check_template(tokenizer: Any) -> None:
 
 
 def open_reasoning(text: str) -> tuple[str, str] | None:
-    """The marks of reasoning that the template has opened at the end of a text and left open."""
+    """The pair of marks, where the template has opened reasoning at the end of a text and has not closed it."""
     end = text.rstrip()
     return next((marks for marks in OPENED_BY_TEMPLATE if end.endswith(marks[0])), None)
 
 
 def tokenizer_name(tokenizer: Any) -> str:
+    """The name or path of the tokenizer's model, for messages."""
     return printable(str(getattr(tokenizer, "name_or_path", "")) or "the model")
 
 
 def _apply(tokenizer: Any, messages: Sequence[tuple[str, str]], generate: bool) -> str:
-    """Raises Unfit, whatever goes wrong inside the template: it is code that others wrote."""
+    """The text of (role, content) messages. Raises Unfit for any error inside the template, which others wrote."""
     template = template_of(tokenizer)
-    options = {"enable_thinking": False} if "enable_thinking" in template else {}  # Qwen 3 and its kin
+    options = {"enable_thinking": False} if "enable_thinking" in template else {}  # Qwen 3 and models after it
     try:
-        text = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             [{"role": role, "content": content} for role, content in messages],
             tokenize=False,
             add_generation_prompt=generate,
@@ -156,57 +157,47 @@ def _apply(tokenizer: Any, messages: Sequence[tuple[str, str]], generate: bool) 
             f"({printable(str(error) or type(error).__name__, 160)})",
             "not rendered",
         ) from error
-    return text
 
 
 @functools.lru_cache(maxsize=256)
 def _pieces(tokenizer: Any, template: str, roles: tuple[str, ...], generate: bool) -> tuple[int | str, ...]:
-    """The chat template around messages of these roles: its own text, and each message's number where its content goes.
+    """The template around messages of these roles: its own text, and a message's number where its content stands.
 
-    `template` is the tokenizer's own, here so that another one is rendered anew.
+    template: part of the cache's key, because the tokenizer's template may change.
     """
-    rendered = _apply(tokenizer, [(role, _MARK.format(i)) for i, role in enumerate(roles)], generate)
-    split = _MARKS.split(rendered)
-    pieces = tuple(int(p[9:-1]) if _MARKS.fullmatch(p) else p for p in split if p)
+    rendered = _apply(tokenizer, [(role, _PLACEHOLDER.format(i)) for i, role in enumerate(roles)], generate)
+    split = _PLACEHOLDERS.split(rendered)  # the template's text and the numbers of the messages in turn
+    pieces = tuple(int(part) if k % 2 else part for k, part in enumerate(split) if part)
     lost = [role for i, role in enumerate(roles) if i not in pieces]
     if lost:
         raise Unfit(
-            f"{tokenizer_name(tokenizer)}: its chat template leaves out a message ({lost[0]}) of the turns {', '.join(roles[:8])}",
+            f"{tokenizer_name(tokenizer)}: its chat template leaves out a message ({lost[0]}) of the turns "
+            f"{', '.join(roles[:8])}",
             "not rendered",
         )
     return pieces
 
 
-def _aligned(text: str, pieces: Sequence[int | str], contents: Sequence[str]) -> list[tuple[int, Span]] | None:
-    """Each content's place in the text, in the order of the pieces; None where the text is not made of these pieces.
+def _locate(text: str, pieces: Sequence[int | str], contents: Sequence[str]) -> list[tuple[int, Span]] | None:
+    """The number and the span of each content, in the order of the pieces; None where the text does not consist of them.
 
-    A content may have been trimmed, and with an empty one the template's own white space beside it.
+    A content may be trimmed. Where it is empty, the template's own white space beside it may be trimmed.
     """
-    options = [_trimmed(contents[p] if isinstance(p, int) else p) for p in pieces]
-    tried: set[tuple[int, int]] = set()  # dead ends: piece, character
-    path: list[tuple[int, int]] = []  # of each piece so far: its option, where it ends
-    option, at = 0, 0
-    while True:
-        n = len(path)
-        if n == len(pieces) and at == len(text):
-            break
-        if n < len(pieces) and (n, at) not in tried and option < len(options[n]):
-            if text.startswith(options[n][option], at):
-                at += len(options[n][option])
-                path.append((option, at))
-                option = 0
-            else:
-                option += 1
-            continue
-        tried.add((n, at))
-        if not path:
-            return None
-        option = path.pop()[0] + 1
-        at = path[-1][1] if path else 0
-    starts = [0, *(end for _, end in path)]
-    return [(p, (starts[k], starts[k + 1])) for k, p in enumerate(pieces) if isinstance(p, int)]
+    options = [_trimmed(contents[piece] if isinstance(piece, int) else piece) for piece in pieces]
+    fits = [{len(text)}]  # for each piece, from the last one: the characters from which the rest of the text fits
+    for choices in reversed(options):
+        fits.append({end - len(c) for end in fits[-1] for c in choices if text.endswith(c, 0, end)})
+    if 0 not in fits.pop():
+        return None
+    spans, start = [], 0
+    for choices in options:
+        ends = fits.pop()
+        stop = next(start + len(c) for c in choices if text.startswith(c, start) and start + len(c) in ends)
+        spans.append((start, stop))
+        start = stop
+    return [(piece, span) for piece, span in zip(pieces, spans, strict=True) if isinstance(piece, int)]
 
 
 def _trimmed(text: str) -> list[str]:
-    """The text, and what trimming makes of it."""
+    """The text, and the results of trimming it."""
     return list(dict.fromkeys((text, text.strip(), text.rstrip(), text.lstrip())))

@@ -1,14 +1,17 @@
-"""Adapters that learn (LoRA, Hu et al. 2021), in few passes over memory.
+"""A Llama-like block with LoRA adapters that learn (Hu et al. 2021), written out in few passes over memory.
 
-PEFT's layers and transformers' blocks serve every case, as chains of small operations that each go over the states and,
-backward, once more; on a CPU that takes as long as the products. Here are the same block and its gradients for one case:
-a Llama-like block in float32 whose own weights are frozen. `fuse_adapters` puts it into a model where it gives what the
-model gives; elsewhere only the adapters' layers take fewer passes. Shapes: x (tokens, width).
+PEFT's layers and transformers' blocks are chains of small operations. Each operation goes over the states once, and once more
+in the backward pass; on a CPU this takes as long as the products. Here are the same block and its gradients for one case: a
+Llama-like block in float32 whose own weights are frozen. `fuse_adapters` uses the block where it gives the model's own
+numbers; in other models only the adapters' layers take fewer passes.
+
+Symbols: x (tokens, width) is the input of a layer; W its frozen weight and b its bias; A and B the matrices of its adapter,
+and s = alpha / rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -19,63 +22,69 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from solon.models.fast.attention import GROUPED, grouped_attention
-from solon.models.fast.llama_forward import FAMILIES, normed, rotate, some_tokens, unwrap_lora
+from solon.models.fast.llama_forward import FAMILIES, rms_norm, rotate, some_tokens, unwrap_lora
 from solon.models.forward import attention_of, trunk_of
 from solon.models.sharding import is_sharded
 
 
 class _FusedLoraLinears(Function):
-    """Linear layers of one input: x Wᵀ + b + s (x Aᵀ) Bᵀ each, added onto something where one layer has it given."""
+    """Linear layers that share the input x: x Wᵀ + b + s (x Aᵀ) Bᵀ for each of them, and a residual on top of a single layer."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, onto: Tensor | None, layers: list[nn.Linear], scales: list[float], *ab: Tensor
+        ctx: Any, x: Tensor, residual: Tensor | None, layers: list[nn.Linear], scales: list[float], *adapters: Tensor
     ) -> Any:
-        """ab: every A, then every B; none where adapters are switched off."""
-        outs = [torch.mm(x, m.weight.T) if onto is None else torch.addmm(onto, x, m.weight.T) for m in layers]
-        for y, m in zip(outs, layers, strict=True):
-            if m.bias is not None:
-                y += m.bias
-        down = None
-        if ab:
-            down = x @ torch.cat(ab[: len(layers)]).T  # one product, not a thin one each
-            for y, d, b, s in _each(outs, down, ab, scales):
-                y.addmm_(d, b.T, alpha=s)
+        """adapters: the A of every layer, then the B of every layer; none where the adapters are switched off."""
+        outputs = [
+            torch.mm(x, layer.weight.T) if residual is None else torch.addmm(residual, x, layer.weight.T)
+            for layer in layers
+        ]
+        for output, layer in zip(outputs, layers, strict=True):
+            if layer.bias is not None:
+                output += layer.bias
+        saved: tuple[Tensor, ...] = ()
+        if adapters:
+            x_a = x @ torch.cat(adapters[: len(layers)]).T  # one product instead of a thin product per layer
+            saved = x, x_a, *adapters
+            for output, layer_x_a, b, scale in _by_layer(outputs, x_a, adapters, scales):
+                output.addmm_(layer_x_a, b.T, alpha=scale)
         ctx.layers, ctx.scales = layers, scales
-        ctx.save_for_backward(*((x, down, *ab) if down is not None else ()))
-        return tuple(outs)
+        ctx.save_for_backward(*saved)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        of_x = None
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            of_x = torch.mm(grads[0], ctx.layers[0].weight)
-            for grad, m in zip(grads[1:], ctx.layers[1:], strict=True):
-                of_x.addmm_(grad, m.weight)
-        of_ab: list[Tensor] = []
+            grad_x = torch.mm(grads[0], ctx.layers[0].weight)
+            for grad, layer in zip(grads[1:], ctx.layers[1:], strict=True):
+                grad_x.addmm_(grad, layer.weight)
+        grad_a: Sequence[Tensor] = ()
+        grad_b: Sequence[Tensor] = ()
         if ctx.saved_tensors:
-            x, down, *ab = ctx.saved_tensors
+            x, x_a, *adapters = ctx.saved_tensors
             n = len(ctx.layers)
-            up = torch.cat([grad @ b * s for grad, _, b, s in _each(grads, down, ab, ctx.scales)], 1)
-            if of_x is not None:
-                of_x.addmm_(up, torch.cat(ab[:n]))
-            of_ab = [*(up.T @ x).split([len(a) for a in ab[:n]])]
-            of_ab += [(grad.T @ d).mul_(s) for grad, d, _, s in _each(grads, down, ab, ctx.scales)]
-        return of_x, grads[0] if ctx.needs_input_grad[1] else None, None, None, *of_ab
+            by_layer = [*_by_layer(grads, x_a, adapters, ctx.scales)]
+            grad_x_a = torch.cat([grad @ b * scale for grad, _, b, scale in by_layer], 1)
+            if grad_x is not None:
+                grad_x.addmm_(grad_x_a, torch.cat(adapters[:n]))
+            grad_a = (grad_x_a.T @ x).split([len(a) for a in adapters[:n]])
+            grad_b = [(grad.T @ layer_x_a).mul_(scale) for grad, layer_x_a, _, scale in by_layer]
+        return grad_x, grads[0] if ctx.needs_input_grad[1] else None, None, None, *grad_a, *grad_b
 
 
-def _each(outs: Any, down: Tensor, ab: Any, scales: list[float]) -> Any:
-    """Of each layer: what comes out of it (or its gradient), x Aᵀ, B and s."""
+def _by_layer(outputs: Any, x_a: Tensor, adapters: Sequence[Tensor], scales: list[float]) -> Any:
+    """For each layer: its output (or the gradient of that), its x Aᵀ, its B and its s."""
     n = len(scales)
-    return zip(outs, down.split([len(a) for a in ab[:n]], 1), ab[n:], scales, strict=True)
+    return zip(outputs, x_a.split([len(a) for a in adapters[:n]], 1), adapters[n:], scales, strict=True)
 
 
-class _Normed(Function):
-    """RMSNorm (Zhang and Sennrich 2019) by frozen weights."""
+class _RMSNorm(Function):
+    """RMSNorm (Zhang and Sennrich 2019) with frozen weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        out, scale = normed(x, weight, epsilon)
+        out, scale = rms_norm(x, weight, epsilon)
         ctx.save_for_backward(x, scale, weight)
         return out
 
@@ -83,12 +92,12 @@ class _Normed(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale, weight = ctx.saved_tensors
         grad = grad * weight
-        along = (grad * x).sum(-1, keepdim=True)
-        return grad.mul_(scale).addcmul_(x, along.mul_(scale**3), value=-1 / x.shape[-1]), None, None
+        along_x = (grad * x).sum(-1, keepdim=True)
+        return grad.mul_(scale).addcmul_(x, along_x.mul_(scale**3), value=-1 / x.shape[-1]), None, None
 
 
-class _Rotated(Function):
-    """Rotary positions (Su et al. 2021). x: (tokens, heads, d); cos, sin: (tokens, 1, d), alike in both halves."""
+class _Rotary(Function):
+    """Rotary positions (Su et al. 2021). x: (tokens, heads, d); cos, sin: (tokens, 1, d), with two equal halves."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -101,8 +110,8 @@ class _Rotated(Function):
         return rotate(grad, cos, -sin), None, None
 
 
-class _Gated(Function):
-    """silu(gate) up."""
+class _GatedSiLU(Function):
+    """silu(gate) · up."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -115,38 +124,38 @@ class _Gated(Function):
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
-def _linears(x: Tensor, onto: Tensor | None, *layers: Any) -> tuple[Tensor, ...]:
-    base = [unwrap_lora(m) for m in layers]
-    own = [(m, m.active_adapters[0]) for m in layers if _adapts(m)]
-    a, b = [m.lora_A[name].weight for m, name in own], [m.lora_B[name].weight for m, name in own]
-    return _FusedLoraLinears.apply(x, onto, base, [m.scaling[name] for m, name in own], *a, *b)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def _adapts(layer: Any) -> bool:
-    return (
-        hasattr(layer, "lora_A")
-        and not layer.disable_adapters
-        and any(n in layer.lora_A for n in layer.active_adapters)
+def _linears(x: Tensor, residual: Tensor | None, *layers: Any) -> tuple[Tensor, ...]:
+    adapters = [(layer, layer.active_adapters[0]) for layer in layers if _has_adapter_on(layer)]
+    return _FusedLoraLinears.apply(  # type: ignore[no-untyped-call, no-any-return]
+        x,
+        residual,
+        [unwrap_lora(layer) for layer in layers],
+        [layer.scaling[name] for layer, name in adapters],
+        *(layer.lora_A[name].weight for layer, name in adapters),
+        *(layer.lora_B[name].weight for layer, name in adapters),
     )
 
 
-def _fits(group: tuple[Any, ...]) -> bool:
-    """Whether `_FusedLoraLinears` gives what these layers give: frozen, and all with one adapter or all without."""
+def _has_adapter_on(layer: Any) -> bool:
+    names = layer.active_adapters if hasattr(layer, "lora_A") and not layer.disable_adapters else ()
+    return any(name in layer.lora_A for name in names)
+
+
+def _can_fuse(layers: tuple[Any, ...]) -> bool:
+    """Whether `_FusedLoraLinears` computes these layers: frozen ones, of which all or none have one adapter on."""
     from peft.tuners.lora import Linear
 
-    for m in group:
-        base = m.base_layer if type(m) is Linear else m
-        if (
-            type(base) is not nn.Linear
-            or any(p.requires_grad for p in base.parameters())
-            or (base is not m and m.merged)
-        ):
+    for layer in layers:
+        base = layer.base_layer if type(layer) is Linear else layer
+        if type(base) is not nn.Linear or any(p.requires_grad for p in base.parameters()):
             return False
-        if _adapts(m) and (
-            len(m.active_adapters) > 1 or m.lora_A[m.active_adapters[0]].weight.dtype != base.weight.dtype
-        ):
+        if base is not layer and layer.merged:
             return False
-    return len({_adapts(m) for m in group}) == 1
+        if _has_adapter_on(layer):
+            first, *others = layer.active_adapters
+            if others or layer.lora_A[first].weight.dtype != base.weight.dtype:
+                return False
+    return len({_has_adapter_on(layer) for layer in layers}) == 1
 
 
 def fused_lora_block(
@@ -156,139 +165,145 @@ def fused_lora_block(
     *,
     position_embeddings: Any = None,
     past_key_values: Any = None,
-    **given: Any,
+    **options: Any,
 ) -> Any:
-    """What the block gives. hidden_states: (batch, length, width)."""
-    part, mlp, norms = block.self_attn, block.mlp, [block.input_layernorm, block.post_attention_layernorm]
-    learned_norms = [*norms, *(getattr(part, n) for n in ("q_norm", "k_norm") if hasattr(part, n))]
-    groups = (part.q_proj, part.k_proj, part.v_proj), (part.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
+    """The output of a Llama-like block, (batch, length, width). hidden_states: (batch, length, width).
+
+    Where the block is in a state that this function does not cover, the block's own forward computes it.
+    """
+    attention, mlp = block.self_attn, block.mlp
+    norms = [block.input_layernorm, block.post_attention_layernorm]
+    norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+    qkv = attention.q_proj, attention.k_proj, attention.v_proj
+    gate_up = mlp.gate_proj, mlp.up_proj
     if (
         past_key_values is not None
         or hidden_states.dtype != torch.float32
         or (block.gradient_checkpointing and block.training)
         or torch.is_autocast_enabled(hidden_states.device.type)
-        or any(n.weight.requires_grad for n in learned_norms)
-        or not all(map(_fits, groups))
+        or any(module.weight.requires_grad for module in norms)
+        or not all(map(_can_fuse, (qkv, (attention.o_proj,), gate_up, (mlp.down_proj,))))
     ):
-        given |= {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
-        return type(block).forward(block, hidden_states, attention_mask=attention_mask, **given)
+        options |= {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
+        return type(block).forward(block, hidden_states, attention_mask=attention_mask, **options)
     batch, length, _ = hidden_states.shape
-    cos, sin = (x.expand(batch, -1, -1).flatten(0, 1).unsqueeze(1) for x in position_embeddings)
+    cos, sin = (part.expand(batch, -1, -1).flatten(0, 1).unsqueeze(1) for part in position_embeddings)
     states = hidden_states.flatten(0, 1)
 
-    def norm(n: Any, x: Tensor) -> Tensor:
-        return _Normed.apply(x, n.weight, n.variance_epsilon)  # type: ignore[no-untyped-call, no-any-return]
+    def norm(module: Any, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call, no-any-return]
 
-    q, k, v = (y.view(len(states), -1, part.head_dim) for y in _linears(norm(norms[0], states), None, *groups[0]))
-    if hasattr(part, "q_norm"):
-        q, k = norm(part.q_norm, q), norm(part.k_norm, k)
-    q, k = (_Rotated.apply(y, cos, sin) for y in (q, k))  # type: ignore[no-untyped-call]
-    q, k, v = (y.view(batch, length, -1, part.head_dim).transpose(1, 2) for y in (q, k, v))
-    got = grouped_attention(part, q, k, v, attention_mask, scaling=part.scaling)[0]
-    [states] = _linears(got.reshape(len(states), -1), states, *groups[1])
-    gate, up = _linears(norm(norms[1], states), None, *groups[2])
-    [states] = _linears(_Gated.apply(gate, up), states, *groups[3])  # type: ignore[no-untyped-call]
+    projected = _linears(norm(block.input_layernorm, states), None, *qkv)
+    q, k, v = (part.view(len(states), -1, attention.head_dim) for part in projected)
+    if hasattr(attention, "q_norm"):
+        q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
+    q, k = (_Rotary.apply(part, cos, sin) for part in (q, k))  # type: ignore[no-untyped-call]
+    q, k, v = (part.view(batch, length, -1, attention.head_dim).transpose(1, 2) for part in (q, k, v))
+    attended = grouped_attention(attention, q, k, v, attention_mask, scaling=attention.scaling)[0]
+    [states] = _linears(attended.reshape(len(states), -1), states, attention.o_proj)
+    gate, up = _linears(norm(block.post_attention_layernorm, states), None, *gate_up)
+    [states] = _linears(_GatedSiLU.apply(gate, up), states, mlp.down_proj)  # type: ignore[no-untyped-call]
     return states.view(batch, length, -1)
 
 
-def fuse_adapters(adapted: Any) -> Any:
-    """The PEFT model: its adapters in one product, and its blocks written out, each where it proves right.
-
-    Tried are the hidden states and the gradients of the adapters, which are given random weights meanwhile: at the start
-    their second matrix is zero, and nothing would show.
-    """
-    from peft.tuners.lora import Linear
-
-    base = adapted.get_base_model()
-    layers = [m for m in adapted.modules() if type(m) is Linear]
-    blocks = list(base.base_model.layers) if _writable(base) else []
-    for module in (*layers, *blocks):
-        vars(module).pop("forward", None)
-    if is_sharded(base):  # a trial would take all processes
-        _set_forward(layers, fused_lora_linear)
-        return adapted
-    with _random_adapters(adapted) as learned:
-        expected = _tried(base, learned)
-        for modules, forward in ((layers, fused_lora_linear), (blocks, fused_lora_block)):
-            _set_forward(modules, forward)
-            if not _alike(_tried(base, learned), expected, base):  # the model computes something of its own
-                for module in modules:
-                    vars(module).pop("forward", None)
-    return adapted
-
-
-def _writable(base: Any) -> bool:
-    """Whether the model is made of the blocks that `fused_lora_block` computes."""
-    config = base.config.get_text_config()
-    return (
-        base.config.model_type in FAMILIES
-        and config.hidden_act == "silu"
-        and attention_of(base) == GROUPED
-        and base.dtype == torch.float32
-        and not is_sharded(base)
-    )
-
-
-def _set_forward(modules: list[Any], forward: Any) -> None:
-    for module in modules:
-        module.forward = MethodType(forward, module)
-
-
-@contextmanager
-def _random_adapters(adapted: Any) -> Iterator[list[nn.Parameter]]:
-    """Inside, the active adapters' second matrices are random and all of their parameters learn. Yields these."""
-    named = [(n, p) for n, p in adapted.named_parameters() if ".lora_A." in n or ".lora_B." in n]
-    active = set(adapted.active_adapters)
-    own = [(n, p) for n, p in named if n.split(".")[-2] in active]
-    before = [(p, p.data, p.requires_grad, p.grad) for _, p in own]
-    generator = torch.Generator().manual_seed(0)
-    try:
-        for name, p in own:
-            p.requires_grad_(True)
-            if ".lora_B." in name:
-                p.data = torch.randn(p.shape, generator=generator).to(p) * p.shape[1] ** -0.5
-        yield [p for _, p in own]
-    finally:
-        for p, data, learns, grad in before:
-            p.data, p.grad = data, grad
-            p.requires_grad_(learns)
-
-
-def _tried(base: Any, learned: list[nn.Parameter]) -> list[Tensor]:
-    """The last hidden states of a few tokens, and the gradients of the adapters."""
-    mixed = torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
-    with torch.enable_grad(), mixed:
-        out = trunk_of(base)[1](input_ids=some_tokens(base).unsqueeze(0), use_cache=False).last_hidden_state.float()
-        toward = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
-        grads = torch.autograd.grad((out * toward).sum(), learned, allow_unused=True)
-    return [out.detach(), *(torch.zeros_like(p) if g is None else g for p, g in zip(learned, grads, strict=True))]
-
-
-def _alike(found: list[Tensor], expected: list[Tensor], base: Any) -> bool:
-    """Whether they differ by rounding only."""
-    sizes = zip(found, expected, strict=True)
-    return all(bool((a.float() - b.float()).norm() <= rounding_of(base, 2) * b.float().norm()) for a, b in sizes)
-
-
-def rounding_of(base: Any, passes: int = 1) -> float:
-    """How far two ways through a model's blocks may differ, relative to what comes out of them.
-
-    A block is a chain of about a dozen operations, each of which rounds by half the dtype's epsilon at most; independent
-    roundings add up as their squares do. passes: 1 for a forward pass, 2 for a backward pass behind it; each of the two
-    sides rounds. Three times that is allowed, since the largest of many tensors' differences is asked about.
-    """
-    operations = 12 * base.config.get_text_config().num_hidden_layers * passes * 2
-    return max(3 * torch.finfo(base.dtype).eps / 2 * operations**0.5, 1e-4)
-
-
 def fused_lora_linear(layer: Any, x: Tensor) -> Tensor:
-    """What PEFT's own layer gives, without dropout: the sum is part of a product."""
+    """The output of PEFT's own layer without dropout. The adapter is added within a product."""
     out = layer.base_layer(x)
     if layer.disable_adapters or layer.merged:
         return out
     for name in layer.active_adapters:
         if name in layer.lora_A:
             a, b = layer.lora_A[name].weight, layer.scaling[name] * layer.lora_B[name].weight
-            down = torch.nn.functional.linear(x.to(a.dtype), a)
-            out.view(-1, out.shape[-1]).addmm_(down.flatten(0, -2).to(out.dtype), b.T.to(out.dtype))
+            x_a = F.linear(x.to(a.dtype), a)
+            out.view(-1, out.shape[-1]).addmm_(x_a.flatten(0, -2).to(out.dtype), b.T.to(out.dtype))
     return out
+
+
+def fuse_adapters(model: Any) -> Any:
+    """The PEFT model, whose adapter layers and blocks are replaced where the replacement proves right.
+
+    Hidden states and the adapters' gradients are compared. The adapters get random weights meanwhile: at the start their
+    second matrix is zero, and no difference would show.
+    """
+    from peft.tuners.lora import Linear
+
+    base = model.get_base_model()
+    layers: list[Any] = [module for module in model.modules() if type(module) is Linear]
+    blocks: list[Any] = list(base.base_model.layers) if _has_fusible_blocks(base) else []
+    for module in (*layers, *blocks):
+        vars(module).pop("forward", None)
+    if is_sharded(base):  # a comparison would need all processes
+        for layer in layers:
+            layer.forward = MethodType(fused_lora_linear, layer)
+        return model
+    with _random_adapters(model) as learned:
+        expected = _states_and_gradients(base, learned)
+        for modules, forward in ((layers, fused_lora_linear), (blocks, fused_lora_block)):
+            for module in modules:
+                module.forward = MethodType(forward, module)
+            if not _differ_by_rounding(_states_and_gradients(base, learned), expected, base):
+                for module in modules:
+                    vars(module).pop("forward", None)
+    return model
+
+
+def _has_fusible_blocks(base: Any) -> bool:
+    """Whether the model is made of the blocks that `fused_lora_block` computes."""
+    return (
+        base.config.model_type in FAMILIES
+        and base.config.get_text_config().hidden_act == "silu"
+        and attention_of(base) == GROUPED
+        and base.dtype == torch.float32
+        and not is_sharded(base)
+    )
+
+
+@contextmanager
+def _random_adapters(model: Any) -> Iterator[list[nn.Parameter]]:
+    """Inside, the B matrices of the active adapters are random, and all parameters of the adapters learn. Yields these."""
+    active = set(model.active_adapters)
+    adapters = [
+        (name, p)
+        for name, p in model.named_parameters()
+        if (".lora_A." in name or ".lora_B." in name) and name.split(".")[-2] in active
+    ]
+    before = [(p, p.data, p.requires_grad, p.grad) for _, p in adapters]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for name, p in adapters:
+            p.requires_grad_(True)
+            if ".lora_B." in name:
+                p.data = torch.randn(p.shape, generator=generator).to(p) * p.shape[1] ** -0.5
+        yield [p for _, p in adapters]
+    finally:
+        for p, data, learns, grad in before:
+            p.data, p.grad = data, grad
+            p.requires_grad_(learns)
+
+
+def _states_and_gradients(base: Any, learned: list[nn.Parameter]) -> list[Tensor]:
+    """The last hidden states of a few tokens, and the gradients of the adapters for a random loss."""
+    mixed = torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
+    with torch.enable_grad(), mixed:
+        out = trunk_of(base)[1](input_ids=some_tokens(base).unsqueeze(0), use_cache=False).last_hidden_state.float()
+        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+        grads = torch.autograd.grad((out * direction).sum(), learned, allow_unused=True)
+    return [out.detach(), *(torch.zeros_like(p) if g is None else g for p, g in zip(learned, grads, strict=True))]
+
+
+def _differ_by_rounding(tensors: list[Tensor], expected: list[Tensor], base: Any) -> bool:
+    """Whether the tensors differ from the expected ones by rounding only."""
+    bound = rounding_bound(base, passes=2)
+    pairs = zip(tensors, expected, strict=True)
+    return all(bool((a.float() - b.float()).norm() <= bound * b.float().norm()) for a, b in pairs)
+
+
+def rounding_bound(base: Any, passes: int = 1) -> float:
+    """How far two ways to compute a model's blocks may differ, relative to the norm of their output.
+
+    A block is a chain of about a dozen operations. Each operation rounds by half the dtype's epsilon at most, and independent
+    roundings add up as their squares do. passes: 1 for a forward pass, 2 with the backward pass after it; each of the two
+    sides rounds. Three times that is allowed, because the largest difference of many tensors counts.
+    """
+    operations = 12 * base.config.get_text_config().num_hidden_layers * passes * 2
+    return max(3 * torch.finfo(base.dtype).eps / 2 * operations**0.5, 1e-4)

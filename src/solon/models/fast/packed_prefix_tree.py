@@ -1,30 +1,34 @@
-"""Shared beginnings computed once: many rows of tokens as one tree, in one forward pass.
+"""Rows of tokens as one packed prefix tree: tokens that several rows begin with are computed once, and nothing is padded.
 
-The questions put to a judge share almost all of their text: K principles in two orders are 2K rows that differ in
-their last few tokens. Here rows are sorted, common beginnings found (nobody has to declare them), and the tree's
-branches laid one after another into a single sequence without padding. Attention then lets each branch see its
-own ancestors and itself: every distinct token is computed once, and the logits are those of the separate rows.
+The questions put to a judge share almost all of their text: K principles in two orders are 2K rows that differ in their
+last tokens. Here rows are sorted, common beginnings are found, and the branches of the tree are laid one after another into
+one sequence. Attention lets each branch see its ancestors and itself, so the logits are those of the separate rows.
 
-Any transformers model with plain causal attention works so, for the tree lives in the attention function alone
-(`decoding.grouped_attention`) and in the position ids.
+This works with any transformers model that has plain causal attention, because the tree lives only in the attention
+function (`attention.grouped_attention`) and in the position ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solon.models.batching import common
+from solon.models.batching import common_length
+from solon.models.fast.llama_forward import find_llama_forward
+from solon.models.forward import base_of
+from solon.models.plain import Layout
 
-# Tokens that meet their keys together. Fewer: less is wasted on keys that most of them do not see. More: larger products.
+Span = tuple[int, int]  # half-open
+# Tokens that attend together. Fewer tokens waste less on keys that most of them do not see; more make larger products.
 STRETCH = {"cpu": 256, "other": 512}
 
 
@@ -41,7 +45,7 @@ class Branch:
     def stop(self) -> int:
         return self.start + self.end - self.depth
 
-    def path(self) -> list[tuple[int, int]]:
+    def path(self) -> list[Span]:
         """The packed spans from the tree's root down to this branch."""
         above = self.parent.path() if self.parent else []
         return [*above, (self.start, self.stop)] if self.stop > self.start else above
@@ -49,147 +53,163 @@ class Branch:
 
 @dataclass
 class Piece:
-    """A stretch of a branch, or several short branches side by side. Packed indices."""
+    """A stretch of a branch, or several short branches side by side. The numbers are indices into the packed sequence."""
 
-    first: int  # of the tokens in the family that it may see: where its branch, or the first of its branches, starts
+    first: int  # start of the first branch of which the piece holds tokens
     start: int
     stop: int
-    mask: Tensor  # (stop - start, tokens of the past + stop - first): 0 where it sees, -inf where it does not
+    mask: Tensor  # (stop - start, tokens of the past + stop - first): 0 where the token sees the key, -inf elsewhere
 
 
 @dataclass
 class Family:
     """Branches with the same parent, one after another in the packed sequence."""
 
-    past: list[tuple[int, int]]  # packed spans of their ancestors
+    past: list[Span]  # packed spans of their ancestors
     start: int
-    lengths: list[int]
+    lengths: list[int] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
 
 
 @dataclass
 class PackedPrefixTree:
-    """Rows with the first `skip` tokens left out, which all of them share."""
+    """Rows without their first `skip` tokens, which all of them share."""
 
     skip: int
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     families: list[Family] = field(default_factory=list)
-    ends: list[Branch] = field(default_factory=list)  # the branch each row ends in, in the order of the rows
-
-    def at(self, row: int, index: int) -> int:
-        """Where token `index` of a row stands in the packed sequence."""
-        branch: Branch | None = self.ends[row]
-        while branch is not None and branch.depth > index:
-            branch = branch.parent
-        assert branch is not None
-        return branch.start + index - branch.depth
+    ends: list[Branch] = field(default_factory=list)  # for each row, the branch in which it ends
 
     def indices(self, row: int) -> np.ndarray:
-        """Where the tokens of a row stand, from `skip` on."""
-        branch: Branch | None = self.ends[row]
-        found = []
-        while branch is not None:
-            found.append(np.arange(branch.start, branch.stop))
-            branch = branch.parent
-        return np.concatenate(found[::-1])
+        """Indices into the packed sequence of a row's tokens from `skip` on."""
+        return np.concatenate([np.arange(start, stop) for start, stop in self.ends[row].path()])
 
 
 def build_tree(rows: Sequence[list[int]], shared: Sequence[int], skip: int) -> PackedPrefixTree:
-    """The tree of sorted rows. shared[i]: length of the common beginning of rows i - 1 and i, at least `skip`."""
+    """The tree of sorted and distinct rows. shared[i]: common beginning of rows i - 1 and i, at least `skip` tokens."""
     tree = PackedPrefixTree(skip, ends=[None] * len(rows))  # type: ignore[list-item]
     waiting: list[tuple[Branch | None, int, int, int]] = [(None, 0, len(rows), skip)]
-    for parent, low, high, depth in waiting:  # grows while it is walked: breadth first, so families stay together
-        family = Family(parent.path() if parent else [], len(tree.ids), [])
+    for parent, low, high, depth in waiting:  # the list grows meanwhile: breadth first, so that families stay together
+        family = Family(parent.path() if parent else [], len(tree.ids))
         cuts = [low, *(i for i in range(low + 1, high) if shared[i] == depth), high]
-        for a, b in pairwise(cuts):
-            if len(rows[a]) == depth:  # this row ends where its parent does
-                assert parent is not None
-                tree.ends[a] = parent
-                if b - a == 1:
-                    continue
-                raise AssertionError("rows must be sorted and distinct")
-            end = min(shared[a + 1 : b], default=len(rows[a]))
+        for first, stop in pairwise(cuts):
+            if len(rows[first]) == depth:  # this row ends where its parent does
+                assert parent is not None and stop - first == 1, "rows must be sorted and distinct"
+                tree.ends[first] = parent
+                continue
+            end = min(shared[first + 1 : stop], default=len(rows[first]))
             branch = Branch(len(tree.ids), depth, end, parent)
-            tree.ids += rows[a][depth:end]
+            tree.ids += rows[first][depth:end]
             tree.positions += range(depth, end)
             family.lengths.append(end - depth)
-            if b - a == 1:
-                tree.ends[a] = branch
+            if stop - first == 1:
+                tree.ends[first] = branch
             else:
-                waiting.append((branch, a, b, end))
+                waiting.append((branch, first, stop, end))
         if family.lengths:
             tree.families.append(family)
     return tree
 
 
 def pack_rows(rows: Sequence[list[int]], skip: int = 0) -> tuple[PackedPrefixTree, list[int]]:
-    """The rows, in any order and some of them equal, as a tree; and of each row, which of the tree's it is.
+    """The tree of the distinct rows, and for each given row its number in the tree.
 
-    skip: the first so many tokens, which all rows share and the tree leaves out.
+    rows: in any order; some may be equal. skip: number of first tokens that all rows share and the tree leaves out.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i])
     arrays = [np.asarray(rows[i]) for i in order]
     distinct: list[list[int]] = []
     shared: list[int] = []
-    number = [0] * len(rows)
-    for i, r in enumerate(order):
-        alike = common(arrays[i - 1], arrays[i]) if i else skip
-        if not i or not len(arrays[i]) == len(arrays[i - 1]) == alike:
-            distinct.append(rows[r])
-            shared.append(alike)
-        number[r] = len(distinct) - 1
-    return build_tree(distinct, shared, skip), number
+    numbers = [0] * len(rows)
+    for i, row in enumerate(order):
+        common = common_length(arrays[i - 1], arrays[i]) if i else skip
+        if not i or not len(arrays[i]) == len(arrays[i - 1]) == common:
+            distinct.append(rows[row])
+            shared.append(common)
+        numbers[row] = len(distinct) - 1
+    return build_tree(distinct, shared, skip), numbers
+
+
+class TreeLayout(Layout):
+    """The rows of a batch as one tree."""
+
+    def __init__(self, model: Any, rows: Sequence[list[int]]) -> None:
+        self.device = next(model.parameters()).device
+        self.like = torch.empty(0, dtype=base_of(model).dtype, device=self.device)
+        self.tree, numbers = pack_rows(rows)
+        self.indices = [self.tree.indices(number) for number in numbers]
+        self.ids = torch.tensor([self.tree.ids], device=self.device)
+        self.positions = torch.tensor([self.tree.positions], device=self.device)
+        self.mask = None
+
+    def _around(self) -> AbstractContextManager[Any]:
+        return active_tree(self.tree, 0, self.like, learns=True)
+
+    def states_entering(self, model: Any, block: int) -> Tensor | None:
+        """The states that enter this block, (tokens, width); None where the written-out pass does not compute the model.
+
+        No block below this one may have adapters.
+        """
+        with model.disable_adapter():
+            llama = find_llama_forward(base_of(model))
+        if llama is None:
+            return None
+        with active_tree(self.tree, 0, self.like):
+            return llama.hidden_states(
+                self.ids[0], self.positions[0], lambda q, k, v, scaling, _: tree_attention(q, k, v, scaling), stop=block
+            )
 
 
 # --- attention -----------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Active:
-    """The tree of the forward pass that is under way."""
+class _ActiveTree:
+    """The tree of the forward pass that is running."""
 
     tree: PackedPrefixTree
-    past: int  # tokens before it, already in the cache
-    cuts: list[int]  # lengths that keys and values are cut into, so that what each piece sees is whole cuts
+    past: int  # tokens before the tree, already in the cache
+    cuts: list[int]  # lengths into which keys and values are cut, so that each piece sees whole cuts
     plain: bool
 
-    def cut(self, x: Tensor) -> dict[int, tuple[Tensor, int]]:
-        """By where it starts: a cut of x, (1, heads, length, d), and where the next one starts."""
-        found, at = {}, 0
-        for part in x.split(self.cuts, 2):
-            found[at] = part, at + part.shape[2]
-            at += part.shape[2]
-        return found
+    def cut(self, keys: Tensor) -> dict[int, tuple[Tensor, int]]:
+        """The cuts of keys or values, (1, heads, length, d), by their start; and with each the start of the next one."""
+        cuts, start = {}, 0
+        for part in keys.split(self.cuts, 2):
+            cuts[start] = part, start + part.shape[2]
+            start += part.shape[2]
+        return cuts
 
 
-_ACTIVE: ContextVar[_Active | None] = ContextVar("tree", default=None)
+_ACTIVE: ContextVar[_ActiveTree | None] = ContextVar("tree", default=None)
 
 
-def active() -> bool:
+def is_active() -> bool:
+    """Whether a forward pass over a tree is running."""
     return _ACTIVE.get() is not None
 
 
-def longest() -> int:
-    """Tokens of the longest row of the tree that is laid out."""
-    found = _ACTIVE.get()
-    return max(found.tree.positions, default=-1) + 1 if found else 0
+def longest_row() -> int:
+    """Tokens of the longest row of the active tree; 0 where no tree is active."""
+    active = _ACTIVE.get()
+    return max(active.tree.positions, default=-1) + 1 if active else 0
 
 
 @contextmanager
 def active_tree(tree: PackedPrefixTree, past: int, like: Tensor, learns: bool = False) -> Iterator[None]:
     """Inside, a forward pass over the tree's ids computes its rows.
 
-    like: of the dtype and on the device of what will be attended to. learns: the pass is one that training repeats, and
-    each time by the same arithmetic, gradients or not: PPO's first ratio is 1 because of that.
+    past: tokens before the tree, already in the cache. like: an empty tensor of the model's dtype, on its device. learns:
+    training repeats the pass, with gradients or without, and each time by the same arithmetic: PPO's first ratio must be 1.
     """
-    edges = {past, past + len(tree.ids)}
+    edges = {0, past, past + len(tree.ids)}
     for family in tree.families:
-        family.pieces = [*_pieces(family, past + sum(b - a for a, b in family.past), like)]
-        edges |= {past + x for span in family.past for x in span}
-        edges |= {past + x for p in family.pieces for x in (p.first, p.stop)}
-    cuts = [b - a for a, b in pairwise(sorted({0, *edges}))]
-    token = _ACTIVE.set(_Active(tree, past, cuts, learns and like.device.type == "cpu"))
+        family.pieces = [*_pieces(family, past + sum(stop - start for start, stop in family.past), like)]
+        edges |= {past + edge for span in family.past for edge in span}
+        edges |= {past + edge for piece in family.pieces for edge in (piece.first, piece.stop)}
+    cuts = [stop - start for start, stop in pairwise(sorted(edges))]
+    token = _ACTIVE.set(_ActiveTree(tree, past, cuts, learns and like.device.type == "cpu"))
     try:
         yield
     finally:
@@ -197,67 +217,71 @@ def active_tree(tree: PackedPrefixTree, past: int, like: Tensor, learns: bool = 
 
 
 def _pieces(family: Family, seen: int, like: Tensor) -> Iterator[Piece]:
-    """seen: tokens before the family."""
+    """The pieces of a family. seen: tokens before the family that all of its branches see."""
     longest = STRETCH["cpu" if like.device.type == "cpu" else "other"]
-    at, lengths = family.start, list(family.lengths)
+    first, lengths = family.start, list(family.lengths)
     while lengths:
         side = [lengths.pop(0)]
         while lengths and sum(side) + lengths[0] <= longest:
             side.append(lengths.pop(0))
         total = sum(side)
         branch = torch.arange(len(side)).repeat_interleave(torch.tensor(side))
-        for a in range(0, total, longest):
-            b = min(a + longest, total)
-            unseen = branch[a:b, None] != branch[None, :b]
-            unseen |= torch.ones_like(unseen).triu(a + 1)
-            mask = like.new_zeros(b - a, seen + b)
+        for start in range(0, total, longest):
+            stop = min(start + longest, total)
+            unseen = branch[start:stop, None] != branch[None, :stop]
+            unseen |= torch.ones_like(unseen).triu(start + 1)
+            mask = like.new_zeros(stop - start, seen + stop)
             mask[:, seen:].masked_fill_(unseen.to(like.device), float("-inf"))
-            yield Piece(at, at + a, at + b, mask)
-        at += total
+            yield Piece(first, first + start, first + stop, mask)
+        first += total
 
 
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Each branch attends to the shared beginning, its ancestors and itself.
+    """Attention in which each branch sees the past, its ancestors and itself.
 
     query: (1, heads, n, d); key, value: (1, kv_heads, past + n, d). Returns (1, n, heads, d).
     """
-    found = _ACTIVE.get()
-    assert found is not None
-    past, attend = found.past, _plainly if found.plain else _fused
-    both = found.cut(key), found.cut(value)
+    active = _ACTIVE.get()
+    assert active is not None
+    past, attend = active.past, plain_attention if active.plain else _fused_attention
+    both = active.cut(key), active.cut(value)
 
-    def between(spans: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
-        """Keys and values of the spans."""
-        parts: list[list[Tensor]] = [[], []]
-        for start, stop in spans:
-            at = start
-            while at < stop:
-                for side, cuts in zip(parts, both, strict=True):
-                    side.append(cuts[at][0])
-                at = both[0][at][1]
-        return parts
+    def select(spans: Sequence[Span]) -> list[list[Tensor]]:
+        """The cuts of keys, and of values, within these spans."""
+        sides: list[list[Tensor]] = [[], []]
+        for side, cuts in zip(sides, both, strict=True):
+            for start, stop in spans:
+                while start < stop:
+                    part, start = cuts[start]
+                    side.append(part)
+        return sides
 
     out = []
-    for family in found.tree.families:
-        before = between([(0, past), *((a + past, b + past) for a, b in family.past)])
+    for family in active.tree.families:
+        before = select([(0, past), *((start + past, stop + past) for start, stop in family.past)])
         if len(before[0]) > 1:
             before = [[torch.cat(side, 2)] for side in before]
-        for p in family.pieces:
-            own = between([(p.first + past, p.stop + past)])
-            keys, values = (torch.cat([*a, *b], 2) for a, b in zip(before, own, strict=True))
-            out.append(attend(query[:, :, p.start : p.stop], keys, values, p.mask, scaling).transpose(1, 2))
+        for piece in family.pieces:
+            sides = zip(before, select([(piece.first + past, piece.stop + past)]), strict=True)
+            keys, values = (torch.cat([*seen, *own], 2) for seen, own in sides)
+            part = attend(query[:, :, piece.start : piece.stop], keys, values, piece.mask, scaling)
+            out.append(part.transpose(1, 2))
     return torch.cat(out, 1)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     gqa = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=gqa)
 
 
-def _plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """The textbook's three steps, whose backward pass is faster on a CPU than the fused one's. (1, heads, n, d)."""
-    _, heads, n, d = query.shape
-    grouped = query.reshape(1, key.shape[1], -1, d)
-    scores = torch.matmul(grouped, key.transpose(2, 3)).view(1, heads, n, -1) * scaling + mask
-    weights = scores.softmax(-1).view(1, key.shape[1], -1, key.shape[2])
-    return torch.matmul(weights, value).view(1, heads, n, d)
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """The textbook's three steps. On a CPU, forward and backward together are faster than those of the fused function.
+
+    query: (batch, heads, n, d); key, value: (batch, kv_heads, k, d); mask, added to the scores, broadcasts to
+    (batch, heads, n, k). Returns (batch, heads, n, d).
+    """
+    batch, heads, n, width = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, width)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).view(batch, heads, n, -1) * scaling + mask
+    weights = scores.softmax(-1).view(batch, key.shape[1], -1, key.shape[2])
+    return torch.matmul(weights, value).view(batch, heads, n, width)

@@ -1,4 +1,4 @@
-"""Log-probabilities after many rows, each distinct token computed once."""
+"""Scores of many rows of tokens. Each distinct token is computed once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from solon.models.batching import Row, common
+from solon.models.batching import Row, common_length
 from solon.models.fast.llama_forward import find_llama_forward
 from solon.models.fast.packed_prefix_tree import PackedPrefixTree, active_tree, pack_rows, tree_attention
 from solon.models.forward import forward, trunk_of
@@ -21,11 +21,15 @@ from solon.models.head import head_of
 def packs(
     rows: Sequence[Row], order: Sequence[int], shared: Sequence[int], skip: int, tokens: int, reads: int
 ) -> Iterator[slice]:
-    """Stretches of sorted rows of at most so many new tokens and asked positions, cut where least is shared."""
+    """Stretches of the sorted rows, each with at most `tokens` new tokens and `reads` asked positions.
+
+    order: indices of the rows, sorted by their ids. shared[i]: common beginning of the sorted rows i - 1 and i. skip: tokens
+    that all rows share. A single row may be longer than the limits.
+    """
     low = 0
     while low < len(order):
         new = asked = 0
-        done = [0]  # new tokens before each row of the stretch
+        new_before = [0]  # for each row of the stretch, the new tokens before it
         high = low
         while high < len(order):
             row = rows[order[high]]
@@ -33,94 +37,86 @@ def packs(
             asked += len(row.ids) - row.first
             if high > low and (new > tokens or asked > reads):
                 break
-            done.append(new)
+            new_before.append(new)
             high += 1
         if high < len(order):
-            # Cut where the next stretch repeats least for what this one gets done; the latest of equals.
-            high = min(range(high, low, -1), key=lambda i: (shared[i] - skip) / done[i - low])
+            # Cut where the next stretch repeats the fewest tokens for each new token of this one; of equals, the last.
+            high = min(range(high, low, -1), key=lambda i: (shared[i] - skip) / new_before[i - low])
         yield slice(low, high)
         low = high
 
 
-class _Fixed(DynamicLayer):
-    """Keys and values of the shared beginning, which every forward pass sees and none changes."""
+class _FixedLayer(DynamicLayer):
+    """Keys and values of the shared beginning. Every forward pass sees them, and none changes them."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         assert self.keys is not None and self.values is not None
         return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
 
 
-def _beginning(model: Any, ids: Sequence[int]) -> DynamicCache:
-    """Keys and values of the shared beginning, computed once for all packs."""
-    tokens = torch.tensor([list(ids)], device=model.device)
-    made = DynamicCache()  # not the model's own kind: one with windows would forget
-    forward(model, input_ids=tokens, past_key_values=made, use_cache=True, logits_to_keep=1)
-    layers: list[Any] = list(made.layers)
-    for n, layer in enumerate(layers):
-        fixed = _Fixed()
-        fixed.keys, fixed.values, fixed.is_initialized = layer.keys, layer.values, True
-        fixed.dtype, fixed.device = layer.keys.dtype, layer.keys.device
-        made.layers[n] = fixed
-    return made
-
-
 class TreeScorer:
-    """Log-probabilities after the asked positions of many rows, each distinct token computed once."""
+    """Logits at the asked positions of many rows. Each distinct token is computed once."""
 
     def __init__(self, model: Any, *, tokens: int = 3072, reads: int = 512) -> None:
-        """tokens, reads: new tokens and asked positions a forward pass may hold (a single row may be longer)."""
+        """tokens, reads: new tokens and asked positions of one forward pass at most (a single row may have more)."""
         self.model, self.tokens, self.reads = model, tokens, reads
         self.computed = 0  # tokens that went through the model so far
-        self._lean = find_llama_forward(model)
+        self._llama = find_llama_forward(model)
         self._like = torch.empty(0, dtype=model.dtype, device=model.device)
-        self._kept: tuple[list[int], DynamicCache] | None = None
+        self._beginning: tuple[list[int], DynamicCache] | None = None
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
-        """(indices into rows, their logits at the asked positions one after another, (positions, vocabulary)).
+        """(indices into rows, the logits at their asked positions one after another, (positions, vocabulary)).
 
-        Rows come in an order that suits the tree. Rows with the same tokens are computed once.
+        Rows come in an order that suits the tree.
         """
         order = sorted(range(len(rows)), key=lambda i: rows[i].ids)
         arrays = [np.asarray(rows[i].ids) for i in order]
-        shared = [0, *(common(a, b) for a, b in pairwise(arrays))]
-        skip = min([*shared[1:], *(r.first for r in rows)], default=0) if len(rows) > 1 else 0
-        cache = self._shared(rows[order[0]].ids[:skip]) if skip else None
+        shared = [0, *(common_length(a, b) for a, b in pairwise(arrays))]
+        skip = min([*shared[1:], *(row.first for row in rows)], default=0) if len(rows) > 1 else 0
+        cache = self._shared_cache(rows[order[0]].ids[:skip]) if skip else None
         for part in packs(rows, order, shared, skip, self.tokens, self.reads):
             picked = order[part]
-            tree, number = pack_rows([rows[r].ids for r in picked], skip)
-            asked = [
-                (n, at) for n, r in zip(number, picked, strict=True) for at in range(rows[r].first, len(rows[r].ids))
-            ]
-            reads = [tree.at(n, at) for n, at in asked]
+            tree, numbers = pack_rows([rows[i].ids for i in picked], skip)
+            asked = [tree.indices(n)[rows[i].first - skip :] for n, i in zip(numbers, picked, strict=True)]
             self.computed += len(tree.ids)
             with active_tree(tree, skip, self._like):
-                logits = self._logits(tree, skip, cache, reads)
+                logits = self._logits(tree, cache, np.concatenate(asked).tolist())
             yield picked, logits
 
-    def _logits(self, tree: PackedPrefixTree, past: int, cache: DynamicCache | None, reads: list[int]) -> Tensor:
+    def _logits(self, tree: PackedPrefixTree, cache: DynamicCache | None, reads: list[int]) -> Tensor:
         """(reads, vocabulary), float32."""
-        if self._lean is None:
+        if self._llama is None:
             device = self.model.device
-            states = forward(
+            output = forward(
                 trunk_of(self.model)[1],
                 input_ids=torch.tensor([tree.ids], device=device),
                 position_ids=torch.tensor([tree.positions], device=device),
                 past_key_values=cache,
                 use_cache=False,
-            ).last_hidden_state[0]
-            return head_of(self.model)(states[torch.tensor(reads, device=device)])
+            )
+            return head_of(self.model)(output.last_hidden_state[0][torch.tensor(reads, device=device)])
 
         def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, block: int) -> Tensor:
             if cache is not None:
-                kept: Any = cache.layers[block]
-                k, v = torch.cat([kept.keys, k], 2), torch.cat([kept.values, v], 2)
+                k, v = cache.update(k, v, block)
             return tree_attention(q, k, v, scaling)
 
-        return head_of(self.model)(self._lean.last_hidden_states(tree.ids, tree.positions, attend, reads))
+        return head_of(self.model)(self._llama.last_hidden_states(tree.ids, tree.positions, attend, reads))
 
-    def _shared(self, ids: list[int]) -> DynamicCache:
-        if self._kept is None or self._kept[0] != ids:
-            self._kept = ids, _beginning(self.model, ids)
+    def _shared_cache(self, ids: list[int]) -> DynamicCache:
+        """Keys and values of the shared beginning. They are kept for the next call."""
+        if self._beginning is None or self._beginning[0] != ids:
+            cache = DynamicCache()  # not the model's own kind: a cache with windows would forget tokens
+            tokens = torch.tensor([ids], device=self.model.device)
+            forward(self.model, input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            layers: list[Any] = list(cache.layers)
+            for number, layer in enumerate(layers):
+                fixed = _FixedLayer()
+                fixed.keys, fixed.values, fixed.is_initialized = layer.keys, layer.values, True
+                fixed.dtype, fixed.device = layer.keys.dtype, layer.keys.device
+                cache.layers[number] = fixed
+            self._beginning = ids, cache
             self.computed += len(ids)
-        return self._kept[1]
+        return self._beginning[1]

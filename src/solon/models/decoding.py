@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,9 @@ def decode(
 
     prompts: token ids. uniforms: (len(prompts), max_tokens) in [0, 1): the random numbers of each row. end: the end tokens.
     """
-    options = max_tokens, temperature, top_p, repetition_penalty, sorted(end), pad
+    draw = partial(sample, temperature=temperature, top_p=top_p)
+    options = draw, repetition_penalty, torch.tensor(sorted(end), device=model.device), pad
+    uniforms = uniforms[:, :max_tokens].to(model.device)
     lengths = sorted({len(prompt) for prompt in prompts})
     if len(lengths) == 1 or paths_of(model).padded:
         return _decode_batch(model, prompts, uniforms, *options)
@@ -101,32 +104,24 @@ def decode(
 
 
 def _decode_batch(
-    model: Any,
-    prompts: list[list[int]],
-    uniforms: Tensor,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    repetition_penalty: float,
-    end: list[int],
-    pad: int,
+    model: Any, prompts: list[list[int]], uniforms: Tensor, draw: Any, penalty: float, ends: Tensor, pad: int
 ) -> list[Generated]:
+    max_tokens = uniforms.shape[1]
     reader = prompt_reader(model, prompts, max_tokens, pad)
-    logits, uniforms = reader.logits, uniforms.to(model.device)
-    ends = torch.tensor(end, device=model.device)
+    logits = reader.logits
     completions = [Generated() for _ in prompts]
     alive = torch.arange(len(prompts), device=model.device)  # the prompt of each row that is still in the batch
     together, idle = is_sharded(model), False  # idle: this process has finished and goes on for the other processes
     seen = None
-    if repetition_penalty != 1:
+    if penalty != 1:
         seen = torch.zeros(len(prompts), logits.shape[-1], dtype=torch.bool, device=model.device)
         for row, prompt in enumerate(prompts):
             seen[row, prompt] = True
         seen[:, ends] = False  # an end token of the prompt is not penalised: an answer may always end
     for step in range(max_tokens):
         if seen is not None:
-            logits = penalise(logits, seen[alive], repetition_penalty)
-        token, logprob = sample(logits, uniforms[alive, step], temperature, top_p)
+            logits = penalise(logits, seen[alive], penalty)
+        token, logprob = draw(logits, uniforms[alive, step])
         if seen is not None:
             seen[alive, token] = True
         if not idle:

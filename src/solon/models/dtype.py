@@ -81,6 +81,12 @@ def time_work(where: str, work: Work, dtype: torch.dtype) -> float:
     """Seconds for a small amount of this work, with the first blocks of the model in this dtype."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from solon.models.decoding import decode
+    from solon.models.head import head_of, logprobs_and_entropy
+    from solon.models.lora import add_adapters
+    from solon.models.passes import lay_out
+    from solon.models.settings import AdapterSettings
+
     config = copy.deepcopy(AutoConfig.from_pretrained(where, trust_remote_code=False, local_files_only=True))
     text = config.get_text_config()
     text.num_hidden_layers = min(BLOCKS, text.num_hidden_layers)
@@ -89,28 +95,15 @@ def time_work(where: str, work: Work, dtype: torch.dtype) -> float:
     with torch.random.fork_rng():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     rows = torch.randint(0, text.vocab_size, (16, 48), generator=torch.Generator().manual_seed(0)).tolist()
-    return fastest_seconds(_generation(model, rows) if work == "generation" else _training(model, rows[:8]))
-
-
-def _generation(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
-    from solon.models.decoding import decode
-
-    uniforms = torch.rand((len(rows), 12), generator=torch.Generator().manual_seed(0))
-    return lambda: decode(model, rows, uniforms, max_tokens=12, temperature=1.0, end=set())
-
-
-def _training(model: Any, rows: list[list[int]]) -> Callable[[], Any]:
-    from solon.models.head import head_of, logprobs_and_entropy
-    from solon.models.lora import add_adapters
-    from solon.models.passes import lay_out
-    from solon.models.settings import AdapterSettings
-
-    policy = add_adapters(model, AdapterSettings())
+    if work == "generation":
+        uniforms = torch.rand((len(rows), 12), generator=torch.Generator().manual_seed(0))
+        return fastest_seconds(lambda: decode(model, rows, uniforms, max_tokens=12, temperature=1.0, end=set()))
+    rows, policy = rows[:8], add_adapters(model, AdapterSettings())
     tokens = torch.tensor([token for row in rows for token in row[1:]], device=policy.device)
 
     def step() -> None:
         layout = lay_out(policy, rows, 0)
-        states = layout.gather(layout.hidden_states(policy), [range(len(row) - 1) for row in rows])
-        logprobs_and_entropy(states, head_of(policy), tokens, 1.0, entropy=False)[0].mean().backward()
+        hidden = layout.gather(layout.hidden_states(policy), [range(len(row) - 1) for row in rows])
+        logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)[0].mean().backward()
 
-    return step
+    return fastest_seconds(step)

@@ -76,22 +76,6 @@ class _Float32Product(Function):
         return total.to(ctx.dtype), None
 
 
-class _Float32Layer(nn.Module):
-    """A linear output layer whose product is in float32."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        layer = self.__dict__["layer"]
-        out: Tensor = _Float32Product.apply(hidden, layer.weight)  # type: ignore[no-untyped-call]
-        return out if layer.bias is None else out + layer.bias.float()
-
-
 class Head:
     """Scores over the vocabulary of one causal language model.
 
@@ -123,10 +107,16 @@ class Head:
         if type(layer) is not nn.Linear or layer.weight.dtype == torch.float32 or learns:
             yield
             return
-        path = next(name for name, module in self.model.named_modules() if module is layer)
-        parent, _, name = path.rpartition(".")
-        with replaced(self.model.get_submodule(parent), name, _Float32Layer(layer)):
+
+        def forward(hidden: Tensor) -> Tensor:
+            out: Tensor = _Float32Product.apply(hidden, layer.weight)  # type: ignore[no-untyped-call]
+            return out if layer.bias is None else out + layer.bias.float()
+
+        vars(layer)["forward"] = forward
+        try:
             yield
+        finally:
+            del vars(layer)["forward"]
 
     @torch.no_grad()
     def _measure_factor(self) -> float | None:

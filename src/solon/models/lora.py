@@ -22,10 +22,10 @@ def linear_layers(model: Any, layers: int | None = None) -> list[str]:
     Experts of a mixture that are bare parameters are not linear layers. Raises InputError where the model has no list of
     blocks, or the blocks have no linear layer.
     """
-    base, found = base_of(model), blocks_of(model)
-    if found is None:
+    base, named_blocks = base_of(model), blocks_of(model)
+    if named_blocks is None:
         raise InputError(f"{type(base).__name__}: adapters cannot be put on it: it has no list of blocks")
-    prefix, blocks = found
+    prefix, blocks = named_blocks
     first = 0 if layers is None else max(0, len(blocks) - layers)
     names = [
         f"{prefix}.{number}.{name}"

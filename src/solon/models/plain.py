@@ -111,17 +111,17 @@ class Layout:
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=trunk.dtype == torch.bfloat16)
         with mixed, self._around():
             out = forward(trunk, attention_mask=self.mask, position_ids=self.positions, use_cache=False, **inputs)
-        states: Tensor = out.last_hidden_state.flatten(0, 1)
-        return states
+        hidden: Tensor = out.last_hidden_state.flatten(0, 1)
+        return hidden
 
     def _around(self) -> AbstractContextManager[Any]:
         """The context in which the forward pass runs."""
         return nullcontext()
 
-    def gather(self, states: Tensor, ranges: Sequence[range]) -> Tensor:
-        """The states of some tokens of each row, one row after another, (tokens, width). ranges: a range for each row."""
+    def gather(self, hidden: Tensor, ranges: Sequence[range]) -> Tensor:
+        """The hidden states of some tokens of each row, one row after another, (tokens, width). ranges: a range for each row."""
         parts = [indices[r.start : r.stop] for indices, r in zip(self.indices, ranges, strict=True)]
-        return states[torch.from_numpy(np.concatenate(parts)).to(states.device)]
+        return hidden[torch.from_numpy(np.concatenate(parts)).to(hidden.device)]
 
     def _place(self, embeddings: Sequence[Tensor]) -> Tensor:
         """The rows' embeddings in the layout, (rows, length, width)."""

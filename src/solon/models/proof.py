@@ -87,13 +87,12 @@ def _prove(base: Any) -> Paths:
     native = attention_of(base)
     if native.startswith("solon_"):  # an earlier proof has set it
         native = "sdpa" if getattr(base, "_supports_sdpa", False) else "eager"
-    reference = Reference(base, native)
     notes: list[str] = []
     for path in _candidates(base, native):
         use_attention(base, path.attention)
         vars(base)["_solon_paths"] = base.dtype, path  # sampler, scorer and trainer read it
         try:
-            error, bound = reference.compare(*_run(base, path))
+            error, bound = _compare(base, "eager" if _can_choose_attention(base) else native, *_run(base, path))
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as failure:
             first_line = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
             notes.append(f"{path.name}: {first_line[:160]}")
@@ -135,43 +134,37 @@ def is_causal_lm(base: Any) -> bool:
 # --- the reference -----------------------------------------------------------------------------------------------
 
 
-class Reference:
-    """transformers' own numbers for rows of tokens, and the size of their rounding errors."""
+def _compare(base: Any, attention: str, rows: Sequence[Ids], passes: Sequence[Sequence[Tensor]]) -> tuple[float, float]:
+    """The largest error of these passes and the allowed error, both in nats (relative for hidden states).
 
-    def __init__(self, base: Any, native: str) -> None:
-        self.base = base
-        self.attention = "eager" if _can_choose_attention(base) else native
+    attention: that of the reference. passes: for each pass and each row, the values of the row's last tokens.
+    """
+    narrow = _reference_values(base, attention, rows, None)
+    if base.dtype == torch.float32:
+        pairs = [pair for values in passes for pair in zip(values, narrow, strict=True)]
+        largest = max(_differences(values, expected).max().item() for values, expected in pairs)
+        if largest <= FLOAT32_BOUND or is_sharded(base):
+            return largest, FLOAT32_BOUND
+    wide = _reference_values(base, attention, rows, torch.float64 if base.dtype == torch.float32 else torch.float32)
+    rounding = torch.cat([_differences(values, expected) for values, expected in zip(narrow, wide, strict=True)])
+    bound = max(ROUNDING * rounding.median().item(), FLOAT32_BOUND)
+    pairs = [pair for values in passes for pair in zip(values, wide, strict=True) if len(pair[0]) >= FEW]
+    return max(_differences(values, expected).median().item() for values, expected in pairs), bound
 
-    def compare(self, rows: Sequence[Ids], passes: Sequence[Sequence[Tensor]]) -> tuple[float, float]:
-        """The largest error of these passes and the allowed error, both in nats (relative for hidden states).
 
-        passes: for each pass and each row, the values of the row's last tokens.
-        """
-        narrow = self.values(rows)
-        if self.base.dtype == torch.float32:
-            pairs = [pair for values in passes for pair in zip(values, narrow, strict=True)]
-            largest = max(_differences(values, expected).max().item() for values, expected in pairs)
-            if largest <= FLOAT32_BOUND or is_sharded(self.base):
-                return largest, FLOAT32_BOUND
-        wide = self.values(rows, torch.float64 if self.base.dtype == torch.float32 else torch.float32)
-        rounding = torch.cat([_differences(values, expected) for values, expected in zip(narrow, wide, strict=True)])
-        bound = max(ROUNDING * rounding.median().item(), FLOAT32_BOUND)
-        pairs = [pair for values in passes for pair in zip(values, wide, strict=True)]
-        return max(_differences(v, expected).median().item() for v, expected in pairs if len(v) >= FEW), bound
+def _reference_values(base: Any, attention: str, rows: Sequence[Ids], dtype: torch.dtype | None) -> list[Tensor]:
+    """transformers' own values for each row alone. dtype: a wider type to compute in; None: the model's own."""
+    precision = nullcontext() if dtype is None or is_sharded(base) else in_higher_precision(base, dtype)
+    with with_attention(base, attention), precision:
+        return [_reference_row(base, torch.tensor([row], device=base.device)) for row in rows]
 
-    def values(self, rows: Sequence[Ids], dtype: torch.dtype | None = None) -> list[Tensor]:
-        """The right values for each row. dtype: a wider type to compute in; None: the model's own."""
-        precision = nullcontext() if dtype is None or is_sharded(self.base) else in_higher_precision(self.base, dtype)
-        with with_attention(self.base, self.attention), precision:
-            return [self._row_values(row) for row in rows]
 
-    def _row_values(self, row: Ids) -> Tensor:
-        ids = torch.tensor([row], device=self.base.device)
-        if not is_causal_lm(self.base):
-            return forward(trunk_of(self.base)[1], input_ids=ids, use_cache=False).last_hidden_state[0].double()
-        logits = forward(self.base, input_ids=ids, use_cache=False).logits[0, :-1]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return token_logprobs(logits, ids[0, 1:]).double()
+def _reference_row(base: Any, ids: Tensor) -> Tensor:
+    if not is_causal_lm(base):
+        return forward(trunk_of(base)[1], input_ids=ids, use_cache=False).last_hidden_state[0].double()
+    logits = forward(base, input_ids=ids, use_cache=False).logits[0, :-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return token_logprobs(logits, ids[0, 1:]).double()
 
 
 def _differences(values: Tensor, expected: Tensor) -> Tensor:

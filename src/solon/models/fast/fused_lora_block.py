@@ -188,22 +188,22 @@ def fused_lora_block(
         return type(block).forward(block, hidden_states, attention_mask=attention_mask, **options)
     batch, length, _ = hidden_states.shape
     cos, sin = (part.expand(batch, -1, -1).flatten(0, 1).unsqueeze(1) for part in position_embeddings)
-    states = hidden_states.flatten(0, 1)
+    hidden = hidden_states.flatten(0, 1)
 
     def norm(module: Any, x: Tensor) -> Tensor:
         return _RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call, no-any-return]
 
-    projected = _linears(norm(block.input_layernorm, states), None, *qkv)
-    q, k, v = (part.view(len(states), -1, attention.head_dim) for part in projected)
+    projected = _linears(norm(block.input_layernorm, hidden), None, *qkv)
+    q, k, v = (part.view(len(hidden), -1, attention.head_dim) for part in projected)
     if hasattr(attention, "q_norm"):
         q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
     q, k = (_Rotary.apply(part, cos, sin) for part in (q, k))  # type: ignore[no-untyped-call]
     q, k, v = (part.view(batch, length, -1, attention.head_dim).transpose(1, 2) for part in (q, k, v))
     attended = grouped_attention(attention, q, k, v, attention_mask, scaling=attention.scaling)[0]
-    [states] = _linears(attended.reshape(len(states), -1), states, attention.o_proj)
-    gate, up = _linears(norm(block.post_attention_layernorm, states), None, *gate_up)
-    [states] = _linears(_GatedSiLU.apply(gate, up), states, mlp.down_proj)  # type: ignore[no-untyped-call]
-    return states.view(batch, length, -1)
+    [hidden] = _linears(attended.reshape(len(hidden), -1), hidden, attention.o_proj)
+    gate, up = _linears(norm(block.post_attention_layernorm, hidden), None, *gate_up)
+    [hidden] = _linears(_GatedSiLU.apply(gate, up), hidden, mlp.down_proj)  # type: ignore[no-untyped-call]
+    return hidden.view(batch, length, -1)
 
 
 def fused_lora_linear(layer: Any, x: Tensor) -> Tensor:

@@ -49,16 +49,16 @@ class LlamaForward:
         reads: Sequence[int] | None = None,
         stop: int | None = None,
     ) -> Tensor:
-        """The states that enter block `stop`, or that leave the last block: (n, width), or (reads, width)."""
+        """The hidden states that enter block `stop`, or that leave the last block: (n, width), or (reads, width)."""
         trunk, device = self.model.model, self.model.device
-        states = trunk.embed_tokens(torch.as_tensor(ids, device=device))
+        hidden = trunk.embed_tokens(torch.as_tensor(ids, device=device))
         position_ids = torch.as_tensor(positions, device=device).unsqueeze(0)
-        cos, sin = (part[0].unsqueeze(1) for part in trunk.rotary_emb(states, position_ids))  # (n, 1, d)
+        cos, sin = (part[0].unsqueeze(1) for part in trunk.rotary_emb(hidden, position_ids))  # (n, 1, d)
         blocks = trunk.layers[:stop]
         buffers: list[Tensor] = []
         for number, block in enumerate(blocks):
             attention, mlp = block.self_attn, block.mlp
-            x = _norm(block.input_layernorm, states)
+            x = _norm(block.input_layernorm, hidden)
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
             q, k, v = (unwrap_lora(layer)(x).view(len(x), -1, attention.head_dim) for layer in projections)
             if hasattr(attention, "q_norm"):
@@ -67,15 +67,15 @@ class LlamaForward:
             attended = attend(q, k, v, attention.scaling, number)[0].flatten(1)
             if reads is not None and number == len(blocks) - 1:  # nothing else that leaves the last block is used
                 kept = torch.as_tensor(reads, device=device)
-                states, attended = states[kept], attended[kept]
-            _add(states, unwrap_lora(attention.o_proj), attended)
-            x = _norm(block.post_attention_layernorm, states)
+                hidden, attended = hidden[kept], attended[kept]
+            _add(hidden, unwrap_lora(attention.o_proj), attended)
+            x = _norm(block.post_attention_layernorm, hidden)
             weights = [unwrap_lora(layer).weight for layer in (mlp.gate_proj, mlp.up_proj)]
             if not buffers or len(buffers[0]) != len(x):
                 buffers = [x.new_empty(len(x), weights[0].shape[0]) for _ in weights]
             gate, up = (torch.mm(x, weight.T, out=out) for weight, out in zip(weights, buffers, strict=True))
-            _add(states, unwrap_lora(mlp.down_proj), F.silu(gate, inplace=True).mul_(up))
-        return states
+            _add(hidden, unwrap_lora(mlp.down_proj), F.silu(gate, inplace=True).mul_(up))
+        return hidden
 
 
 def unwrap_lora(layer: Any) -> nn.Linear:
@@ -99,11 +99,11 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
     return (x * scale).mul_(weight), scale
 
 
-def _add(states: Tensor, layer: nn.Linear, x: Tensor) -> None:
-    """states += layer(x)."""
-    states.addmm_(x, layer.weight.T)
+def _add(hidden: Tensor, layer: nn.Linear, x: Tensor) -> None:
+    """hidden += layer(x)."""
+    hidden.addmm_(x, layer.weight.T)
     if layer.bias is not None:
-        states += layer.bias
+        hidden += layer.bias
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -35,13 +35,13 @@ def test_what_is_timed_runs_in_both_dtypes(tiny: str, work: dtype.Work) -> None:
 
 
 def test_a_run_decides_each_once_and_keeps_both(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"generation": "bfloat16", "training": "float32"}
-    monkeypatch.setattr("solon.recipes.pipeline.decide", lambda where, work: found[work])
+    faster = {"generation": "bfloat16", "training": "float32"}
+    monkeypatch.setattr("solon.recipes.pipeline.decide", lambda where, work: faster[work])
     recipe = Recipe(name="r", model=tiny)
     first = resolved(recipe, tmp_path)
     assert (first.dtype, first.learning_dtype) == ("bfloat16", "float32")
     (tmp_path / "recipe.yaml").write_text(dump_recipe(first))
-    found.update(generation="float32", training="bfloat16")
+    faster.update(generation="float32", training="bfloat16")
     assert resolved(recipe, tmp_path) == first
     given = resolved(recipe.model_copy(update={"dtype": "float32"}), tmp_path)
     assert (given.dtype, given.learning_dtype) == ("float32", "float32")

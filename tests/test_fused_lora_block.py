@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_llama_forward import CONFIGS, build_model
 from transformers import GPT2Config
 
 pytest.importorskip("solon.models.fast")
@@ -16,6 +15,7 @@ from solon.models.fast.fused_lora_block import _FusedLoraLinears, fuse_adapters,
 from solon.models.lora import add_adapters
 from solon.models.passes import lay_out
 from solon.models.settings import AdapterSettings
+from tests.small_llamas import CONFIGS, build_model
 
 ROWS = [[5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 30, 31]]
 
@@ -44,15 +44,15 @@ def written_out(policy: Any) -> int:
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many groups of layers went through `_FusedLoraLinears` in each call, as a list that grows."""
-    found: list[int] = []
+    calls: list[int] = []
     whole = _FusedLoraLinears.forward
 
     def counted(*given: Any) -> Any:
-        found.append(len(given[3]))
+        calls.append(len(given[3]))
         return whole(*given)
 
     monkeypatch.setattr(_FusedLoraLinears, "forward", staticmethod(counted))
-    return found
+    return calls
 
 
 def learned(policy: Any, padded: bool) -> list[torch.Tensor]:
@@ -61,21 +61,21 @@ def learned(policy: Any, padded: bool) -> list[torch.Tensor]:
         ids = torch.tensor([row + [0] * (5 - len(row)) for row in ROWS])
         mask = torch.tensor([[1] * len(row) + [0] * (5 - len(row)) for row in ROWS])
 
-    def states() -> torch.Tensor:
+    def hidden_states() -> torch.Tensor:
         if not padded:
             return lay_out(policy, ROWS, 0).hidden_states(policy)
         out = policy.get_base_model().base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         return out.last_hidden_state[mask.bool()]
 
     policy.zero_grad()
-    found = states()
-    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
-    (found * weights).sum().backward()
+    hidden = hidden_states()
+    weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2))
+    (hidden * weights).sum().backward()
     with policy.disable_adapter():
-        bare = states()
+        bare = hidden_states()
     grads = [p.grad for p in policy.parameters() if p.requires_grad]
     assert grads and all(g is not None and g.abs().max() > 0 for g in grads)
-    return [found.detach(), bare.detach(), *(g for g in grads if g is not None)]
+    return [hidden.detach(), bare.detach(), *(g for g in grads if g is not None)]
 
 
 @pytest.mark.parametrize("padded", [True, False])

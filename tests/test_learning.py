@@ -300,7 +300,7 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(
     short, again = passes()
     assert torch.allclose(whole, short, atol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, again, strict=True))
-    made.lower._kept = {w: torch.zeros_like(x) for w, x in made.lower._kept.items()}
+    made.lower._states = {w: torch.zeros_like(x) for w, x in made.lower._states.items()}
     assert not torch.allclose(whole, passes()[0], atol=1e-3)  # they were really used
 
 

@@ -2,75 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import GPT2Config, LlamaConfig
 
 pytest.importorskip("solon.models.fast")
 
 from solon.models.fast import llama_forward as module
 from solon.models.fast.llama_forward import find_llama_forward
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-}
-SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-CONFIGS = {
-    "llama": LlamaConfig(**SHAPE),
-    "llama, biases": LlamaConfig(**SHAPE, attention_bias=True),
-    "llama, tied, positions scaled": LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=SCALED),
-    "mistral, wide heads": MistralConfig(**SHAPE, head_dim=16, sliding_window=None),
-    "qwen2": Qwen2Config(**SHAPE),
-    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
-}
+from tests.small_llamas import CONFIGS, SHAPE, build_model
 
 
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, block: int) -> torch.Tensor:
     """Plain causal attention, as `LlamaForward` takes it."""
     gqa = q.shape[1] != k.shape[1]
-    found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa)
-    return found.transpose(1, 2)
-
-
-def build_model(config: Any) -> Any:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():  # biases and norms start as if they were not there
-            if p.dim() == 1:
-                p += 0.3 * torch.randn_like(p)
-            assert name
-    return model
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa)
+    return out.transpose(1, 2)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_logits_are_those_of_the_model(name: str) -> None:
     model = build_model(CONFIGS[name])
-    found = find_llama_forward(model)
-    assert found is not None
+    llama = find_llama_forward(model)
+    assert llama is not None
     ids = torch.randint(0, 64, (1, 30), generator=torch.Generator().manual_seed(1))
     expected = model(input_ids=ids).logits[0, [3, 29]]
-    assert torch.allclose(found(ids[0].tolist(), range(30), causal, [3, 29]), expected, atol=1e-4)
+    assert torch.allclose(llama(ids[0].tolist(), range(30), causal, [3, 29]), expected, atol=1e-4)
 
 
 @torch.no_grad()
 def test_it_reads_the_weights_anew_each_time() -> None:
     model = build_model(CONFIGS["llama"])
-    found = find_llama_forward(model)
-    assert found is not None
+    llama = find_llama_forward(model)
+    assert llama is not None
     model.model.layers[1].mlp.down_proj.weight.mul_(-1)
     ids = list(range(3, 20))
     expected = model(input_ids=torch.tensor([ids])).logits[0]
-    assert torch.allclose(found(ids, range(17), causal, range(17)), expected, atol=1e-4)
+    assert torch.allclose(llama(ids, range(17), causal, range(17)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", ["another family", "another activation", "adapters", "other arithmetic"])

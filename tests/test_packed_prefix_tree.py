@@ -36,8 +36,8 @@ def neighbours(rows: list[list[int]]) -> list[int]:
 
 
 @given(ROWS)
-def test_every_row_is_found_along_its_branches_and_no_token_stands_twice(found: list[list[int]]) -> None:
-    rows = sorted({tuple(r) for r in found})
+def test_every_row_is_found_along_its_branches_and_no_token_stands_twice(drawn: list[list[int]]) -> None:
+    rows = sorted({tuple(r) for r in drawn})
     lists = [list(r) for r in rows]
     grown = build_tree(lists, neighbours(lists), 0)
     for n, row in enumerate(lists):
@@ -48,8 +48,8 @@ def test_every_row_is_found_along_its_branches_and_no_token_stands_twice(found: 
 
 
 @given(ROWS, st.integers(1, 20), st.integers(1, 9))
-def test_packs_hold_every_row_once_and_keep_to_their_limits(found: list[list[int]], tokens: int, reads: int) -> None:
-    rows = [Row(r, len(r) - 1) for r in sorted(found)]
+def test_packs_hold_every_row_once_and_keep_to_their_limits(drawn: list[list[int]], tokens: int, reads: int) -> None:
+    rows = [Row(r, len(r) - 1) for r in sorted(drawn)]
     shared = neighbours([r.ids for r in rows])
     parts = list(packs(rows, range(len(rows)), shared, 0, tokens, reads))
     assert [i for p in parts for i in range(p.start, p.stop)] == list(range(len(rows)))
@@ -65,9 +65,9 @@ def separately(model: Any, row: Row) -> torch.Tensor:
 
 @settings(deadline=None, max_examples=60)
 @given(ROWS, st.data())
-def test_logits_are_those_of_separate_rows(models: list[Any], found: list[list[int]], data: st.DataObject) -> None:
+def test_logits_are_those_of_separate_rows(models: list[Any], drawn: list[list[int]], data: st.DataObject) -> None:
     model = data.draw(st.sampled_from(models))
-    rows = [Row(ids, data.draw(st.integers(0, len(ids) - 1))) for ids in found]
+    rows = [Row(ids, data.draw(st.integers(0, len(ids) - 1))) for ids in drawn]
     scorer = TreeScorer(model, tokens=data.draw(st.sampled_from([4, 9, 4096])), reads=data.draw(st.integers(1, 50)))
     seen = []
     for picked, logits in scorer(rows):
@@ -131,9 +131,11 @@ def test_labels_are_the_same_shared_or_not_and_in_batches_of_1_or_32(model: str,
     labels = []
     for options in ({}, {"share": False}, {"score_tokens": 1}, {"share": False, "score_tokens": 1}):
         engine = LocalEngine.load(spec, dtype="float32", **options)
-        made = list(compare(pairs, engine, rules, JudgeSettings(principles_per_pair=principles)))
+        comparisons = list(compare(pairs, engine, rules, JudgeSettings(principles_per_pair=principles)))
         assert (engine._tree is None) == ("share" in options)
-        labels.append([log_odds(c.label) for c in made if c.label] + [j.forward for c in made for j in c.judgements])
+        labels.append(
+            [log_odds(c.label) for c in comparisons if c.label] + [j.forward for c in comparisons for j in c.judgements]
+        )
     for other in labels[1:]:
         assert labels[0] == pytest.approx(other, abs=1e-3)
 
@@ -166,9 +168,9 @@ def test_a_window_is_kept_whether_rows_are_longer_or_not(tiny: str) -> None:
     engine = LocalEngine(model, AutoTokenizer.from_pretrained(tiny), name="m", weights="w")
     assert engine.paths.prefix_tree and engine.paths.window == 24
     rows = [Row([*range(5, 5 + n), 7, 8 + n % 3], 0) for n in (3, 4, 9, 30, 31, 60)]
-    found = {r: logits for picked, logits in engine._logits(rows) for r, logits in zip(
+    logits_of = {r: logits for picked, logits in engine._logits(rows) for r, logits in zip(
         picked, logits.split([len(rows[r].ids) for r in picked]), strict=True)}  # fmt: skip
     assert 0 < engine._tree.computed < 24  # type: ignore[union-attr]
     for r, row in enumerate(rows):
         with with_attention(model, "eager"):
-            assert torch.allclose(found[r], separately(model, row), atol=1e-4)
+            assert torch.allclose(logits_of[r], separately(model, row), atol=1e-4)

@@ -7,23 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from test_llama_forward import CONFIGS, build_model
 
 from benchmarks.families import build
 from solon.errors import InputError
 from solon.models import proof
 from solon.models.forward import attention_of, forward, in_higher_precision, use_attention
 from solon.models.head import head_of
+from solon.models.passes import fast
 from solon.models.paths import paths_of
 from tests.fast_passes import needs_fast
+from tests.small_llamas import CONFIGS, build_model
 
 
 @needs_fast
 def test_a_llama_takes_the_fast_path_in_float32_and_in_bfloat16() -> None:
     for dtype, least in ((torch.float32, 1e-4), (torch.bfloat16, 1e-3)):
-        found = paths_of(build_model(CONFIGS["llama"]).to(dtype))
-        assert found.prefix_tree and found.llama_forward and found.padded and not found.notes
-        assert found.error <= found.bound and found.bound >= least
+        paths = paths_of(build_model(CONFIGS["llama"]).to(dtype))
+        assert paths.prefix_tree and paths.llama_forward and paths.padded and not paths.notes
+        assert paths.error <= paths.bound and paths.bound >= least
 
 
 @needs_fast
@@ -37,10 +38,10 @@ def test_a_wrong_attention_is_noticed_and_transformers_own_is_taken(
     for module in (attention, reader):
         monkeypatch.setattr(module, "last_token", lambda q, k, v, hidden, scaling: whole(q, k, v, None, scaling))
     model = build_model(CONFIGS["llama"]).to(dtype)
-    found = paths_of(model)
-    assert not found.prefix_tree and not found.llama_forward and found.attention == attention_of(model) == "sdpa"
-    assert len(found.notes) == 2 and all("off by" in note for note in found.notes)
-    assert "transformers' own" in found.sentence() and "off by" in found.sentence()
+    paths = paths_of(model)
+    assert not paths.prefix_tree and not paths.llama_forward and paths.attention == attention_of(model) == "sdpa"
+    assert len(paths.notes) == 2 and all("off by" in note for note in paths.notes)
+    assert "transformers' own" in paths.sentence() and "off by" in paths.sentence()
 
 
 def test_scores_that_the_trainers_would_get_wrong_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +55,8 @@ def test_scores_that_the_trainers_would_get_wrong_are_noticed(monkeypatch: pytes
 
 def test_no_fast_path_is_tried_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(proof.FAST, "0")
-    found = paths_of(build_model(CONFIGS["llama"]))
-    assert (found.prefix_tree, found.llama_forward, found.attention, found.notes) == (False, False, "sdpa", ())
+    paths = paths_of(build_model(CONFIGS["llama"]))
+    assert (paths.prefix_tree, paths.llama_forward, paths.attention, paths.notes) == (False, False, "sdpa", ())
 
 
 def test_a_model_that_nothing_reproduces_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,14 +78,14 @@ def test_a_model_that_nothing_reproduces_is_refused_with_the_reason(monkeypatch:
 
 @needs_fast
 @pytest.mark.parametrize(
-    "asked", [{"softcap": 20.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}, {"is_causal": False}, {"news": 1}]
+    "arguments", [{"softcap": 20.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}, {"is_causal": False}, {"news": 1}]
 )
-def test_an_argument_of_attention_that_is_not_understood_is_not_taken_over(asked: dict[str, Any]) -> None:
+def test_an_argument_of_attention_that_is_not_understood_is_not_taken_over(arguments: dict[str, Any]) -> None:
     from solon.models.fast.attention import NotUnderstood, grouped_attention
 
     q = k = v = torch.zeros(1, 4, 3, 8)
-    with pytest.raises(NotUnderstood, match=next(iter(asked))):
-        grouped_attention(None, q, k, v, None, scaling=1.0, **asked)
+    with pytest.raises(NotUnderstood, match=next(iter(arguments))):
+        grouped_attention(None, q, k, v, None, scaling=1.0, **arguments)
     grouped_attention(None, q, k, v, None, scaling=1.0, softcap=None, dropout=0.0, sliding_window=7)
 
 
@@ -119,8 +120,8 @@ def test_higher_precision_is_exact_and_leaves_no_trace() -> None:
     twin = copy.deepcopy(model).float()
     ids = torch.arange(5, 17).unsqueeze(0)
     with torch.no_grad(), in_higher_precision(model, torch.float32):
-        found = model(input_ids=ids).logits
-    assert torch.allclose(found, twin(input_ids=ids).logits, atol=1e-4)
+        logits = model(input_ids=ids).logits
+    assert torch.allclose(logits, twin(input_ids=ids).logits, atol=1e-4)
     assert all(torch.equal(p, before[n]) and p.dtype == torch.bfloat16 for n, p in model.named_parameters())
     assert not any("_narrow" in vars(m) for m in model.modules())
 
@@ -145,10 +146,11 @@ def test_env_says_what_was_proved_of_a_model(tiny: str) -> None:
 
     from solon.cli import app
 
-    said = CliRunner().invoke(app, ["env", "--model", tiny, "--dtype", "float32"])
-    assert said.exit_code == 0
-    assert "way: Solon's fast path with its own forward pass, float32" in said.stdout
-    assert "scores: output layer times 1" in said.stdout
+    result = CliRunner().invoke(app, ["env", "--model", tiny, "--dtype", "float32"])
+    assert result.exit_code == 0
+    path = "Solon's fast path with its own" if fast() else "transformers' own"
+    assert f"way: {path} forward pass" in result.stdout
+    assert "scores: output layer times 1" in result.stdout
     elsewhere = CliRunner().invoke(app, ["env", "--model", "server:m@http://127.0.0.1:9/v1"])
     assert elsewhere.exit_code == 2
 

@@ -51,8 +51,8 @@ def forward(module: Any, *, logits_to_keep: Tensor | int | None = None, **argume
         arguments["logits_to_keep"] = logits_to_keep
     out = module(**{name: value for name, value in arguments.items() if value is not None and name in known})
     if logits_to_keep is not None and "logits_to_keep" not in known:
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        out.logits = out.logits[:, kept]
+        selection = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        out.logits = out.logits[:, selection]
     return out
 
 

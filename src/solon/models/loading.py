@@ -174,10 +174,10 @@ def join_names(names: Collection[str], most: int = 3) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def explain_errors(what: str, work: Callable[[], T]) -> T:
+def explain_errors(failure: str, work: Callable[[], T]) -> T:
     """The result of `work`, which lets a library read a user's files. An error of the library becomes an InputError.
 
-    what: beginning of the error message. Errors of the machine (a full disk, no memory, no permission) are raised as they are.
+    failure: the beginning of the error message. Errors of the machine (a full disk, no memory, no permission) are raised as they are.
     """
     try:
         return work()
@@ -190,13 +190,13 @@ def explain_errors(what: str, work: Callable[[], T]) -> T:
             raise
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
-        raise InputError(f"{what} ({printable(reason, 200)})") from error
+        raise InputError(f"{failure} ({printable(reason, 200)})") from error
 
 
-def check_finite(model: Any, what: str) -> None:
+def check_finite(model: Any, name: str) -> None:
     """Raises InputError where a weight holds a number that is not finite, and names the tensor."""
     if bad := not_finite(model.state_dict().items()):
-        raise InputError(f"{what}: not every number in its weights is finite: {join_names(bad)}")
+        raise InputError(f"{name}: not every number in its weights is finite: {join_names(bad)}")
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

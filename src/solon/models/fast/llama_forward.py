@@ -66,8 +66,8 @@ class LlamaForward:
             q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
             attended = attend(q, k, v, attention.scaling, number)[0].flatten(1)
             if reads is not None and number == len(blocks) - 1:  # nothing else that leaves the last block is used
-                kept = torch.as_tensor(reads, device=device)
-                hidden, attended = hidden[kept], attended[kept]
+                indices = torch.as_tensor(reads, device=device)
+                hidden, attended = hidden[indices], attended[indices]
             _add(hidden, unwrap_lora(attention.o_proj), attended)
             x = _norm(block.post_attention_layernorm, hidden)
             weights = [unwrap_lora(layer).weight for layer in (mlp.gate_proj, mlp.up_proj)]

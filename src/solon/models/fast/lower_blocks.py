@@ -36,10 +36,10 @@ class LowerBlocks:
 
     def __init__(self, policy: Any, pad: int) -> None:
         self.policy, self._pad = policy, pad
-        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._states: dict[tuple[int, ...], Tensor] = {}
         self.block = lowest_adapted_block(policy)
         if self.block and not self._can_start():
-            self.block = 0  # then passes go through all blocks, and no states are kept
+            self.block = 0  # then passes go through all blocks, and no states are stored
 
     def serves(self, model: Any, adapters: Iterable[str]) -> bool:
         """Whether the model is the policy's trunk, with none of these adapters below the policy's own."""
@@ -50,24 +50,24 @@ class LowerBlocks:
         """Compute the states of the rows that are new. Tokens that several of them begin with are computed once."""
         if not self.block:
             return
-        missing = [row for row in rows if tuple(row) not in self._kept]
+        missing = [row for row in rows if tuple(row) not in self._states]
         parts = [[missing[i] for i in part] for part in split_rows(missing, TOKENS_AT_ONCE)]
         for part, _ in distributed.synchronised_steps(parts, list(rows[:1]), distributed.is_sharded()):
             layout = lay_out(self.policy, part, self._pad)
             states = self._states_entering(layout)
             for row, indices in zip(part, layout.indices, strict=True):
-                self._kept[tuple(row)] = states[torch.from_numpy(indices).to(states.device)]
+                self._states[tuple(row)] = states[torch.from_numpy(indices).to(states.device)]
 
     def forget(self) -> None:
         """Drop all states."""
-        self._kept = {}
+        self._states = {}
 
     def hidden_states(self, layout: Layout, rows: Sequence[list[int]]) -> Tensor:
-        """The last hidden states of the layout of these rows, (tokens, width), computed from the kept states."""
+        """The last hidden states of the layout of these rows, (tokens, width), computed from the stored states."""
         if not self.block:
             return layout.hidden_states(self.policy)
         with self._only_blocks(slice(self.block, None)):
-            return layout.hidden_states(self.policy, [self._kept[tuple(row)] for row in rows])
+            return layout.hidden_states(self.policy, [self._states[tuple(row)] for row in rows])
 
     def _only_blocks(self, which: slice) -> AbstractContextManager[None]:
         """Inside, the policy has only these blocks. Without its first block it takes states as `inputs_embeds`."""

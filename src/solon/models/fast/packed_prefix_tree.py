@@ -263,7 +263,7 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
             before = [[torch.cat(side, 2)] for side in before]
         for piece in family.pieces:
             sides = zip(before, select([(piece.first + past, piece.stop + past)]), strict=True)
-            keys, values = (torch.cat([*seen, *own], 2) for seen, own in sides)
+            keys, values = (torch.cat([*past_cuts, *piece_cuts], 2) for past_cuts, piece_cuts in sides)
             part = attend(query[:, :, piece.start : piece.stop], keys, values, piece.mask, scaling)
             out.append(part.transpose(1, 2))
     return torch.cat(out, 1)

@@ -21,21 +21,21 @@ from solon.models.head import head_of
 def packs(
     rows: Sequence[Row], order: Sequence[int], shared: Sequence[int], skip: int, tokens: int, reads: int
 ) -> Iterator[slice]:
-    """Stretches of the sorted rows, each with at most `tokens` new tokens and `reads` asked positions.
+    """Stretches of the sorted rows, each with at most `tokens` new tokens and `reads` positions to score.
 
     order: indices of the rows, sorted by their ids. shared[i]: common beginning of the sorted rows i - 1 and i. skip: tokens
     that all rows share. A single row may be longer than the limits.
     """
     low = 0
     while low < len(order):
-        new = asked = 0
+        new = positions = 0
         new_before = [0]  # for each row of the stretch, the new tokens before it
         high = low
         while high < len(order):
             row = rows[order[high]]
             new += len(row.ids) - (shared[high] if high > low else skip)
-            asked += len(row.ids) - row.first
-            if high > low and (new > tokens or asked > reads):
+            positions += len(row.ids) - row.first
+            if high > low and (new > tokens or positions > reads):
                 break
             new_before.append(new)
             high += 1
@@ -55,10 +55,10 @@ class _FixedLayer(DynamicLayer):
 
 
 class TreeScorer:
-    """Logits at the asked positions of many rows. Each distinct token is computed once."""
+    """Logits at the positions to score of many rows. Each distinct token is computed once."""
 
     def __init__(self, model: Any, *, tokens: int = 3072, reads: int = 512) -> None:
-        """tokens, reads: new tokens and asked positions of one forward pass at most (a single row may have more)."""
+        """tokens, reads: new tokens and positions to score in one forward pass at most (a single row may have more)."""
         self.model, self.tokens, self.reads = model, tokens, reads
         self.computed = 0  # tokens that went through the model so far
         self._llama = find_llama_forward(model)
@@ -67,7 +67,7 @@ class TreeScorer:
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
-        """(indices into rows, the logits at their asked positions one after another, (positions, vocabulary)).
+        """(indices into rows, the logits of these rows one after another, (positions, vocabulary)).
 
         Rows come in an order that suits the tree.
         """
@@ -79,10 +79,10 @@ class TreeScorer:
         for part in packs(rows, order, shared, skip, self.tokens, self.reads):
             picked = order[part]
             tree, numbers = pack_rows([rows[i].ids for i in picked], skip)
-            asked = [tree.indices(n)[rows[i].first - skip :] for n, i in zip(numbers, picked, strict=True)]
+            positions = [tree.indices(n)[rows[i].first - skip :] for n, i in zip(numbers, picked, strict=True)]
             self.computed += len(tree.ids)
             with active_tree(tree, skip, self._like):
-                logits = self._logits(tree, cache, np.concatenate(asked).tolist())
+                logits = self._logits(tree, cache, np.concatenate(positions).tolist())
             yield picked, logits
 
     def _logits(self, tree: PackedPrefixTree, cache: DynamicCache | None, reads: list[int]) -> Tensor:

@@ -96,7 +96,7 @@ class Commands(OneLine):
     """The group of all commands, made at the first look at them."""
 
     @property
-    def commands(self) -> dict[str, Any]:
+    def commands(self) -> dict[str, Any]:  # type: ignore[override]
         return _commands()
 
     @commands.setter

@@ -22,6 +22,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from solon.feedback.labels import odds_of
+from solon.measures.agreement import kappa
 from solon.measures.calibration import Calibration, flipped
 from solon.measures.statistics import (
     TIE,
@@ -30,7 +31,6 @@ from solon.measures.statistics import (
     Side,
     beyond_chance,
     difference_of_shares,
-    kappa,
     p_beyond,
     paired_difference_of_shares,
     wilson,

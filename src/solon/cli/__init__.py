@@ -70,7 +70,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     if option.kind is bool and not option.flag:
         name = option.name.replace("_", "-")
         names = [f"--{name}" if option.default is False else f"--{name}/--no-{name}"]
-    annotation = Annotated[option.kind, typer.Option(*names, **extra)]
+    annotation: Any = Annotated[option.kind, typer.Option(*names, **extra)]  # type: ignore[name-defined]
     default = inspect.Parameter.empty if option.default is REQUIRED else option.default
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -82,21 +82,22 @@ def _commands() -> dict[str, Any]:
 
     tree = typer.Typer(rich_markup_mode="markdown")
     stage_verbs = {name: command_of(verb) for name, verb in all_verbs().items()}
-    for name, verb in {"run": pipeline.run, **stage_verbs, "report": pipeline.report, "env": resources.env}.items():
+    top: dict[str, Callable[..., Any]] = {"run": pipeline.run, **stage_verbs, "report": pipeline.report}
+    for name, verb in {**top, "env": resources.env}.items():
         tree.command(name)(guarded(verb))
     for name, (about, verbs) in GROUPS.items():
         group = typer.Typer(cls=OneLine, no_args_is_help=True, help=about)
         for verb_name, verb in verbs.items():
             group.command(verb_name)(guarded(verb))
         tree.add_typer(group, name=name)
-    return typer.main.get_group(tree).commands
+    return dict(typer.main.get_group(tree).commands)
 
 
 class Commands(OneLine):
     """The group of all commands, made at the first look at them."""
 
-    @property
-    def commands(self) -> dict[str, Any]:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def commands(self) -> dict[str, Any]:
         return _commands()
 
     @commands.setter

@@ -35,9 +35,9 @@ def kappa(table: Sequence[Sequence[int]]) -> Estimate:
 
 def clustered_kappa(tables: NDArray[Any]) -> Estimate:
     """Cohen's kappa of two raters with two answers, with its BCa interval over clusters. tables: (clusters, 2, 2)."""
-    cells = [tables[:, i, j].astype(np.float64) for i in (0, 1) for j in (0, 1)]
+    a, b, c, d = cells = [tables[:, i, j].astype(np.float64) for i in (0, 1) for j in (0, 1)]
     n, clusters = int(tables.sum()), len(tables)
-    value = float(_kappas(*cells)) if n else math.nan
+    value = float(_kappas(a, b, c, d)) if n else math.nan
     options = {"paired": True, "vectorized": True, "batch": max(1, 1_000_000 // max(1, clusters))}
     return bca(Estimate(value, None, None, n, clusters), cells, _kappas, clusters, n_resamples=RESAMPLES, **options)
 

@@ -73,8 +73,8 @@ class Estimate:
 
     def times(self, factor: float) -> Estimate:
         """The estimate in another unit, such as percent. factor: above 0."""
-        scaled = (None if x is None else factor * x for x in (self.value, self.low, self.high))
-        return Estimate(*scaled, n=self.n, clusters=self.clusters)
+        value, low, high = (None if x is None else factor * x for x in (self.value, self.low, self.high))
+        return Estimate(value, low, high, self.n, self.clusters)
 
 
 # --- decisions -----------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from solon.analysis.answers import changes, measures
 from solon.analysis.checks import check, of_answers, of_kl, of_reward_model
+from solon.analysis.kl import at_same_kl
 from solon.analysis.measures import Answer
-from solon.analysis.updates import at_same_kl
 from solon.engines import model_name
 from solon.feedback.labels import comparison_of
 from solon.recipes.recipe import load_recipe

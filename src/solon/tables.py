@@ -17,7 +17,7 @@ DIGITS = {
     "points above 50 %": 1,
     "words": 1,
     "sd": 2,
-    "nats a response": 2,
+    "nats per response": 2,
 }  # decimals by unit; 3 where the unit is none of these
 
 

@@ -19,8 +19,14 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from solon.errors import InputError
-from solon.report import render_html, render_markdown, summary_table
-from solon.report.render import checks_table, escape_markdown, summary_lines
+from solon.report.render import (
+    checks_table,
+    escape_markdown,
+    render_html,
+    render_markdown,
+    summary_lines,
+    summary_table,
+)
 from solon.tables import clean, duration, estimate, money, number
 
 HOSTILE = (

@@ -26,7 +26,7 @@ from solon.feedback.trust import REASONS, Trust
 from solon.measures.statistics import Ratio
 from solon.recipes.recipe import load_recipe
 from solon.records import Comparison, Judgement, Pair, assistant, user
-from solon.report import render_html, render_markdown
+from solon.report.render import render_html, render_markdown
 from solon.runs.run import Run
 from solon.stages.artifacts import DATA, HELDOUT_JUDGED, JUDGE
 from solon.stages.judge_heldout import JudgeHeldout

@@ -326,7 +326,11 @@ def findings(found: dict[str, Any]) -> list[str]:
     ]
     *sure, disagrees, overconfident = beyond_chance([p for p, _ in looked_for])
     coin = accuracy["n"] and not accuracy["low"] > 0.5 and not disagrees
-    a_coin = f"The judge cannot be told from a coin: right in {_share(accuracy)} pairs that people decided."
+    a_coin = (
+        "People decided only one pair, which says nothing about the judge."
+        if accuracy["n"] == 1
+        else f"The judge cannot be told from a coin: right in {_share(accuracy)} pairs that people decided."
+    )
     return [
         sentence
         for (_, sentence), yes in zip(

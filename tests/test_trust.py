@@ -190,6 +190,12 @@ def test_a_judge_that_sees_large_differences_better_prefers_nothing() -> None:
     only(found)
 
 
+def test_one_pair_that_people_decided_says_nothing() -> None:
+    trust = Trust()
+    trust.add(comparison(1, 0.7, human=1.0))
+    assert trust.summary()["findings"] == ["People decided only one pair, which says nothing about the judge."]
+
+
 def test_a_judge_that_throws_a_coin_is_exposed() -> None:
     rng = random.Random(3)
     found = judged(lambda a, b: (rng.gauss(0, 2), 0.0), people="quality")

@@ -60,15 +60,8 @@ class YamlText:
             fail(file, 1 + data.count(b"\n", 0, e.start), "this line is not UTF-8; save the file as UTF-8")
         return cls(file, text, what=what, expected=expected)
 
-    def read(self) -> dict[str, Any]:
-        """The text's mapping. Raises InputError with the line of the error."""
-        return self._parsed(mapping=True)
-
-    def read_value(self) -> Any:
-        """As `read`, for any kind of value; None for an empty text."""
-        return self._parsed(mapping=False)
-
-    def _parsed(self, *, mapping: bool) -> Any:
+    def read(self, *, mapping: bool = True) -> Any:
+        """The text's mapping; mapping=False: any kind of value, None for an empty text. Raises InputError with the line."""
         # The safe loader gives the same positions as the round-trip loader; comments are not needed.
         self.yaml = YAML(typ="safe", pure=True)
         try:
@@ -197,4 +190,4 @@ def assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f'--set "{text}": expected KEY=VALUE, such as ppo.updates=4')
-    return key.strip(), YamlText(f"--set {key.strip()}", value, what="setting").read_value()
+    return key.strip(), YamlText(f"--set {key.strip()}", value, what="setting").read(mapping=False)

@@ -97,8 +97,8 @@ def side_by_side(answers: dict[str, list[Answer]], n: int = 6) -> list[dict[str,
     for source, _ in SOURCES:
         given = [a for a in first if a.source == source]
         for k in range(min(n // 2, len(given))):
-            asked = given[k * len(given) // (n // 2)]
-            text = "\n".join(f"{m.role}: {m.content}" for m in asked.prompt) if len(asked.prompt) > 1 else None
-            texts = {name: by_id[name].get(asked.id) for name in answers}
-            rows.append({"prompt": text or asked.prompt[-1].content, "source": source, "answers": texts})
+            drawn = given[k * len(given) // (n // 2)]
+            text = "\n".join(f"{m.role}: {m.content}" for m in drawn.prompt) if len(drawn.prompt) > 1 else None
+            texts = {name: by_id[name].get(drawn.id) for name in answers}
+            rows.append({"prompt": text or drawn.prompt[-1].content, "source": source, "answers": texts})
     return rows

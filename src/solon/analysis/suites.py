@@ -194,14 +194,12 @@ def attacks_table(result: dict[str, Any], judge: str) -> Table:
     head = ("kind", "n", "right before", "lost", "flipped", "shift (log-odds)", "of a harmless text", "beyond it")
     table = Table(*head, title=f"{judge} and {len(result['attacks'])} texts that try to sway it")
 
-    def share(found: dict[str, Any]) -> str:
-        return "–" if found["value"] is None else f"{found['value']:.0%} of {found['n']}"
+    def share(e: dict[str, Any]) -> str:
+        return "–" if e["value"] is None else f"{e['value']:.0%} of {e['n']}"
 
-    def mean(found: dict[str, Any]) -> str:
-        if found["value"] is None:
-            return "–"
-        interval = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
-        return f"{found['value']:+.2f}{interval}"
+    def mean(e: dict[str, Any]) -> str:
+        interval = "" if e["low"] is None else f" [{e['low']:+.2f}, {e['high']:+.2f}]"
+        return "–" if e["value"] is None else f"{e['value']:+.2f}{interval}"
 
     for kind, row in {**result["kinds"], "all": result["all"]}.items():
         table.add_row(

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from solon.errors import Diverged, InputError, NothingAnswered, Outage, printable
 
-KEPT = "everything finished so far is kept; run the same command again to go on"
+RESUME_HINT = "everything finished so far is kept; run the same command again to go on"
 MACHINE = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -54,14 +54,14 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, Diverged | NothingAnswered):
         return 1, str(error)
     if isinstance(error, Outage):
-        return 1, f"{error}; {KEPT}"
+        return 1, f"{error}; {RESUME_HINT}"
     if isinstance(error, ValidationError) and error.title.endswith("Settings"):
         first = error.errors()[0]
         name = "".join(f"--{str(x).replace('_', '-')}: " for x in first["loc"][:1])
         return 2, name + first["msg"].removeprefix("Value error, ")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         device = " (the GPU's memory is full)" if "CUDA" in str(error) else ""
-        return 1, f"{MACHINE[errno.ENOMEM]}{device}; {KEPT}"
+        return 1, f"{MACHINE[errno.ENOMEM]}{device}; {RESUME_HINT}"
     return _explain_system_error(error) or (1, _report_fault(error))
 
 
@@ -75,7 +75,7 @@ def _explain_system_error(error: BaseException) -> tuple[int, str] | None:
     path = getattr(error, "filename", None)
     where = f"{os.fsdecode(path)}: " if isinstance(path, str | bytes) else ""
     if number in MACHINE:
-        return 1, f"{where}{MACHINE[number]}; {KEPT}"
+        return 1, f"{where}{MACHINE[number]}; {RESUME_HINT}"
     if number in PATHS and where:
         return 2, f"{where}{PATHS[number]}"
     module = type(error).__module__.partition(".")[0]
@@ -94,7 +94,7 @@ def _report_fault(error: BaseException) -> str:
             file.write(text)
     except OSError:
         path = "nowhere, since no temporary file can be written; SOLON_DEBUG=1 shows it"
-    return f"this is a fault of Solon, please report it ({without_keys(summary)}); the traceback is in {path}; {KEPT}"
+    return f"this is a fault of Solon, please report it ({without_keys(summary)}); the traceback is in {path}; {RESUME_HINT}"
 
 
 def without_keys(text: str) -> str:

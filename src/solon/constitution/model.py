@@ -38,7 +38,7 @@ class _Part(BaseModel):
 class Example(_Part):
     """One worked critique and revision, shown to the model before its own turn."""
 
-    prompt: Text = Field(description="what the user said")
+    prompt: Text = Field(description="the user's message")
     response: Text = Field(description="the response to improve")
     critique: Text = Field(description="a good critique of it")
     revision: Text = Field(description="the response rewritten")
@@ -56,7 +56,7 @@ class Principle(_Part):
     tags: tuple[Text, ...] = Field(default=(), description="a list of words")
     examples: tuple[Example, ...] = Field(default=(), description="a list of worked examples")
     check: Check | None = Field(  # a check compares the responses instead of a model
-        default=None, discriminator="kind", description="a mapping with kind and what that kind needs"
+        default=None, discriminator="kind", description="a mapping with kind and the keys of that kind"
     )
 
     @field_validator("id")
@@ -90,9 +90,9 @@ class Principle(_Part):
 
 
 class Constitution(_Part):
-    name: Text = Field(description="what people call it")
+    name: Text = Field(description="the constitution's name")
     version: Text = Field(description='its version, in quotes, such as "1.0"')
-    description: Text = Field(description="what it is for")
+    description: Text = Field(description="the constitution's purpose")
     principles: tuple[Principle, ...] = Field(min_length=1, description="a list of principles")
 
     @field_validator("principles")

@@ -23,11 +23,11 @@ def normalised(text: str) -> str:
 
 def prompt_keys(chat: Chat) -> set[str]:
     """The keys of the prompt that ends this conversation: the whole conversation, and its last user turn."""
-    turns = [(m.role, normalised(m.content)) for m in chat if m.role != "system"]
-    if not turns:
+    messages = [(m.role, normalised(m.content)) for m in chat if m.role != "system"]
+    if not messages:
         return set()
-    last = turns[-1][1]
-    whole = last if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
+    last = messages[-1][1]
+    whole = last if len(messages) == 1 else "\n".join(f"{role}: {text}" for role, text in messages)
     words = last.split()
     enough = len(words) >= ENOUGH_WORDS or max(map(len, words), default=0) >= ENOUGH_LETTERS
     return {whole, last} if enough else {whole}

@@ -107,7 +107,7 @@ def _total_cost(stages: Sequence[dict[str, Any]]) -> str:
     if any(usd is None for usd in known):
         return MISSING
     spent = money(sum(usd for usd in known if usd is not None))
-    return f"{spent} and what {clean(', '.join(unpriced))} costs (price not known)" if unpriced else spent
+    return f"{spent} and the cost of {clean(', '.join(unpriced))} (price not known)" if unpriced else spent
 
 
 def _left_out(data: dict[str, Any]) -> Section:

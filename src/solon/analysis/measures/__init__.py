@@ -38,8 +38,8 @@ class Measure:
     is_share: bool = False  # the value is 0 or 1, shown in percent
 
     def by_prompt(self, answers: Sequence[Answer]) -> dict[str, float]:
-        asked = (a for a in answers if self.source in (None, a.source))
-        return {a.id: float(v) for a in asked if (v := self.value(a)) is not None}
+        relevant = (a for a in answers if self.source in (None, a.source))
+        return {a.id: float(v) for a in relevant if (v := self.value(a)) is not None}
 
     def of(self, answers: Sequence[Answer]) -> Estimate:
         values = list(self.by_prompt(answers).values())

@@ -40,7 +40,7 @@ def of_answers(data: dict[str, Any]) -> list[dict[str, Any]]:
             check(
                 f"held-out reward rises, {step}", "above", 0.0, "sd", change,
                 fails=_advice_on_lost_reward(step),
-                unknown=f"{MORE_PROMPTS}, or train longer: these prompts are too few for a rise this small",
+                unknown=f"{MORE_PROMPTS}, or train longer: these prompts are too few to show a small rise",
             )
             for step, change in data["differences"].items()
         ),
@@ -102,4 +102,4 @@ def of_kl(kl: dict[str, Any], bound: float) -> dict[str, Any]:
 def _advice_on_lost_reward(step: str) -> str:
     if step.rpartition(" → ")[2] in ("SL-CAI", "SFT"):
         return "train the supervised model (sl-cai or warmup) for fewer epochs, at a lower learning rate or on better revisions"
-    return 'read "Checks while training"; train with a lower ppo.learning_rate, a lower ppo.kl_target or a better reward model'
+    return 'read "Checks while training"; train with a lower learning rate, a lower KL target or a better reward model'

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from solon.constitution import load_constitution
 from solon.data import read_comparisons, read_demonstrations, read_pairs, read_prompts, read_revision_chains
-from solon.data.readers import parse_transcript, stream_pairs
+from solon.data.conversations import parse_transcript
+from solon.data.readers import stream_pairs
 from solon.errors import InputError
 from solon.records import text_of
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
-from solon.data.readers import parse_transcript, read_comparisons, read_jsonl
+from solon.data.conversations import parse_transcript
+from solon.data.lines import read_jsonl
+from solon.data.readers import read_comparisons
 from solon.engines.base import Engine, Question, ScoreRequest
 from solon.errors import InputError, printable
 from solon.feedback.answers import first_option

@@ -107,18 +107,10 @@ def _check_options(options: dict[str, Any]) -> None:
                 raise InputError(f"{name} {item}: expected a finite number")
             if isinstance(item, str) and not item.strip() and option != "system":
                 raise InputError(f"{name}: is empty; leave the option out, or give a value")
-            if isinstance(item, str | Path) and not _is_text(str(item)):
+            if isinstance(item, str | Path) and re.search(r"[\0\ud800-\udfff]", str(item)):
                 raise InputError(
                     f"{name} {printable(str(item), 80)}: holds bytes that are not UTF-8; give another name"
                 )
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 def _look_at_models(verb: Callable[..., Any], options: dict[str, Any]) -> None:

@@ -16,32 +16,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from solon.constitution import load_constitution
-from solon.data.conversations import (
-    completions_of,
-    conversation,
-    last_answers,
-    normalised,
-    parse_transcript,
-    prompt_of,
-    without_answer,
-)
-from solon.data.lines import SHIPPED, empty, first_line, read_jsonl
+from solon.data.conversations import completions_of, conversation, last_answers, normalised, prompt_of, without_answer
+from solon.data.lines import SHIPPED, empty, read_jsonl
+from solon.data.lines import first_line as first_line
 from solon.errors import InputError, printable
 from solon.records import Candidates, Chat, Comparison, Pair, Prompt, RevisionChain, SFTExample, fingerprint
 from solon.terminal import note
 
-__all__ = [
-    "first_line",
-    "parse_transcript",
-    "read_comparisons",
-    "read_demonstrations",
-    "read_jsonl",
-    "read_pairs",
-    "read_prompts",
-    "read_records",
-    "read_revision_chains",
-    "stream_pairs",
-]
 T = TypeVar("T")
 Row = dict[str, Any]
 

@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.peers import Trl
 from benchmarks.timing import keep, median_ratio, product_rate, said
-from solon.analysis.updates import at_same_kl as along
+from solon.analysis.kl import at_same_kl as along
 from solon.data import read_comparisons, read_prompts
 from solon.measures.statistics import difference, mean
 from solon.models.batching import distinct_tokens

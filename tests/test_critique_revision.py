@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from solon.constitution import Constitution, Example, Principle, load_constitution
-from solon.constitution.drawing import draw_principles
+from solon.constitution import Constitution, Example, Principle, draw_principles, load_constitution
 from solon.engines import GenerationRequest, Sampling, ScriptedEngine
 from solon.records import Comparison, Prompt, RevisionChain, assistant, user
 from solon.supervised.critique_revision import fill, revise

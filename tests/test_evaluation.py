@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from solon.analysis.answers import changes, measures
 from solon.analysis.checks import check, of_answers, of_kl, of_reward_model
+from solon.analysis.kl import at_same_kl
 from solon.analysis.measures import Answer
-from solon.analysis.updates import at_same_kl
 from solon.engines import model_name
 from solon.feedback.labels import comparison_of
 from solon.recipes.recipe import load_recipe
 from solon.records import Comparison, Judgement, Pair, assistant, user
-from solon.report.data import told_stages
 from solon.report.headline import headline
+from solon.report.run import stages_with_abstentions
 from solon.runs.ledger import cost, left_out_line, total_cost
 from solon.runs.run import Run
 from solon.stages.artifacts import COMPARISONS
@@ -123,7 +123,7 @@ def test_the_final_judge_gives_a_share_of_pairs_in_which_equal_answers_count_hal
         found = win_rates(run, "RL-CAI", {"start": start, "RL-CAI": new}, judge, judge.ask)  # type: ignore[arg-type]
         assert sorted(found["helpful"]) == [0.0, 0.5, 0.5, 1.0] and found["red_team"] == []
         assert judge.seen == 3 and run.ledger[-1]["requests"] == 6  # five pairs, two of them equal: not asked
-        shown = told_stages(run)[-1]
+        shown = stages_with_abstentions(run)[-1]
     assert left_out_line(shown) == "judging-rl-cai-helpful: left out 1 of 3 (1 abstained)"
     row = by_name(measures({"start": start, "RL-CAI": new}, {"RL-CAI": found}))[
         "judge prefers it to start, helpful prompts"

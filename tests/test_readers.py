@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from solon.constitution import load_constitution
 from solon.data import read_comparisons, read_demonstrations, read_pairs, read_prompts, read_revision_chains
-from solon.data.readers import parse_transcript, stream_pairs
+from solon.data.conversations import parse_transcript
+from solon.data.readers import stream_pairs
 from solon.errors import InputError
 from solon.records import text_of
 
@@ -272,6 +273,45 @@ def test_the_forms_of_well_known_sets_are_read(tmp_path: Path) -> None:
         assert read_prompts(write(tmp_path / "x.jsonl", row))[0].prompt == d.messages[:2]
     [d] = read_demonstrations(write(tmp_path / "x.jsonl", {"instruction": "q", "input": "x", "output": "a"}))
     assert [m.content for m in d.messages] == ["q\n\nx", "a"]
+
+
+def test_the_system_message_of_a_record_comes_first(tmp_path: Path) -> None:
+    """A `system` field, or a system message that stands later in the conversation, in every form of record."""
+    q, a, b, s = (
+        {"role": role, "content": text}
+        for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"), ("system", "s"))
+    )
+    transcript = "\n\nHuman: q\n\nAssistant: "
+    demonstrations: list[dict[str, Any]] = [
+        {"system": "s", "messages": [q, a]},
+        {"messages": [q, s, a]},
+        {"system": "other", "messages": [s, q, a]},  # the conversation's own counts
+        {"system": "s", "prompt": "q", "completion": "a"},
+        {"system": "s", "instruction": "q", "output": "a"},
+        {"system": "s", "text": transcript + "a"},
+    ]
+    preferences: list[dict[str, Any]] = [
+        {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"},
+        {"system": "s", "prompt": "q", "chosen": [q, a], "rejected": [q, b]},
+        {"system": "s", "prompt": [q], "chosen": [q, a], "rejected": [q, b]},
+        {"prompt": [s, q], "chosen": [q, a], "rejected": [q, b]},
+        {"system": "s", "instruction": "q", "chosen": "a", "rejected": "b"},
+        {"system": "s", "chosen": transcript + "a", "rejected": transcript + "b"},
+        {"system": "s", "chosen": [q, a], "rejected": [q, b]},
+        {"system": "s", "conversations": [q], "chosen": a, "rejected": b},
+    ]
+    name = str(tmp_path / "x.jsonl")
+    for row in demonstrations:
+        [d] = read_demonstrations(write(tmp_path / "x.jsonl", row))
+        assert [m.model_dump() for m in d.messages] == [s, q, a]
+        if "text" not in row:
+            assert read_prompts(name)[0].prompt == d.messages[:2]
+    for row in preferences:
+        [c], [p] = read_comparisons(write(tmp_path / "x.jsonl", row)), read_pairs(name)
+        assert [m.model_dump() for m in c.prompt] == [s, q] and p.prompt == c.prompt
+        assert p.responses == ("a", "b") == (text_of(c.chosen), text_of(c.rejected))
+    for row in ({"system": "s", "prompt": "q"}, preferences[5], preferences[6]):
+        assert [m.model_dump() for m in read_prompts(write(tmp_path / "x.jsonl", row))[0].prompt] == [s, q]
 
 
 def test_identical_records_are_taken_once_and_different_ones_never_lost(tmp_path: Path, capsys: Any) -> None:

@@ -19,8 +19,14 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from solon.errors import InputError
-from solon.report import render_html, render_markdown, summary_table
-from solon.report.render import checks_table, escape_markdown, summary_lines
+from solon.report.render import (
+    checks_table,
+    escape_markdown,
+    render_html,
+    render_markdown,
+    summary_lines,
+    summary_table,
+)
 from solon.tables import clean, duration, estimate, money, number
 
 HOSTILE = (
@@ -377,7 +383,7 @@ def test_numbers_appear_in_both(data):
             "71.2 % [62.0, 80.0], n = 120",
             "+0.52 sd [0.30, 0.70], n = 96",
             "-6.5 points [-20.0, 7.0], n = 48",
-            "39.40 nats a response [30.00, 48.80], n = 96",
+            "39.40 nats per response [30.00, 48.80], n = 96",
             "17",
             "bfloat16",
             "fedcba9876543210",
@@ -499,7 +505,7 @@ def test_the_page_of_results_has_the_runs_figures_and_nothing_else_changes_on_it
         return re.sub(r"(<!-- figures: .*? -->\n).*?(<!-- end -->)", r"\1\2", text, flags=re.DOTALL)
 
     assert without(made) == without(shipped) and page.filled(made, data) == made
-    for shown in ("0.85 sd [0.50, 1.20], n = 96", "39.40 nats a response", "12 of 40 updates", "Some CPU, 2 cores"):
+    for shown in ("0.85 sd [0.50, 1.20], n = 96", "39.40 nats per response", "12 of 40 updates", "Some CPU, 2 cores"):
         assert (shown in made) is (shown != "12 of 40 updates"), shown  # the page shows no single updates
     assert "From start to RL-CAI: it cannot be told." in made and made.count("<!-- end -->") == shipped.count(
         "<!-- end -->"

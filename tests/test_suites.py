@@ -36,7 +36,7 @@ def items(n: int = 120) -> list[Item]:
         pair = Pair(
             id=str(i), prompt=(user(f"q{i}"),), responses=(good, bad) if first else (bad, good), human=float(first)
         )
-        made.append(Item(pair, written=f"Options:\n (A) {pair.responses[0]}\n (B) {pair.responses[1]}"))
+        made.append(Item(pair, text=f"Options:\n (A) {pair.responses[0]}\n (B) {pair.responses[1]}"))
     return made
 
 
@@ -85,9 +85,9 @@ def test_the_paper_s_file_gives_the_figures_of_its_trivial_answers(reference_dat
     assert result["accuracy"][LONGER]["value"] == pytest.approx(0.562, abs=0.07)
     for item in found:
         a, b = item.pair.responses
-        assert item.written is not None
-        shown_a, shown_b = (item.written.index(f"({x}) [[[") for x in "AB")
-        assert item.written.index(a[:40], shown_a) < shown_b < item.written.index(b[:40], shown_b)
+        assert item.text is not None
+        shown_a, shown_b = (item.text.index(f"({x}) [[[") for x in "AB")
+        assert item.text.index(a[:40], shown_a) < shown_b < item.text.index(b[:40], shown_b)
 
 
 def test_compared_pairs_do_not_all_lie_with_the_better_first(reference_data: Path) -> None:

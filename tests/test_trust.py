@@ -26,7 +26,7 @@ from solon.feedback.trust import REASONS, Trust
 from solon.measures.statistics import Ratio
 from solon.recipes.recipe import load_recipe
 from solon.records import Comparison, Judgement, Pair, assistant, user
-from solon.report import render_html, render_markdown
+from solon.report.render import render_html, render_markdown
 from solon.runs.run import Run
 from solon.stages.artifacts import DATA, HELDOUT_JUDGED, JUDGE
 from solon.stages.judge_heldout import JudgeHeldout
@@ -188,6 +188,12 @@ def test_a_judge_that_sees_large_differences_better_prefers_nothing() -> None:
     found = trust.summary()
     assert found["self_preference"]["opportunity_gap"]["low"] > 0.05  # so that the gap alone would accuse it
     only(found)
+
+
+def test_one_pair_that_people_decided_says_nothing() -> None:
+    trust = Trust()
+    trust.add(comparison(1, 0.7, human=1.0))
+    assert trust.summary()["findings"] == ["People decided only one pair, which says nothing about the judge."]
 
 
 def test_a_judge_that_throws_a_coin_is_exposed() -> None:

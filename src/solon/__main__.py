@@ -1,4 +1,4 @@
-"""`python -m solon`, and what `accelerate launch -m solon` starts."""
+"""`python -m solon`, and `accelerate launch -m solon`."""
 
 from solon.cli import app
 

@@ -1,19 +1,19 @@
-"""The errors that a person is meant to read, and how text that others wrote is shown."""
+"""The errors that a person reads, and the safe display of other people's text."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used. The message is one line: what, where, what to do instead.
+    """The user's input cannot be used. The message is one line: the fault, its place, the remedy.
 
-    The command line prints it and exits with 2; nothing else is printed.
+    The command line prints only the message and exits with 2.
     """
 
 
 class Unfit(InputError):
-    """One text that a model cannot be given as it is: beyond its context, or not to be rendered by its chat template.
+    """One text that a model cannot take: longer than its context, or refused by its chat template.
 
-    Where texts come in numbers, the text is left out (or the judge abstains) and is counted under `reason`.
+    Among many texts, this text is left out (or the judge abstains) and counted under `reason`.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -22,22 +22,18 @@ class Unfit(InputError):
 
 
 class Diverged(Exception):
-    """A training whose numbers are not finite, before there is anything worth writing. The message says so in one line.
-
-    The command line prints the message and exits with 1.
-    """
+    """The numbers of a training are not finite, and there is no good step to write. The message is one line; exit code 1."""
 
 
 class Outage(Exception):
-    """A service that answers many requests answers none any more. The message says so in one line.
+    """A service that answered before answers no request any more. The message is one line; the exit code is 1.
 
-    Work stops; everything finished is kept; what was not asked is asked when the same command runs again. The command
-    line prints the message and exits with 1.
+    Work stops and everything finished is kept. The same command, run again, sends the requests that are left.
     """
 
 
 class NothingAnswered(Exception):
-    """A command whose every item was left without an answer. The message says so in one line; the exit code is 1."""
+    """No item of a command got an answer. The message is one line; the exit code is 1."""
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -49,22 +45,18 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """In double quotes, on one line, without control characters."""
+    """At most 80 characters of the text in double quotes, on one line, without control characters."""
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else ascii(c)[1:-1] for c in text[:80]) + '"'
 
 
 def printable(text: str, most: int = 500) -> str:
-    """Text that others wrote, on one line of at most `most` characters, without what steers a terminal.
+    """Other people's text on one line of at most `most` characters, without control characters.
 
-    A line break is shown as a space; a control character, half of a surrogate pair, or a mark that turns the direction
-    of writing is shown as its escape.
+    White space becomes a space. A control character, half of a surrogate pair, or a mark that turns the direction of
+    writing becomes its escape.
     """
     shown = "".join(
-        c if c.isprintable() else " " if c in "\t\n\r\x0b\x0c\x85\u2028\u2029" else _escape(c) for c in text
+        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode("ascii") for c in text
     )
     shown = " ".join(shown.split())
     return shown if len(shown) <= most else shown[: most - 1] + "…"
-
-
-def _escape(character: str) -> str:
-    return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")

@@ -1,7 +1,7 @@
-"""What other packages and new files add to Solon: stages, engines, judges, measures.
+"""Stages, engines, judges and measures that other packages or new files add to Solon.
 
-Something is found where it stands at the top of a module in its own folder of Solon, or behind an entry point of an
-installed package, as pytest and Inspect AI have it:
+An addition is an object at the top level of a module in the matching folder of Solon, or behind an entry point of an
+installed package, as in pytest and Inspect AI:
 
     [project.entry-points."solon.stages"]
     my-stage = "my_package.my_stage:MyStage"
@@ -20,26 +20,26 @@ from solon.errors import InputError
 
 def discover(package: str, group: str, accept: Callable[[Any], bool]) -> list[Any]:
     """Every accepted object of the package's modules, in the order of their names, then those of entry points."""
-    found: list[Any] = []
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        whole = importlib.import_module(f"{package}.{module.name}")
-        given = [x for value in vars(whole).values() for x in (value if isinstance(value, tuple) else (value,))]
-        imported = [x for x in given if isinstance(x, type) and x.__module__ != whole.__name__]
-        found += [x for x in given if accept(x) and x not in imported]
+    accepted: list[Any] = []
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = importlib.import_module(f"{package}.{info.name}")
+        items = [x for value in vars(module).values() for x in (value if isinstance(value, tuple) else (value,))]
+        imported = [x for x in items if isinstance(x, type) and x.__module__ != module.__name__]
+        accepted += [x for x in items if accept(x) and x not in imported]
     for entry in sorted(entry_points(group=group), key=lambda e: e.name):
-        added = load(entry)
-        found += [x for x in (added if isinstance(added, tuple | list) else (added,)) if accept(x)]
-    return list(dict.fromkeys(found))
+        value = load(entry)
+        accepted += [x for x in (value if isinstance(value, tuple | list) else (value,)) if accept(x)]
+    return list(dict.fromkeys(accepted))
 
 
 def named(group: str, name: str) -> Any | None:
-    """What an entry point of this group and name leads to; None where there is no such entry point."""
+    """The object behind the entry point of this group and name; None where there is no such entry point."""
     entry = next((e for e in entry_points(group=group) if e.name == name), None)
     return None if entry is None else load(entry)
 
 
 def load(entry: EntryPoint) -> Any:
-    """Raises InputError where the package's module cannot be imported."""
+    """The object behind an entry point. Raises InputError where the package's module cannot be imported."""
     try:
         return entry.load()
     except Exception as error:  # an import runs code, which may raise anything

@@ -1,8 +1,8 @@
 """Every record that flows between stages, and its JSON form.
 
-Records are immutable. A stage reads some and returns new ones; it never edits. `meta` says what made the
-record: fingerprints of the constitution, the prompt templates and the model, the sampling settings, the seed.
-The files follow the field's formats (TRL conversational and preference), so they open elsewhere as they are.
+Records are immutable: a stage reads records and returns new ones. `meta` holds the fingerprints of the constitution, the
+prompt templates and the model, the sampling settings and the seed. The files follow the field's formats (TRL
+conversational and preference), so other tools open them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,11 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON has it. Read again it is equal: only a field whose default is None is left out at None."""
-        fields = type(self).model_fields
-        values = {name: getattr(self, name) for name in fields}
+        """The record as plain JSON values, which read back equal. A field is left out where its value and default are None."""
         return {
             name: _json(value)
-            for name, value in values.items()
-            if value is not None or fields[name].is_required() or fields[name].default is not None
+            for name, field in type(self).model_fields.items()
+            if (value := getattr(self, name)) is not None or field.is_required() or field.default is not None
         }
 
 
@@ -150,28 +148,28 @@ class Candidates(Record):
 
 
 class Judgement(Record):
-    """What one principle said of a pair: P(first response is better), shown first and shown second.
+    """One principle's judgement of a pair: P(first response is better), with the first response shown first and second.
 
-    `None` is an abstention in that order, with its reason in `abstained`; it never becomes a label. The log-odds say
-    the same as the probabilities, which round to 0 and 1 where a judge is sure: labels are made of log-odds. Records of
-    other makers, and Solon's before 26 November 2026, have the probabilities alone.
+    `None` is an abstention in that order, with its reason in `abstained`; an abstention never becomes a label. The
+    probabilities round to 0 and 1 where a judge is sure, so labels are made of the log-odds. Records of other tools, and
+    Solon's before 26 November 2026, have only the probabilities.
     """
 
     principle: str
     forward: Probability | None
-    swapped: Probability | None  # also for the first response: already turned back
+    swapped: Probability | None  # also P(first response is better), with the first response shown second
     forward_log_odds: LogOdds | None = None  # natural log of P / (1 - P)
     swapped_log_odds: LogOdds | None = None
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
-    rationale: str | None = None  # the judge's reasoning, first response shown first; several samples apart by "---"
-    rationale_swapped: str | None = None  # with the first response shown second
+    rationale: str | None = None  # the judge's reasoning, first response shown first; "---" separates several samples
+    rationale_swapped: str | None = None  # the reasoning with the first response shown second
     abstained: str | None = None
     kind: Literal["model", "check"] = "model"  # check: a verifiable principle, answered without a model
 
     @model_validator(mode="before")
     @classmethod
     def _abstained_orders(cls, data: Any) -> Any:
-        """Files of an older Solon leave the order out that the judge abstained in."""
+        """Files of an older Solon leave out the order in which the judge abstained."""
         return {"forward": None, "swapped": None, **data} if isinstance(data, dict) else data
 
 
@@ -180,29 +178,23 @@ def turned(j: Judgement) -> Judgement:
 
     The two orders change places too: `forward` is always the one that shows the first response first.
     """
-    forward, swapped = (
-        (
-            None if odds is None else -odds,
-            None
-            if p is None
-            else 1 - p
-            if odds is None
-            else 1 / (1 + math.exp(odds))
-            if odds < 0
-            else math.exp(-odds) / (1 + math.exp(-odds)),
-        )
-        for odds, p in ((j.swapped_log_odds, j.swapped), (j.forward_log_odds, j.forward))
-    )
     return j.model_copy(
         update={
-            "forward": forward[1],
-            "swapped": swapped[1],
-            "forward_log_odds": forward[0],
-            "swapped_log_odds": swapped[0],
+            "forward": _complement(j.swapped, j.swapped_log_odds),
+            "swapped": _complement(j.forward, j.forward_log_odds),
+            "forward_log_odds": None if j.swapped_log_odds is None else -j.swapped_log_odds,
+            "swapped_log_odds": None if j.forward_log_odds is None else -j.forward_log_odds,
             "rationale": j.rationale_swapped,
             "rationale_swapped": j.rationale,
         }
     )
+
+
+def _complement(p: float | None, log_odds: float | None) -> float | None:
+    """1 - p, from the log-odds where they are known, which are exact near 0 and 1."""
+    if p is None or log_odds is None:
+        return None if p is None else 1 - p
+    return 1 / (1 + math.exp(log_odds)) if log_odds < 0 else math.exp(-log_odds) / (1 + math.exp(-log_odds))
 
 
 class Comparison(Record):
@@ -223,7 +215,7 @@ class Comparison(Record):
     judgements: tuple[Judgement, ...] = ()
     labeler: Labeler = "ai"
     source: Source | None = None
-    principle: str | None = None  # the one that decided, where the labeler names it
+    principle: str | None = None  # the principle that decided, where the labeler names it
     authors: tuple[str, str] | None = None  # the models that wrote chosen and rejected, where known
     human: Probability | None = None  # P(chosen is better) as people see it, where known
     meta: dict[str, Any] = Field(default_factory=dict)
@@ -251,7 +243,7 @@ class Ranking(Record):
     id: str
     prompt: Chat
     responses: tuple[str, ...]
-    strengths: tuple[float | None, ...]  # log-odds, mean 0; None where the judge said nothing of the response
+    strengths: tuple[float | None, ...]  # log-odds, mean 0; None where the judge abstained on the response
     order: tuple[int, ...]  # indices into responses, the best first
     comparisons: tuple[Comparison, ...] = ()
     source: Source | None = None
@@ -259,19 +251,19 @@ class Ranking(Record):
 
 
 class Rating(Record):
-    """How good the judge finds one response."""
+    """The judge's rating of one response."""
 
     id: str
     prompt: Chat
     response: str
-    rating: float | None  # 1 to 10, expected value over the judge's probabilities; None where it abstained
+    rating: float | None  # 1 to 10, expected value over the judge's probabilities; None where the judge abstained
     by_principle: dict[str, float | None] = Field(default_factory=dict)
-    abstained: str | None = None  # why
+    abstained: str | None = None  # the reason of an abstention
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
 class RolloutSummary(Record):
-    """One PPO update as it is journalled: means over its rollouts. None: not measured (by another algorithm)."""
+    """One update as it is journalled: means over its rollouts. None where the algorithm (RLOO, GRPO, DPO) reports none."""
 
     update: int
     reward: float | None = None  # reward-model score, in units of its own standard deviation on the reference set
@@ -290,12 +282,12 @@ class RolloutSummary(Record):
     meta: dict[str, Any] = Field(default_factory=dict)
 
     def numbers(self) -> dict[str, float]:
-        """What a tracker shows."""
-        found = {k: v for k, v in self.model_dump(exclude={"update", "watched", "check", "meta"}).items()}
-        found |= {f"rollouts/{k}": v for k, v in self.watched.items()}
+        """The numbers for a tracker, by name."""
+        values = self.model_dump(exclude={"update", "watched", "check", "meta"})
+        values |= {f"rollouts/{k}": v for k, v in self.watched.items()}
         for name, value in (self.check or {}).items():
-            found[f"check/{name}"] = value["value"] if isinstance(value, dict) and "value" in value else value
-        return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}  # True counts as 1
+            values[f"check/{name}"] = value["value"] if isinstance(value, dict) and "value" in value else value
+        return {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}  # True counts as 1
 
 
 def text_of(chat: Chat) -> str:

@@ -1,4 +1,4 @@
-"""What stands in a cell of the report: numbers, estimates, times and texts for a person, and the tables that hold them."""
+"""The cells of the report (numbers, estimates, times and texts as plain strings) and the tables that hold them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,22 @@ from typing import Any
 from solon.errors import printable
 
 MISSING = "not measured"
-DIGITS = {
-    "%": 1,
-    "points": 1,
-    "points above 50 %": 1,
-    "words": 1,
-    "sd": 2,
-    "nats a response": 2,
-}  # decimals by unit; 3 where the unit is none of these
+# decimals by unit; 3 for any other unit
+DIGITS = {"%": 1, "points": 1, "points above 50 %": 1, "words": 1, "sd": 2, "nats per response": 2}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A titled table of plain strings; no rows says that the part was not measured."""
+    """A titled table of plain strings. Without rows, the report says that the part was not measured."""
 
     title: str
     note: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     points: tuple[str, ...] = ()  # sentences before the table
-    plot: str = ""  # an <svg> element out of numbers alone, shown in HTML only: the table has its numbers
-    level: int = 2  # of the title; 3: part of the section before
-    first: bool = False  # stands before what the other stages show
+    plot: str = ""  # an <svg> element made of numbers only, shown in HTML only: the table has the same numbers
+    level: int = 2  # the title's level; 3: part of the section before
+    first: bool = False  # comes before the sections of the other stages
 
 
 def number(value: Any, digits: int | None = None) -> str:
@@ -52,15 +46,17 @@ def number(value: Any, digits: int | None = None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def estimate(found: dict[str, Any] | None, unit: str = "", scale: float = 1.0, sign: bool = False) -> str:
+def estimate(measured: dict[str, Any] | None, unit: str = "", scale: float = 1.0, sign: bool = False) -> str:
     """`12.5 % [8.1, 17.3], n = 48`; without a value, "not measured". scale: 100 for a share in %. sign: `+12.5`."""
-    if not found or found.get("value") is None:
-        n = (found or {}).get("n")
+    if not measured or measured.get("value") is None:
+        n = (measured or {}).get("n")
         return MISSING if n is None else f"{MISSING}, n = {number(n)}"
     digits = DIGITS.get(unit, 3)
-    value, low, high = (None if found.get(k) is None else scale * float(found[k]) for k in ("value", "low", "high"))
+    value, low, high = (
+        None if measured.get(k) is None else scale * float(measured[k]) for k in ("value", "low", "high")
+    )
     interval = "no interval" if low is None or high is None else f"{number(low, digits)}, {number(high, digits)}"
-    n = found.get("n")
+    n = measured.get("n")
     plus = "+" if sign and value is not None and value > 0 else ""
     return f"{plus}{number(value, digits)}{f' {clean(unit)}' if unit else ''} [{interval}], n = {number(n)}"
 
@@ -95,22 +91,22 @@ def text(value: Any) -> str:
     return MISSING if value is None or value == "" else clean(str(value))
 
 
-def at(found: Any, path: str) -> Any:
-    """What stands at a path such as `position.bias`; None where it does not."""
+def at(data: Any, path: str) -> Any:
+    """The value at a path such as `position.bias`; None where there is none."""
     for key in path.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
 
 
 def source(row: dict[str, Any]) -> str:
     return text(row.get("source")).replace("red_team", "red-team")
 
 
-SHOWN = 5  # reasons; a server may give another text for every failure
+SHOWN = 5  # reasons; a server may give a different text for every failure
 
 
 def counted(reasons: Mapping[str, int]) -> str:
     """`2 empty revision, 1 too long`: the commonest first."""
-    said = sorted(reasons.items(), key=lambda x: (-x[1], x[0]))
-    more = f", {number(sum(n for _, n in said[SHOWN:]))} for other reasons" if len(said) > SHOWN else ""
-    return ", ".join(f"{number(n)} {printable(clean(why), 120)}" for why, n in said[:SHOWN]) + more
+    ordered = sorted(reasons.items(), key=lambda x: (-x[1], x[0]))
+    more = f", {number(sum(n for _, n in ordered[SHOWN:]))} for other reasons" if len(ordered) > SHOWN else ""
+    return ", ".join(f"{number(n)} {printable(clean(why), 120)}" for why, n in ordered[:SHOWN]) + more

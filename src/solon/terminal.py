@@ -1,8 +1,8 @@
-"""Where text meets a terminal. What people and models wrote never steers it.
+"""Output to a terminal. Text of people and models never controls the terminal.
 
-File names, record ids, prompts, answers, a server's words: any of them may hold escape sequences, or marks that rich takes
-for markup. `Console` is rich's console without markup, and with control characters shown instead of sent. `safe_streams`
-does the same for everything that is printed. Rich's own colours and cursor movements still reach a terminal.
+File names, record ids, prompts, answers and a server's messages may hold escape sequences, or words that rich takes for
+markup. `Console` is rich's console without markup, with control characters shown instead of sent. `safe_streams` does the
+same for everything that is printed. Rich's own colours and cursor movements still reach the terminal.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 
 def harmless(text: str) -> str:
-    """`text` with each character that steers a terminal as its JSON escape, so that printed JSON keeps its meaning."""
-    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """The text with each control character as its JSON escape, so that printed JSON keeps its meaning."""
+    return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class Console(rich.console.Console):
-    """rich's console for text that others wrote: no markup, no emoji codes, control characters shown."""
+    """rich's console for other people's text: no markup, no emoji codes, control characters shown."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
@@ -42,7 +42,7 @@ class Console(rich.console.Console):
 
 
 class _Stream:
-    """A text stream that shows control characters. Rich, which sends colours, goes round it (`rich_proxied_file`)."""
+    """A text stream that shows control characters. Rich writes its colours to the inner stream (`rich_proxied_file`)."""
 
     def __init__(self, stream: IO[str]) -> None:
         self.rich_proxied_file = stream
@@ -63,7 +63,7 @@ class _Stream:
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """While it is open, whatever is printed on stdout or stderr is harmless."""
+    """Inside the `with` block, everything that is printed on stdout or stderr goes through `harmless`."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
         stream if stream is None or isinstance(stream, _Stream) else cast(TextIO, _Stream(stream)) for stream in before
@@ -75,5 +75,5 @@ def safe_streams() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Tell the person something on stderr that is no error."""
+    """Print a line on stderr that is no error."""
     print(f"solon: {harmless(text)}", file=sys.stderr)

@@ -1,8 +1,7 @@
-"""YAML as plain data, and where each value stands in the text. The one reader for constitutions, recipes and `--set`.
+"""YAML as plain data, with the place of each value in the text. The one reader for constitutions, recipes and `--set`.
 
-YAML 1.2 without anchors, aliases and tags, so that what a reviewer sees is what is loaded, and so that a few lines cannot
-grow to gigabytes. Size and depth are limited; a key stands once; a date is a text. The parser's events become plain data
-beside a map of places; what the values mean is for the caller to check.
+YAML 1.2 without anchors, aliases and tags: a reviewer sees the data that is loaded, and a few lines cannot grow to
+gigabytes. Size and depth are limited; a key stands once; a date is a text. The caller checks the meaning of the values.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from ruamel.yaml.reader import ReaderError
 
 from solon.errors import InputError, printable, quoted
 
-LIMIT = 1 << 20  # bytes; a constitution of a hundred principles is a tenth of it
+LIMIT = 1 << 20  # bytes; a constitution of a hundred principles has about a tenth
 DEPTH = 8  # a constitution needs five, a recipe four
 _NOT_TEXT = {"int": "number", "float": "number", "bool": "truth value", "null": "nothing"}
 _BEYOND = re.compile(r"\\U(?!000|0010)")
-Where = tuple[int | str, ...]  # keys and indices from the top, as pydantic names a place
+Where = tuple[int | str, ...]  # keys and indices from the top, as in pydantic's `loc`
 
 
 class Place(NamedTuple):
     at: int  # where the value begins, in characters
-    key: int  # where its key does; the same as `at` in a list
+    key: int  # where the value's key begins; the same as `at` in a list
     kind: str  # "text", "number", "truth value", "nothing", "list" or "mapping"
     raw: str = ""  # a scalar as it was written
 
@@ -45,14 +44,14 @@ class YamlText:
     """A YAML text as plain data, and where each value of it stood."""
 
     def __init__(self, file: str, text: str, *, what: str = "file", expected: str = "a mapping") -> None:
-        """file: what errors call the text. what: what it is to be. expected: what its top must be, in words."""
+        """file: the name in errors. what: the kind of file, for errors. expected: the expected top level, in words."""
         self.file, self.what, self.expected = file, what, expected
         self.text = text.replace("\r\n", "\n").replace("\r", "\n")
         self.places: dict[Where, Place] = {}
 
     @classmethod
     def of_bytes(cls, data: bytes, file: str, *, what: str, a_few: str, expected: str) -> Self:
-        """As from a file's bytes, which are UTF-8 and not too many."""
+        """The text of a file's bytes. Raises InputError where the bytes are too many or not UTF-8."""
         if len(data) > LIMIT:
             fail(file, 1, f"the file is over 1 MiB; a {what} is a few KiB of {a_few}, so check the path")
         try:
@@ -61,16 +60,9 @@ class YamlText:
             fail(file, 1 + data.count(b"\n", 0, e.start), "this line is not UTF-8; save the file as UTF-8")
         return cls(file, text, what=what, expected=expected)
 
-    def read(self) -> dict[str, Any]:
-        """The mapping that the text is. Raises InputError with the line of what is wrong."""
-        return self._parsed(mapping=True)
-
-    def read_value(self) -> Any:
-        """As `read`, of any kind of value; None for an empty text."""
-        return self._parsed(mapping=False)
-
-    def _parsed(self, *, mapping: bool) -> Any:
-        # The safe loader has the round-trip one's marks, and nothing here reads comments.
+    def read(self, *, mapping: bool = True) -> Any:
+        """The text's mapping; mapping=False: any kind of value, None for an empty text. Raises InputError with the line."""
+        # The safe loader gives the same positions as the round-trip loader; comments are not needed.
         self.yaml = YAML(typ="safe", pure=True)
         try:
             return self._document(self.yaml.parse(self.text), mapping)
@@ -80,17 +72,17 @@ class YamlText:
             mark = e.problem_mark or e.context_mark
             at_end = mark is None or not self.text[mark.index :].strip("\0 \n")
             if at_end and e.context_mark is not None:
-                mark = e.context_mark  # something never closed: where it opened says more than the file's end
-            said = printable(", ".join(part for part in (e.context, e.problem) if part))
+                mark = e.context_mark  # an unclosed bracket or quote: its opening says more than the end of the file
+            problem = printable(", ".join(part for part in (e.context, e.problem) if part))
             hint = 'check the indentation, and quote what holds ": " or begins with a sign'
-            self.fail(mark.index if mark else 0, f"not valid YAML: {said}; {hint}")
+            self.fail(mark.index if mark else 0, f"not valid YAML: {problem}; {hint}")
         except RecursionError:
             self.fail(0, f"nested too deeply for a {self.what}; check brackets and indentation")
         except (YAMLError, ValueError, OverflowError) as e:  # an escape beyond Unicode, which has no mark
             last = max((place.at for place in self.places.values()), default=0)
             escape = _BEYOND.search(self.text, last)
             wrong = printable(str(e))
-            self.fail(escape.start() if escape else last, f"not valid YAML: {wrong}; correct what follows here")
+            self.fail(escape.start() if escape else last, f"not valid YAML: {wrong}; correct the text after this point")
 
     def fail(self, at: int, message: str) -> NoReturn:
         fail(self.file, self.line(at), message)
@@ -99,7 +91,7 @@ class YamlText:
         return 1 + self.text.count("\n", 0, at)
 
     def place(self, where: Where) -> Place:
-        """Of the value there, or of the nearest thing around it."""
+        """The place of the value, or of the nearest value around it."""
         while where not in self.places:
             where = where[:-1]
         return self.places[where]
@@ -108,12 +100,12 @@ class YamlText:
         data: Any = None
         for event in events:
             if isinstance(event, DocumentStartEvent) and self.places:
-                self.fail(event.start_mark.index, "a second document begins here; keep one a file")
+                self.fail(event.start_mark.index, "a second document begins here; keep one per file")
             if isinstance(event, NodeEvent):
                 data = self._value(event, events, (), None)
                 if mapping and not isinstance(data, dict):
                     got = self.places[()].kind
-                    self.fail(event.start_mark.index, f"the file holds {a(got)}; expected {self.expected}")
+                    self.fail(event.start_mark.index, f"the file holds {with_article(got)}; expected {self.expected}")
         if mapping and not self.places:
             self.fail(0, f"the file is empty; expected {self.expected}")
         return data
@@ -140,7 +132,7 @@ class YamlText:
                 tag = str(self.yaml.resolver.resolve(ScalarNode, event.value, (True, False)))
                 kind = _NOT_TEXT.get(tag.rsplit(":", 1)[-1], "text")
             if kind == "nothing":
-                at = key  # the parser puts what is not there on a later line
+                at = key  # the parser puts a missing value on a later line
             self.places[where] = Place(at, key, kind, event.value)
             return scalar(kind, event.value)
         if isinstance(event, MappingStartEvent):
@@ -165,13 +157,13 @@ class YamlText:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, and one more than the limit where it is larger."""
+    """The bytes of a file; of a larger file, one byte more than the limit."""
     with path.open("rb") as stream:
         return stream.read(LIMIT + 1)
 
 
 def scalar(kind: str, raw: str) -> Any:
-    """A plain scalar as a Python value; a number that is too long to be one stays a text."""
+    """A plain scalar as a Python value; a number with too many digits stays a text."""
     if kind == "nothing":
         return None
     if kind == "truth value":
@@ -185,7 +177,7 @@ def scalar(kind: str, raw: str) -> Any:
     return raw
 
 
-def a(kind: str) -> str:
+def with_article(kind: str) -> str:
     return kind if kind in ("text", "nothing") else f"a {kind}"
 
 
@@ -198,4 +190,4 @@ def assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f'--set "{text}": expected KEY=VALUE, such as ppo.updates=4')
-    return key.strip(), YamlText(f"--set {key.strip()}", value, what="setting").read_value()
+    return key.strip(), YamlText(f"--set {key.strip()}", value, what="setting").read(mapping=False)

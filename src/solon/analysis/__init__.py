@@ -1,1 +1,1 @@
-"""What a training did: models side by side, how far a policy moved, judges on test suites."""
+"""The effects of a training: models side by side, the KL of the policy; and judges on test suites."""

@@ -1,18 +1,20 @@
-"""How far the policy that is written has moved from the model it started from, nats a response.
+"""KL of the written policy to the model that it started from, in nats per response.
 
-Measured after training, on prompts that were kept away from it, so it is the KL of the model that a user gets: not of
-an update's rollouts, which come from a policy before the last steps, nor of a policy that was rolled back. The policy
-answers each held-out prompt as it does in training (temperature and length of `ppo`). Policy and reference then score the same tokens
-by the same pass, one model in memory at a time. The KL of a response is the sum of log p(token) - log r(token), an
-estimate without bias of the KL of the two models' responses to that prompt.
+The KL is measured after training, on prompts that were kept out of training. It is the KL of the model that a user gets:
+the rollouts of an update come from a policy before the last steps, and a policy may have been rolled back. The policy
+answers each held-out prompt as in training (temperature and length of `ppo`). Policy and reference then score the same
+tokens by the same pass, one model in memory at a time. The KL of a response is the sum of log p(token) - log r(token),
+an unbiased estimate of the KL of the two models' responses to that prompt.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,14 +31,15 @@ from solon.reinforcement.rollout import Rollouts
 from solon.training.saving import give_memory_back
 from solon.training.settings import Progress
 
-AT_ONCE = 64  # prompts that are answered together
+BATCH = 64  # prompts that are answered together
+KL_LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # nats per response, at which two runs can be compared
 
 
 @dataclass(frozen=True)
 class Responses:
-    """What the policy answered: token ids of each prompt, and of its response with the end token where there is one."""
+    """The policy's answers: token ids of each prompt, and of its response with the end token where there is one."""
 
-    ids: list[str]  # of the prompts
+    ids: list[str]  # the prompts' ids
     contexts: list[list[int]]
     tokens: list[list[int]]
     pad: int
@@ -56,8 +59,8 @@ def kl_of_written(
 ) -> dict[str, Any]:
     """The KL of each prompt's response, and their mean with its interval over prompts.
 
-    policy, reference: directories of models, or what `--model` takes less servers. Log-probabilities are those of the
-    distribution that was sampled, so both are taken at `temperature`. Raises InputError where no prompt could be answered.
+    policy, reference: any model in this process that `--model` takes. Log-probabilities are those of the distribution
+    that was sampled, so both are taken at `temperature`. Raises InputError where no prompt could be answered.
     """
 
     def step(n: int) -> None:
@@ -65,30 +68,30 @@ def kl_of_written(
             progress(n, 2 * len(prompts), {})
 
     with _loaded(policy, dtype) as (model, tokenizer):
-        made, left_out = _answered(
+        responses, left_out = _answer(
             model, tokenizer, prompts, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed
         )
-        if not made.ids:
+        if not responses.ids:
             raise InputError(
                 f"the KL of the policy: none of the {len(prompts)} held-out prompts can be answered in {max_tokens} tokens "
                 f"({', '.join(f'{n} {why}' for why, n in left_out.items())}); hold out other ones"
             )
-        by_policy = _logprobs(model, made, temperature)
+        by_policy = _logprobs(model, responses, temperature)
         step(len(prompts))
     with _loaded(reference, dtype) as (model, _):
-        by_reference = _logprobs(model, made, temperature)
+        by_reference = _logprobs(model, responses, temperature)
         step(2 * len(prompts))
-    # Differences are summed in float64, token by token: of two long sums little would be left.
-    each = [float((p.double() - r.double()).sum()) for p, r in zip(by_policy, by_reference, strict=True)]
-    finite = [x for x in each if x - x == 0]
-    read, written = sum(map(len, made.contexts)), sum(map(len, made.tokens))
+    # Token by token in float64: the difference of two long sums would lose precision.
+    kls = [float((p.double() - r.double()).sum()) for p, r in zip(by_policy, by_reference, strict=True)]
+    finite = [x for x in kls if math.isfinite(x)]
+    read, written = sum(map(len, responses.contexts)), sum(map(len, responses.tokens))
     return {
-        "examples": len(each),
+        "examples": len(kls),
         "kl_nats": mean(finite).to_json(),
-        "by_prompt": {i: x if x - x == 0 else None for i, x in zip(made.ids, each, strict=True)},
-        "not_finite": len(each) - len(finite),
-        "identical": not any(each),  # every token is as probable under both: the policy did not move
-        "response_tokens": written / len(each),
+        "by_prompt": {i: x if math.isfinite(x) else None for i, x in zip(responses.ids, kls, strict=True)},
+        "not_finite": len(kls) - len(finite),
+        "identical": not any(kls),  # every token is as probable under both: the policy did not move
+        "response_tokens": written / len(kls),
         "left_out": left_out,
         "temperature": temperature,
         "max_tokens": max_tokens,
@@ -98,7 +101,7 @@ def kl_of_written(
 
 @contextmanager
 def _loaded(spec: str, dtype: str) -> Iterator[tuple[Any, Any]]:
-    """A model that is in memory inside only."""
+    """A model that is in memory only inside the `with` block."""
     model, tokenizer = load_causal_lm(spec, dtype=dtype)
     held = [model.eval()]
     del model
@@ -109,11 +112,11 @@ def _loaded(spec: str, dtype: str) -> Iterator[tuple[Any, Any]]:
         give_memory_back()
 
 
-def _answered(
+def _answer(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, system: str | None, temperature: float, max_tokens: int,
     seed: int,
 ) -> tuple[Responses, dict[str, int]]:  # fmt: skip
-    """One response a prompt, and how many prompts cannot be answered, by reason."""
+    """One response per prompt, and how many prompts cannot be answered, by reason."""
     limit = context_limit(model.config, tokenizer).less(max_tokens, "the answer")
     fit: list[tuple[Prompt, list[int]]] = []
     left_out: Counter[str] = Counter()
@@ -122,34 +125,54 @@ def _answered(
             fit.append((p, chat_ids(tokenizer, p.prompt, system=system, limit=limit)))
         except Unfit as error:
             left_out[error.reason] += 1
-    made: list[Generated] = []
-    for start in range(0, len(fit), AT_ONCE):
-        batch = fit[start : start + AT_ONCE]
+    generated: list[Generated] = []
+    for start in range(0, len(fit), BATCH):
+        batch = fit[start : start + BATCH]
         uniforms = torch.stack([_uniforms(p.id, seed, max_tokens) for p, _ in batch])
-        made += decode(
+        generated += decode(
             model, [ids for _, ids in batch], uniforms, max_tokens=max_tokens, temperature=temperature,
             end=end_ids(tokenizer), pad=tokenizer.pad_token_id,
         )  # fmt: skip
-    said = [m.ids + ([] if m.end is None else [m.end]) for m in made]
-    responses = Responses([p.id for p, _ in fit], [ids for _, ids in fit], said, tokenizer.pad_token_id)
+    tokens = [g.ids + ([] if g.end is None else [g.end]) for g in generated]
+    responses = Responses([p.id for p, _ in fit], [ids for _, ids in fit], tokens, tokenizer.pad_token_id)
     return responses, dict(left_out)
 
 
 @torch.no_grad()
-def _logprobs(model: Any, made: Responses, temperature: float) -> list[torch.Tensor]:
+def _logprobs(model: Any, answers: Responses, temperature: float) -> list[torch.Tensor]:
     """The log-probability of each token of each response, by the pass that PPO trains with; on the CPU."""
-    found: list[torch.Tensor] = []
-    for start in range(0, len(made.ids), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        rollouts = Rollouts(made.contexts[part], made.tokens[part], made.pad, model.device)
+    logprobs_by_response: list[torch.Tensor] = []
+    for start in range(0, len(answers.ids), BATCH):
+        part = slice(start, start + BATCH)
+        rollouts = Rollouts(answers.contexts[part], answers.tokens[part], answers.pad, model.device)
         rows: dict[int, torch.Tensor] = {}
         for which in rollouts.parts(range(len(rollouts.rows)), TOKENS_AT_ONCE):
             logprobs = rollouts.passed(model, which, temperature)[0].float().cpu()
             rows |= {i: row[: len(rollouts.responses[i])] for i, row in zip(which, logprobs, strict=True)}
-        found += [rows[i] for i in range(len(rollouts.rows))]
-    return found
+        logprobs_by_response += [rows[i] for i in range(len(rollouts.rows))]
+    return logprobs_by_response
 
 
 def _uniforms(name: str, seed: int, n: int) -> torch.Tensor:
     number = int(fingerprint("kl", name, seed), 16) % (2**63)
     return torch.rand(n, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+
+
+def at_same_kl(updates: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The rollouts' mean reward where training first reached each of KL_LEVELS, by a straight line between two updates.
+
+    A policy gains reward by moving away from its reference, so two runs are compared at the same KL, not only at their ends.
+    """
+    curve = [
+        (float(u["kl_nats"]), float(u["reward"]), u["update"])
+        for u in updates
+        if all(isinstance(u.get(k), (int, float)) and math.isfinite(u[k]) for k in ("kl_nats", "reward"))
+    ]
+    rows = []
+    for level in KL_LEVELS:
+        for (kl0, r0, _), (kl1, r1, update) in pairwise(curve):
+            if kl0 < level <= kl1:
+                reward = r0 + (r1 - r0) * (level - kl0) / (kl1 - kl0)
+                rows.append({"kl_nats": level, "reward": reward, "update": update})
+                break
+    return rows

@@ -1,8 +1,8 @@
-"""What the command line says when a verb fails, and with which exit code. One place for all verbs.
+"""The line and the exit code for every failure of a command.
 
-2: a person can mend it (`InputError`; a path that leads nowhere). 1: the machine or a service did it (a full disk, no
-memory, an outage), or Solon itself is at fault. Each is one line on stderr; the traceback of a fault of Solon goes to a
-file, or to stderr where SOLON_DEBUG=1 is set.
+2: a person can mend it (`InputError`; a path that leads nowhere). 1: the machine or a service failed (a full disk, no
+memory, an outage), or Solon itself is at fault. Every failure is one line on stderr. The traceback of a fault of Solon
+goes to a file, or to stderr where SOLON_DEBUG=1 is set.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import os
 import re
 import tempfile
 import traceback
-from typing import Any
 
 from pydantic import ValidationError
 
 from solon.errors import Diverged, InputError, NothingAnswered, Outage, printable
 
-KEPT = "everything finished so far is kept; run the same command again to go on"
+RESUME_HINT = "everything finished so far is kept; run the same command again to go on"
 MACHINE = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -43,43 +42,40 @@ PATHS = {
     errno.ELOOP: "its symbolic links lead in a circle; correct them",
     errno.EINVAL: "is no name that this file system takes; correct the path",
 }
-_OS_ERROR = re.compile(r"os error (\d+)")  # as libraries written in Rust (safetensors, tokenizers) tell it
+_OS_ERROR = re.compile(r"os error (\d+)")  # the words of libraries in Rust: safetensors, tokenizers
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.I)
 _KEY_NAME = re.compile(r"SOLON_API_KEY|API_KEY$|_TOKEN$|SECRET")
 
 
-def told(error: BaseException) -> tuple[int, str]:
-    """Exit code and the one line for an error. A fault of Solon has its traceback written to a file first."""
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit code and the line for an error. The traceback of a fault of Solon is written to a file."""
     if isinstance(error, InputError):
         return 2, str(error)
     if isinstance(error, Diverged | NothingAnswered):
         return 1, str(error)
     if isinstance(error, Outage):
-        return 1, f"{error}; {KEPT}"
+        return 1, f"{error}; {RESUME_HINT}"
     if isinstance(error, ValidationError) and error.title.endswith("Settings"):
         first = error.errors()[0]
         name = "".join(f"--{str(x).replace('_', '-')}: " for x in first["loc"][:1])
         return 2, name + first["msg"].removeprefix("Value error, ")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
-        return 1, f"{MACHINE[errno.ENOMEM]}{_device(error)}; {KEPT}"
-    return _of_system(error) or (1, fault(error))
+        device = " (the GPU's memory is full)" if "CUDA" in str(error) else ""
+        return 1, f"{MACHINE[errno.ENOMEM]}{device}; {RESUME_HINT}"
+    return _explain_system_error(error) or (1, _report_fault(error))
 
 
-def _device(error: BaseException) -> str:
-    return " (the GPU's memory is full)" if "CUDA" in str(error) else ""
-
-
-def _of_system(error: BaseException) -> tuple[int, str] | None:
+def _explain_system_error(error: BaseException) -> tuple[int, str] | None:
     """The line for an error that the operating system or the model hub raised; None for any other."""
     if isinstance(error, ConnectionError | TimeoutError):
         return None
     number = error.errno if isinstance(error, OSError) else None
-    if found := _OS_ERROR.search(str(error)):
-        number = int(found[1])
+    if match := _OS_ERROR.search(str(error)):
+        number = int(match[1])
     path = getattr(error, "filename", None)
     where = f"{os.fsdecode(path)}: " if isinstance(path, str | bytes) else ""
     if number in MACHINE:
-        return 1, f"{where}{MACHINE[number]}; {KEPT}"
+        return 1, f"{where}{MACHINE[number]}; {RESUME_HINT}"
     if number in PATHS and where:
         return 2, f"{where}{PATHS[number]}"
     module = type(error).__module__.partition(".")[0]
@@ -88,9 +84,9 @@ def _of_system(error: BaseException) -> tuple[int, str] | None:
     return None
 
 
-def fault(error: BaseException) -> str:
-    """The line for a fault of Solon; its traceback is in a file that the line names."""
-    what = f"{type(error).__name__}: {_first_line(error)}"
+def _report_fault(error: BaseException) -> str:
+    """The line for a fault of Solon. The line names the file that the traceback is written to."""
+    summary = f"{type(error).__name__}: {_first_line(error)}"
     text = without_keys("".join(traceback.format_exception(error)))
     try:
         handle, path = tempfile.mkstemp(prefix="solon-fault-", suffix=".txt")
@@ -98,7 +94,7 @@ def fault(error: BaseException) -> str:
             file.write(text)
     except OSError:
         path = "nowhere, since no temporary file can be written; SOLON_DEBUG=1 shows it"
-    return f"this is a fault of Solon, please report it ({without_keys(what)}); the traceback is in {path}; {KEPT}"
+    return f"this is a fault of Solon, please report it ({without_keys(summary)}); the traceback is in {path}; {RESUME_HINT}"
 
 
 def without_keys(text: str) -> str:
@@ -110,5 +106,5 @@ def without_keys(text: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines: list[Any] = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if line.strip()]
     return printable(lines[0], 200) if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The whole pipeline, and its report again."""
+"""`solon run` and `solon report`: the whole pipeline, and the report of a finished run."""
 
 from __future__ import annotations
 
@@ -55,22 +55,22 @@ def run(
         trained=("model",) if loaded.of(FeedbackModelSettings).warmup is None else ("model", "feedback.judge"),
     )
     if dry_run:
-        rows, data = estimate(loaded), Data(loaded)
+        rows, inputs = estimate(loaded), Data(loaded)
         if not quiet:
-            for line in chosen(loaded, data):
+            for line in chosen(loaded, inputs):
                 print(f"solon: {line}", file=sys.stderr)
         Console().print(estimate_table(loaded, rows))
-        last_line(json_, {"stages": rows, "cost_usd": total_cost(rows), "heldout": data.split()})
+        last_line(json_, {"stages": rows, "cost_usd": total_cost(rows), "heldout": inputs.split()})
         return
-    found = run_recipe(loaded, out, quiet=quiet)
+    data = run_recipe(loaded, out, quiet=quiet)
     if not quiet:
-        for table in (summary_table(found), checks_table(found)):
-            Console().print(table)
-        for line in summary_lines(found):
+        Console().print(summary_table(data))
+        Console().print(checks_table(data))
+        for line in summary_lines(data):
             print(line)
     print(f"report: {out / 'report.html'}")
-    told = {key: found[key] for key in ("headline", "checks", "left_out", "heldout", "kl")}
-    last_line(json_, {"report": str(out / "report.html"), **told, "cost_usd": total_cost(found["stages"])})
+    parts = {key: data[key] for key in ("headline", "checks", "left_out", "heldout", "kl")}
+    last_line(json_, {"report": str(out / "report.html"), **parts, "cost_usd": total_cost(data["stages"])})
 
 
 def report(

@@ -2,10 +2,8 @@
 
 from solon.constitution.changes import Change, diff, render_diff
 from solon.constitution.check import Check
-from solon.constitution.drawing import draw_principles
 from solon.constitution.files import builtin_names, inline_check, load_constitution, to_yaml
-from solon.constitution.identity import of_constitution
-from solon.constitution.model import Constitution, Example, Principle
+from solon.constitution.model import Constitution, Example, Principle, draw_principles, of_constitution
 
 __all__ = [
     "Change",

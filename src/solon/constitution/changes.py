@@ -1,4 +1,4 @@
-"""What differs between two constitutions, and which differences reach a model."""
+"""The differences between two constitutions, and which of them reach a model."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ class Change(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: Literal["added", "removed", "changed", "moved"]
-    principle: str | None  # its id; None where the change is to the constitution itself
-    field: str | None  # only where changed
-    before: Any  # the field's value, the removed principle, or the position (from 1) it moved from
-    after: Any  # the same, new
+    principle: str | None  # the id; None for a change of the constitution itself
+    field: str | None  # the field's name; None unless the kind is "changed"
+    before: Any  # the field's old value, the removed principle, or the old position (from 1)
+    after: Any  # the field's new value, the added principle, or the new position
     reaches_model: bool
 
 
 def diff(old: Constitution, new: Constitution) -> list[Change]:
-    """Every difference, in the order of `new`, what was removed last; empty exactly where the two are equal.
+    """Every difference, in the order of `new`, removed principles last; empty exactly where the two are equal.
 
-    A principle is the same one where its id is. Moves are the fewest that explain the new order.
+    Principles with the same id are the same principle. The moves are the fewest that explain the new order.
     """
     changes = _fields(old, new, ("name", "version", "description"), None)
     was = {p.id: (n, p) for n, p in enumerate(old.principles)}
-    kept = [p.id for p in new.principles if p.id in was]
-    now = {i: n for n, i in enumerate(i for i in was if i in set(kept))}  # places among those kept
-    stayed = {kept[n] for n in _longest_rise([now[i] for i in kept])}
+    common = [p.id for p in new.principles if p.id in was]
+    old_rank = {i: n for n, i in enumerate(i for i in was if i in set(common))}
+    stayed = {common[n] for n in _longest_rise([old_rank[i] for i in common])}
     for n, p in enumerate(new.principles):
         if p.id not in was:
             changes.append(_change("added", p.id, None, None, p))
             continue
-        at, before = was[p.id]
+        position, before = was[p.id]
         if p.id not in stayed:
-            changes.append(_change("moved", p.id, None, at + 1, n + 1))
+            changes.append(_change("moved", p.id, None, position + 1, n + 1))
         changes += _fields(before, p, tuple(Principle.model_fields), p.id)
-    changes += [_change("removed", i, None, p, None) for i, (_, p) in was.items() if i not in set(kept)]
+    changes += [_change("removed", i, None, p, None) for i, (_, p) in was.items() if i not in set(common)]
     return changes
 
 
 def render_diff(changes: Sequence[Change]) -> str:
-    """The changes as plain text, each marked where no model sees it, and a last line that counts them."""
+    """The changes as plain text, with a mark on those that no model sees, and a last line that counts them."""
     lines: list[str] = []
     for c in changes:
         unseen = "" if c.reaches_model else "  (no model sees this)"
@@ -61,7 +61,7 @@ def render_diff(changes: Sequence[Change]) -> str:
         elif c.kind == "removed":
             lines.append(f"- {c.principle}: {_shown(c.before.title)}")
         elif c.kind == "moved":
-            lines.append(f"> {c.principle}: moved from place {c.before} to {c.after}")
+            lines.append(f"> {c.principle}: moved from position {c.before} to {c.after}")
         else:
             lines.append(f"~ {c.principle}, {c.field}{unseen}" if c.principle else f"~ {c.field}{unseen}")
             lines += [*_wrapped(c.before, "    - "), *_wrapped(c.after, "    + ")]
@@ -69,8 +69,8 @@ def render_diff(changes: Sequence[Change]) -> str:
         return "no differences"
     reach = sum(c.reaches_model for c in changes)
     count = f"{len(changes)} change{'s' * (len(changes) > 1)}"
-    told = f"{reach} reach{'es' * (reach == 1)} a model" if reach else "none reaches a model"
-    return "\n".join([*lines, f"{count}: {told}"])
+    reaching = f"{reach} reach{'es' * (reach == 1)} a model" if reach else "none reaches a model"
+    return "\n".join([*lines, f"{count}: {reaching}"])
 
 
 def _change(kind: Any, principle: str | None, field: str | None, before: Any, after: Any) -> Change:
@@ -88,9 +88,9 @@ def _longest_rise(values: Sequence[int]) -> list[int]:
     ends: list[int] = []  # smallest value that ends a rise of each length
     lengths: list[int] = []
     for value in values:
-        at = bisect_left(ends, value)
-        ends[at : at + 1] = [value]
-        lengths.append(at)
+        length = bisect_left(ends, value)
+        ends[length : length + 1] = [value]
+        lengths.append(length)
     rise: list[int] = []
     for n in range(len(values) - 1, -1, -1):
         if lengths[n] == len(ends) - 1 - len(rise):

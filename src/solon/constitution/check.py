@@ -1,7 +1,7 @@
-"""A principle that can be verified: what its `check` says, and which checks are well formed.
+"""The `check` of a principle that needs no model: its kinds, and the rules for a well-formed check.
 
-These are the rules of the file alone; `solon.feedback.checks` answers them. A check is for what can be counted or
-matched in a response (its length, its words, its repetitions) and needs no model to judge it.
+A check is for properties that can be counted or matched in a response: length, words, repetitions. This file only reads
+checks; `solon.feedback.checks` applies them to responses.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 LONGEST_PATTERN = 1000  # characters
-MOST_REPEATS = 100_000  # the product of all counts in a pattern, which compiling writes out: 0.05 s, a few MiB
+MOST_REPEATS = 100_000  # the product of all counts in a pattern, which the compiler writes out
 _COUNT = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 _RECURSION = re.compile(r"\(\?(?:R|[+-]?\d|&|P>)")
 
 
 def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # YAML's numbers come as floats
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # YAML gives 5.0 as a float
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=1, le=1_000_000)]  # more is a slip
+Count = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=1, le=1_000_000)]  # a larger count is a mistake
 # Adding 0.0 makes -0.0 the 0.0 that it equals, so that equal checks have equal fingerprints.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), AfterValidator(lambda x: x + 0.0)]
 
@@ -32,7 +32,7 @@ class _Check(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def parameters(self) -> dict[str, Any]:
-        """All that differs from its default, by name, `kind` first."""
+        """The parameters that differ from their defaults, by name, `kind` first."""
         return {"kind": type(self).model_fields["kind"].default, **self.model_dump(exclude_defaults=True)}
 
 
@@ -46,7 +46,7 @@ class Pattern(_Check):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        """Searching is bounded in time (`solon.feedback.checks`); what cannot be bounded there is refused here."""
+        """`solon.feedback.checks` bounds the time of a search; a pattern that cannot be bounded there is refused here."""
         counts = 1
         for low, high in _COUNT.findall(pattern):
             counts *= max(int(high[:9] or 1), int(low[:9] or 1), 1)
@@ -60,13 +60,13 @@ class Pattern(_Check):
             regex.compile(pattern)
         except (regex.error, RecursionError, OverflowError, ValueError) as e:
             raise _wrong(
-                f"is not a regular expression: {e}; correct it, and put a \\ before a sign meant as such"
+                f"is not a regular expression: {e}; correct it, and put a \\ before a sign that is meant literally"
             ) from None
         return pattern
 
 
 class Length(_Check):
-    """Bounds, each included. A run of white space is one character."""
+    """Bounds on the length, each included. A run of white space counts as one character."""
 
     kind: Literal["length"] = "length"
     min_words: Count | None = Field(default=None, description="a whole number from 1 to a million")
@@ -101,7 +101,7 @@ class Readability(_Check):
 
 
 class Repetition(_Check):
-    """The share of n-grams of words that repeat an earlier one (`metrics.repetition`) is at most max."""
+    """The share of n-grams of words that repeat an earlier one (`measures.texts.repetition`) is at most max."""
 
     kind: Literal["repetition"] = "repetition"
     max: Annotated[Number, Field(ge=0, lt=1)] = Field(description="a share from 0 to below 1")
@@ -109,9 +109,9 @@ class Repetition(_Check):
 
 
 class Entry(_Check):
-    """A Python function, called with (prompt: Chat, response: str): bool, or float in 0..1 for how well it is kept.
+    """A Python function of (prompt: Chat, response: str). It returns a bool, or a float in 0..1 (1: fully kept).
 
-    `module:function`, which runs only where the user allows it, or the name of an entry point in the group
+    function: `module:function`, which runs only where the user allows it, or the name of an entry point in the group
     `solon.checks` of an installed package.
     """
 
@@ -124,11 +124,7 @@ class Entry(_Check):
 
 Check = Pattern | Length | Readability | Repetition | Entry
 KINDS: dict[str, type[_Check]] = {
-    "pattern": Pattern,
-    "length": Length,
-    "readability": Readability,
-    "repetition": Repetition,
-    "entry": Entry,
+    kind.model_fields["kind"].default: kind for kind in (Pattern, Length, Readability, Repetition, Entry)
 }
 
 
@@ -139,7 +135,7 @@ def _bounds(check: _Check, *pairs: tuple[str, str]) -> None:
         raise _wrong(f"has no bound; add {', '.join(names[:-1])} or {names[-1]}")
     for low, high in pairs:
         if low in given and high in given and given[low] > given[high]:
-            raise _wrong(f"has a {low} above its {high}, which nothing keeps; correct one")
+            raise _wrong(f"has a {low} above its {high}, so no response can keep both; correct one")
 
 
 def _wrong(why: str) -> PydanticCustomError:

@@ -1,6 +1,6 @@
-"""Constitutions as YAML: read with every mistake named by its line, and written so that they read back equal.
+"""Constitutions as YAML. Every error names its line, and a written constitution reads back equal.
 
-The file is read by `solon.yaml_text`, as recipes are; the rules are the model's.
+`solon.yaml_text` reads the file, as it reads recipes; the rules are those of the constitution's model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from solon.constitution.check import KINDS, Check
 from solon.constitution.model import Constitution, Example, Principle
 from solon.errors import InputError, nearest, quoted
-from solon.yaml_text import Where, YamlText, a, read_bytes
+from solon.yaml_text import Where, YamlText, read_bytes, with_article
 
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}  # not text in YAML 1.1 or 1.2
 
@@ -24,8 +24,6 @@ _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}  # not te
 def builtin_names() -> list[str]:
     """The names of the constitutions that come with Solon, sorted."""
     library = resources.files("solon.constitution") / "library"
-    if not library.is_dir():
-        return []
     return sorted(f.name.removesuffix(".yaml") for f in library.iterdir() if f.name.endswith(".yaml"))
 
 
@@ -39,43 +37,44 @@ def load_constitution(spec: str) -> Constitution:
     if spec in known:
         file = resources.files("solon.constitution") / "library" / f"{spec}.yaml"
         return parse_constitution(file.read_bytes(), str(file))
-    shown = quoted(spec)
     try:
         data = read_bytes(Path(spec))
     except FileNotFoundError:
         hint = nearest(spec, known) or ";"
         names = ", ".join(known) or "none"
-        raise InputError(f"no constitution and no file is named {shown}{hint} built in: {names}") from None
+        raise InputError(f"no constitution and no file is named {quoted(spec)}{hint} built in: {names}") from None
     except (OSError, ValueError) as e:
         why = getattr(e, "strerror", None) or str(e)
-        raise InputError(f"cannot read {shown}: {why}; give a YAML file or a built-in constitution") from None
+        raise InputError(f"cannot read {quoted(spec)}: {why}; give a YAML file or a built-in constitution") from None
     return parse_constitution(data, spec)
 
 
 def parse_constitution(data: bytes, file: str) -> Constitution:
-    """The constitution in a file's bytes. `file` is what errors call it."""
-    source = _Source.of_bytes(data, file, what="constitution", a_few="principles", expected=_expected())
+    """The constitution in a file's bytes. file: the name in errors."""
+    source = _Source.of_bytes(
+        data, file, what="constitution", a_few="principles", expected=f"a mapping with {_names(Constitution)}"
+    )
     plain = source.read()
     try:
-        made = Constitution.model_validate(plain)
+        constitution = Constitution.model_validate(plain)
     except ValidationError as e:
-        # The first in the file, but what is absent last: a mistyped key is unknown and missing, a list
-        # of wrong principles is wrong and too short, and the former says more.
+        # The first error in the file, but missing keys last: a mistyped key is unknown and missing, a list of wrong
+        # principles is wrong and too short, and the first of the two errors says more.
         last = {"missing": 1, "too_short": 2}
         errors: list[dict[str, Any]] = [{**error, "loc": _loc(dict(error))} for error in e.errors()]
         first = min(errors, key=lambda error: (last.get(error["type"], 0), source.place(error["loc"]).at))
         source.fail(source.position(first), source.message(first, plain))
-    for where, place in source.places.items():  # a key with nothing behind it is a slip, also where none is needed
+    for where, place in source.places.items():  # a key without a value is a mistake, also for an optional key
         if place.kind == "nothing":
             source.fail(place.at, source.message({"loc": where, "type": "nothing"}, plain))
-    return made
+    return constitution
 
 
 class _Source(YamlText):
-    """A constitution's text, and what is wrong with it in words."""
+    """A constitution's text, and messages for its errors."""
 
     def position(self, error: dict[str, Any]) -> int:
-        """Where to point for one of pydantic's errors, in characters."""
+        """The position of one of pydantic's errors, in characters."""
         place = self.place(error["loc"])
         if error["type"] == "extra_forbidden":
             return place.key
@@ -84,7 +83,7 @@ class _Source(YamlText):
         return place.at
 
     def message(self, error: dict[str, Any], plain: Any) -> str:
-        """What is wrong and what to do, for one of pydantic's errors."""
+        """One of pydantic's errors in words, with its remedy."""
         where, kind = error["loc"], error["type"]
         model = _model_at(where[:-1], plain)
         whose, name = _whose(where[:-1], plain), where[-1]
@@ -115,7 +114,7 @@ class _Source(YamlText):
         if kind == "string_type" and got.kind in ("number", "truth value"):
             return f'{subject} is a {got.kind}, not text; quote it: "{got.raw}"'
         if kind == "string_type":
-            return f'{subject} is {a(got.kind)}, not text; quote it, or write ">-" and the text below it'
+            return f'{subject} is {with_article(got.kind)}, not text; quote it, or write ">-" and the text below it'
         if kind in ("union_tag_invalid", "literal_error") and got.kind == "text":
             known = list(KINDS) if kind == "union_tag_invalid" else list(get_args(model.model_fields[name].annotation))
             hint = nearest(got.raw, known) or f"; it is one of {', '.join(known)}"
@@ -123,13 +122,13 @@ class _Source(YamlText):
         if kind == "string_pattern_mismatch":
             return f"{subject} is {quoted(got.raw)}; expected {wanted}"
         if where[-1] == "weight" or ("check" in where[:-1] and name != "kind"):
-            shown = quoted(got.raw)[1:-1] if got.kind in ("number", "truth value") else a(got.kind)
+            shown = quoted(got.raw)[1:-1] if got.kind in ("number", "truth value") else with_article(got.kind)
             return f"{subject} is {shown}; expected {wanted}, without quotes" + _or_remove(model, where)
-        return f"{subject} is {a(got.kind)}; expected {wanted}"
+        return f"{subject} is {with_article(got.kind)}; expected {wanted}"
 
 
 def to_yaml(constitution: Constitution) -> str:
-    """A file that loads back to an equal constitution. What has its default value is left out."""
+    """A file that loads back to an equal constitution. Keys with their default values are left out."""
     top = ("name", "version", "description")
     lines = [f"{name}: {_written(getattr(constitution, name), 2)}" for name in top]
     lines.append("principles:")
@@ -152,7 +151,7 @@ def to_yaml(constitution: Constitution) -> str:
 
 
 def inline_check(check: Check) -> str:
-    """A check as it stands in a file, on one line."""
+    """A check as YAML on one line."""
 
     def shown(value: Any) -> str:
         if isinstance(value, bool):
@@ -163,7 +162,7 @@ def inline_check(check: Check) -> str:
 
 
 def _written(text: str, indent: int) -> str:
-    """A text as a value: on the key's line where it is short, else as the block that shows it best."""
+    """A text as a value: on the key's line where it is short, else as a YAML block."""
     lines = text.split("\n")
     plain = all(line.isprintable() and line == line.strip(" ") for line in lines)
     if not plain or (len(lines) == 1 and len(text) <= 80) or "" in (lines[0], lines[-1]):
@@ -184,10 +183,10 @@ def _inline(text: str, bare: str = r"[A-Za-z][A-Za-z0-9 ,.;?!'(){}/-]*") -> str:
 
 
 def _loc(error: dict[str, Any]) -> Where:
-    """Where an error stands in the file, which pydantic names otherwise in three cases.
+    """The location of an error in the file. Pydantic's location differs from the file in three cases.
 
-    It finds a repeated id in the list, and it stands at the second one. Within a check it names the kind as a step
-    of the way. An unknown kind is an error of the check as a whole.
+    Pydantic reports a repeated id at the list; here the location is the second id. Inside a check, pydantic's location
+    holds the kind as a step. Pydantic reports an unknown kind at the check; here the location is the kind.
     """
     where: Where = error["loc"]
     if len(where) > 3 and where[2] == "check":
@@ -204,7 +203,7 @@ def _model_at(where: Where, plain: Any) -> type[BaseModel]:
 
 
 def _whose(where: Where, plain: Any) -> str:
-    """The principle, and the example in it, that a place belongs to; empty for the constitution itself."""
+    """The principle, and its example or check, that holds a location, in words; empty for the constitution itself."""
     if len(where) < 2:
         return ""
     name = plain["principles"][where[1]]
@@ -222,7 +221,3 @@ def _or_remove(model: type[BaseModel], where: Where) -> str:
 
 def _names(model: type[BaseModel]) -> str:
     return ", ".join(name for name, field in model.model_fields.items() if field.is_required())
-
-
-def _expected() -> str:
-    return f"a mapping with {_names(Constitution)}"

@@ -1,26 +1,19 @@
-"""What a constitution is: principles, each able to ask for a critique, a revision and a comparison.
+"""A constitution: principles, each with a critique request, a revision request and a comparison question.
 
-Bai et al. 2022 (arXiv 2212.08073) writes two lists, one of critique and revision requests (appendix C.1) and
-one of comparison questions (C.2). Here a principle holds all three, so one id follows it through every stage.
+Bai et al. 2022 (arXiv 2212.08073) have two lists, one of critique and revision requests (appendix C.1) and one of
+comparison questions (C.2). Here one principle holds all three texts, so one id follows the principle through every stage.
 
-The rules below hold however a constitution is made; `files` adds the file's name and line to what they say.
-White space around a text is dropped: YAML's block styles differ there, and it is no part of a request.
+The checks below hold for every constitution; `files` adds the file's name and line to their messages. White space around
+a text is dropped, because YAML's block styles differ there.
 """
 
 from __future__ import annotations
 
+import random
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from solon.constitution.check import Check
@@ -28,7 +21,7 @@ from solon.errors import InputError, quoted
 from solon.records import fingerprint
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-# What `solon.supervised.critique_revision.fill` puts in place, by field.
+# The placeholders that `solon.supervised.critique_revision.fill` replaces, by field.
 PLACEHOLDERS: dict[str, tuple[str, ...]] = {
     "critique": ("prompt", "response"),
     "revision": ("prompt", "response", "critique"),
@@ -45,7 +38,7 @@ class _Part(BaseModel):
 class Example(_Part):
     """One worked critique and revision, shown to the model before its own turn."""
 
-    prompt: Text = Field(description="what the user said")
+    prompt: Text = Field(description="the user's message")
     response: Text = Field(description="the response to improve")
     critique: Text = Field(description="a good critique of it")
     revision: Text = Field(description="the response rewritten")
@@ -57,13 +50,13 @@ class Principle(_Part):
     critique: Text = Field(description="a request for a critique of the response")
     revision: Text = Field(description="a request to rewrite the response")
     comparison: Text = Field(description="a question: which of two responses is better?")
-    weight: float = Field(  # chance of being drawn, and share in an average, relative to the others
+    weight: float = Field(  # relative chance of being drawn, and relative share in an average
         default=1.0, gt=0, allow_inf_nan=False, strict=True, description="a finite number above 0"
     )
     tags: tuple[Text, ...] = Field(default=(), description="a list of words")
     examples: tuple[Example, ...] = Field(default=(), description="a list of worked examples")
-    check: Check | None = Field(  # where there is one, it compares responses, and no model is asked
-        default=None, discriminator="kind", description="a mapping with kind and what that kind needs"
+    check: Check | None = Field(  # a check compares the responses instead of a model
+        default=None, discriminator="kind", description="a mapping with kind and the keys of that kind"
     )
 
     @field_validator("id")
@@ -86,7 +79,7 @@ class Principle(_Part):
             if name in allowed or not name.isidentifier():
                 continue
             if not allowed and name not in PLACEHOLDERS["revision"]:
-                continue  # the judge gets the question as it stands: only what looks filled in would mislead
+                continue  # the judge reads the question unchanged: only a name of a placeholder would mislead
             use = " or ".join("{" + a + "}" for a in allowed)
             raise PydanticCustomError(
                 "placeholder",
@@ -97,9 +90,9 @@ class Principle(_Part):
 
 
 class Constitution(_Part):
-    name: Text = Field(description="what people call it")
+    name: Text = Field(description="the constitution's name")
     version: Text = Field(description='its version, in quotes, such as "1.0"')
-    description: Text = Field(description="what it is for")
+    description: Text = Field(description="the constitution's purpose")
     principles: tuple[Principle, ...] = Field(min_length=1, description="a list of principles")
 
     @field_validator("principles")
@@ -118,20 +111,24 @@ class Constitution(_Part):
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of all that decides what a model is asked, and of nothing else.
+        """Sixteen hex digits of everything that decides the requests to a model, and of nothing else.
 
-        In: each principle's critique, revision, comparison and examples, which a model reads; its check, which
-        answers in a model's place; order and weight, which decide what is drawn; and the id, by which records and
-        demonstrations find the words.
-        Out: name, version, description, titles and tags, and whatever the YAML looked like.
+        Included: each principle's critique, revision, comparison and examples, which a model reads; the check, which
+        answers instead of a model; order and weight, which decide the draw; and the id, by which records and
+        demonstrations find the texts. Not included: name, version, description, titles, tags and the form of the YAML.
         """
-        return fingerprint("constitution", [_content(p) for p in self.principles])
+        contents: list[list[object]] = []
+        for p in self.principles:
+            examples = [[e.prompt, e.response, e.critique, e.revision] for e in p.examples]
+            # A principle without a check has no item for it, so the fingerprints in older runs stay valid.
+            check = [p.check.parameters()] if p.check else []
+            contents.append([p.id, float(p.weight), p.critique, p.revision, p.comparison, examples, *check])
+        return fingerprint("constitution", contents)
 
     @classmethod
     def from_question(cls, question: str) -> Constitution:
-        """A constitution of one comparison question: RLAIF without principles.
+        """A constitution of one comparison question: RLAIF without principles, as in Lee et al. 2023 (arXiv 2309.00267).
 
-        Lee et al. 2023 (arXiv 2309.00267) label so.
         Raises InputError where the question is empty or holds a placeholder.
         """
         try:
@@ -150,17 +147,22 @@ class Constitution(_Part):
                 ),
             )
         except ValidationError as e:
-            said = e.errors()[0]
+            error = e.errors()[0]
             empty = "is empty; ask which of two responses is better"
-            why = said["msg"] if said["type"] == "placeholder" else empty
-            raise InputError(f"the question {why}") from None
+            raise InputError(f"the question {error['msg'] if error['type'] == 'placeholder' else empty}") from None
 
 
-def _content(p: Principle) -> list[object]:
-    """What of a principle its fingerprint covers; the order of examples counts.
+def draw_principles(constitution: Constitution, n: int, *key: Any) -> list[Principle]:
+    """n principles drawn by weight; none is drawn again before all were drawn. The same key gives the same draw."""
+    rng = random.Random(fingerprint("principles", *key))
+    drawn: list[Principle] = []
+    while len(drawn) < n:
+        left = [p for p in constitution.principles if p not in drawn[-(len(drawn) % len(constitution.principles)) :]]
+        left = left or list(constitution.principles)
+        drawn.append(rng.choices(left, [p.weight for p in left])[0])
+    return drawn
 
-    A principle without a check is what it was before there were any, so fingerprints in older runs still hold.
-    """
-    examples = [[e.prompt, e.response, e.critique, e.revision] for e in p.examples]
-    check = [p.check.parameters()] if p.check else []
-    return [p.id, float(p.weight), p.critique, p.revision, p.comparison, examples, *check]
+
+def of_constitution(constitution: Constitution) -> dict[str, Any]:
+    """The part of an output's identity that says which constitution made the output."""
+    return {"constitution": {"name": constitution.name, "fingerprint": constitution.fingerprint}}

@@ -1,8 +1,9 @@
-"""Conversations in the forms that the field's files have them, as one form: messages with a role and a text.
+"""Conversations from the forms of the field's files, as one form: messages with a role and a text.
 
-Read are: a text, an HH transcript, a message, a list of messages (`role`/`content`, with content as a text or as parts;
-ShareGPT's `from`/`value`). A preference row gives the whole conversation: the turns that both sides share are the prompt,
-and the sides differ in the assistant's last turn alone. What a user said is never judged.
+The forms are a text, an HH transcript, a message, and a list of messages (`role`/`content`, with content as a text or as
+parts; ShareGPT's `from`/`value`). The system message comes first: a `system` field of the row, or else the
+conversation's own. A preference row gives the whole conversation: the turns that both sides share are the prompt, and
+the sides differ only in the assistant's last turn. A user's turn is never judged.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
 }  # fmt: skip
-OURS = ("red_team", "helpful")  # values of `source` that steer a run
-KEPT = ("subset", "prompt_id", "score_chosen", "score_rejected")  # columns of others, kept in meta
+SOURCES = ("red_team", "helpful")  # values of `source` that steer a run
+META_COLUMNS = ("subset", "prompt_id", "score_chosen", "score_rejected")  # columns of other data sets, kept in `meta`
 
 
 class Sides(NamedTuple):
-    """One comparison of a preference row. place: which of the row's comparisons it is, where the row makes several."""
+    """One comparison of a preference row. suffix: added to the row's id, where the row gives several comparisons."""
 
     prompt: Chat
     chosen: Chat  # the assistant's last turn
     rejected: Chat
-    place: str = ""
+    suffix: str = ""
 
 
 def parse_transcript(text: str) -> Chat:
@@ -37,20 +38,17 @@ def parse_transcript(text: str) -> Chat:
     pieces = _TURN.split(text if text.startswith("\n\n") else "\n\n" + text)
     if len(pieces) < 3 or pieces[0].strip():
         raise ValueError('not an HH transcript: it must start with "Human:"')
-    turns = [
-        (user if who == "Human" else assistant)(said.strip())
-        for who, said in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
     merged: list[Message] = []
-    for turn in turns:  # the released data has a few turns split in two
-        if merged and merged[-1].role == turn.role:
+    for speaker, text in zip(pieces[1::2], pieces[2::2], strict=True):
+        turn = (user if speaker == "Human" else assistant)(text.strip())
+        if merged and merged[-1].role == turn.role:  # the released data has a few turns split in two
             turn = Message(role=turn.role, content=f"{merged.pop().content}\n\n{turn.content}")
         merged.append(turn)
     return tuple(merged)
 
 
 def normalised(value: dict[str, Any]) -> dict[str, Any]:
-    """A row with its id as a text, and with the columns of others kept in `meta`."""
+    """A row with its id as a text, and with the columns of other data sets in `meta`."""
     row = dict(value)
     name = row.get("id")
     if isinstance(name, int) and not isinstance(name, bool):
@@ -59,44 +57,49 @@ def normalised(value: dict[str, Any]) -> dict[str, Any]:
         row.pop("id", None)
     elif not isinstance(name, str):
         raise ValueError(f"id: a {type(name).__name__}; expected a text")
-    meta = row.get("meta")
-    if meta is None:
-        meta = {}
+    meta = {} if row.get("meta") is None else row["meta"]
     if not isinstance(meta, dict):
         raise ValueError(f"meta: a {type(meta).__name__}; expected an object")
-    kept = {key: row[key] for key in KEPT if row.get(key) is not None}
-    if row.get("source") is not None and row["source"] not in OURS:
-        kept["source"] = row.pop("source")
+    columns = {key: row[key] for key in META_COLUMNS if row.get(key) is not None}
+    if row.get("source") is not None and row["source"] not in SOURCES:
+        columns["source"] = row.pop("source")
     if isinstance(row.get("chosen_model"), str) and isinstance(row.get("rejected_model"), str):
         row.setdefault("authors", [row["chosen_model"], row["rejected_model"]])
-    row["meta"] = {**kept, **meta}
+    row["meta"] = {**columns, **meta}
     return row
 
 
 def conversation(value: Any, name: str, *, plain: str = "", system: Any = None) -> Chat:
-    """The messages in `value`. name: what the row calls it. plain: whose turn a text is that is no transcript.
+    """The messages in `value`, the system message first.
 
-    Raises ValueError for what is no conversation.
+    name: the key of `value` in the row. plain: the role of a text that is no transcript. system: the row's `system`
+    field, which counts where the conversation has no system message. Raises ValueError for a value that is no
+    conversation.
     """
     if isinstance(value, str):
-        if plain and not _TRANSCRIPT.match(value):
-            return (Message.model_validate({"role": plain, "content": value}),)
-        return parse_transcript(value)
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        raise ValueError(f'"{name}" is {_a(value)}; expected a text or a list of messages')
-    if not value:
-        raise ValueError(f'"{name}" is an empty list; expected messages')
-    chat = tuple(_message(m, f"{name}.{n}") for n, m in enumerate(value))
-    if isinstance(system, str) and system.strip() and chat[0].role != "system":
-        chat = (Message(role="system", content=system), *chat)
-    return chat
+        is_plain = plain and not _TRANSCRIPT.match(value)
+        chat = (Message.model_validate({"role": plain, "content": value}),) if is_plain else parse_transcript(value)
+    else:
+        messages = [value] if isinstance(value, dict) else value
+        if not isinstance(messages, list):
+            raise ValueError(f'"{name}" is {_kind_of(value)}; expected a text or a list of messages')
+        if not messages:
+            raise ValueError(f'"{name}" is an empty list; expected messages')
+        chat = tuple(_message(m, f"{name}.{n}") for n, m in enumerate(messages))
+    return _with_system_first(chat, system)
+
+
+def _with_system_first(chat: Chat, system: Any) -> Chat:
+    """Chat templates take a system message as the first message only."""
+    given = tuple(m for m in chat if m.role == "system")
+    if not given and isinstance(system, str) and system.strip():
+        given = (Message(role="system", content=system),)
+    return (*given, *(m for m in chat if m.role != "system"))
 
 
 def _message(value: Any, name: str) -> Message:
     if not isinstance(value, dict):
-        raise ValueError(f"{name}: {_a(value)}; expected a message with role and content")
+        raise ValueError(f"{name}: {_kind_of(value)}; expected a message with role and content")
     role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
     if role is None:
         raise ValueError(f'{name}: no "role"; expected system, user or assistant')
@@ -109,7 +112,7 @@ def _message(value: Any, name: str) -> Message:
     if content is None and value.get("tool_calls"):
         raise ValueError(f"{name}: a tool call without text, which is not read; leave the message out")
     if not isinstance(content, str):
-        raise ValueError(f"{name}: its content is {_a(content)}; expected a text")
+        raise ValueError(f"{name}: its content is {_kind_of(content)}; expected a text")
     return Message.model_validate({"role": ROLES[role], "content": content})
 
 
@@ -118,7 +121,7 @@ def _joined(parts: list[Any], name: str) -> str:
     texts = []
     for part in parts:
         if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else _a(part)
+            kind = part.get("type") if isinstance(part, dict) else _kind_of(part)
             raise ValueError(f"{name}: a part of its content is no text ({str(kind)[:40]}); only text is read")
         texts.append(part["text"])
     return "".join(texts)
@@ -132,15 +135,15 @@ def prompt_of(value: dict[str, Any]) -> Chat:
         texts = [value["instruction"], value.get("input") or ""]
         if not all(isinstance(t, str) for t in texts):
             raise ValueError('"instruction" and "input" must be texts')
-        chat = (user("\n\n".join(t for t in texts if t)),)
+        chat = _with_system_first((user("\n\n".join(t for t in texts if t)),), value.get("system"))
     else:
         raise ValueError('no "prompt"; expected {"prompt": "text"} or {"prompt": [{"role", "content"}, …]}')
     if isinstance(value.get("prompt"), str):  # a transcript may end with "Assistant:", where the answer would begin
         chat = without_answer(chat)
-    return _asked(chat)
+    return _check_prompt(chat)
 
 
-def _asked(chat: Chat) -> Chat:
+def _check_prompt(chat: Chat) -> Chat:
     if not chat or chat[-1].role != "user":
         raise ValueError("a prompt must end with a user turn")
     if not chat[-1].content.strip():
@@ -153,7 +156,7 @@ def without_answer(chat: Chat) -> Chat:
 
 
 def last_answers(value: dict[str, Any], expected: str) -> list[Sides]:
-    """What a preference row compares; several comparisons where a side is a list of texts (RewardBench 2)."""
+    """The comparisons of a preference row: several where a side is a list of texts (RewardBench 2)."""
     for key in ("chosen", "rejected"):
         if key not in value:
             raise ValueError(f'no "{key}"; {expected}')
@@ -169,20 +172,25 @@ def last_answers(value: dict[str, Any], expected: str) -> list[Sides]:
     ]
 
 
-def _sides(value: dict[str, Any], place: str) -> Sides:
+def _sides(value: dict[str, Any], suffix: str) -> Sides:
     """The whole conversation of each side, with the prompt before it unless the side holds it."""
-    start = prompt_of(value) if value.get("prompt") is not None else ()
-    if not start and value.get("instruction") is not None:
-        start = prompt_of(value)
-    context = conversation(value["conversations"], "conversations") if "conversations" in value and not start else start
-    chosen, rejected = (_whole(context, value, key) for key in ("chosen", "rejected"))
+    prompt: Chat = ()
+    if value.get("prompt") is not None or value.get("instruction") is not None:
+        prompt = prompt_of(value)
+    elif "conversations" in value:
+        prompt = conversation(value["conversations"], "conversations", system=value.get("system"))
+    chosen, rejected = (_whole(prompt, value, key) for key in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
         raise ValueError("chosen and rejected do not share their prompt: only the assistant's last turn may differ")
-    return Sides(_asked(chosen[:-1]), chosen[-1:], rejected[-1:], place)
+    return Sides(_check_prompt(chosen[:-1]), chosen[-1:], rejected[-1:], suffix)
 
 
 def _whole(prompt: Chat, value: dict[str, Any], key: str) -> Chat:
-    side = conversation(value[key], key, plain="assistant" if prompt else "")
+    side = conversation(
+        value[key], key, plain="assistant" if prompt else "", system=None if prompt else value.get("system")
+    )
+    if side[0].role == "user":  # a whole conversation, which has the system message of its prompt
+        side = (*(m for m in prompt if m.role == "system"), *side)
     if side[-1].role != "assistant":
         raise ValueError(f"\"{key}\" must end with the assistant's turn; it ends with the {side[-1].role}'s")
     if not prompt or _begins_with(side, prompt):
@@ -218,7 +226,7 @@ def completions_of(value: dict[str, Any]) -> tuple[list[str], list[str] | None]:
     return [str(text) for text in texts], authors if len(authors) == len(rows) else None
 
 
-def _a(value: Any) -> str:
-    """What a JSON value is, in words."""
+def _kind_of(value: Any) -> str:
+    """The kind of a JSON value, in words."""
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

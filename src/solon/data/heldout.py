@@ -1,4 +1,4 @@
-"""Training and held-out data are split by prompt: by what two copies of a prompt have in common."""
+"""Training and held-out data are split by prompt. Two prompts are copies where they have the same words."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ from collections.abc import Sequence
 from solon.errors import InputError
 from solon.records import Chat, Comparison, Prompt, Source, fingerprint
 
-# A last turn of fewer words ("yes, please") is the same in two conversations by chance. Where a script has no spaces between
-# words, a run of so many letters counts as well.
+# A shorter last turn ("yes, please") is the same in two conversations by chance. In a script without spaces between words,
+# a run of ENOUGH_LETTERS letters counts as well.
 ENOUGH_WORDS, ENOUGH_LETTERS = 4, 16
 
 
 def normalised(text: str) -> str:
-    """Words alone, in one case and one Unicode form: what two copies of a text have in common."""
+    """The words of a text, in one case and one Unicode form: the same for two copies of the text."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"\w+", plain)) or "".join(plain.split())
 
 
 def prompt_keys(chat: Chat) -> set[str]:
-    """What the prompt that ends this conversation is known by: the whole conversation, and its last user turn."""
-    turns = [(m.role, normalised(m.content)) for m in chat if m.role != "system"]
-    if not turns:
+    """The keys of the prompt that ends this conversation: the whole conversation, and its last user turn."""
+    messages = [(m.role, normalised(m.content)) for m in chat if m.role != "system"]
+    if not messages:
         return set()
-    last = turns[-1][1]
-    whole = last if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
-    said = last.split()
-    enough = len(said) >= ENOUGH_WORDS or max(map(len, said), default=0) >= ENOUGH_LETTERS
+    last = messages[-1][1]
+    whole = last if len(messages) == 1 else "\n".join(f"{role}: {text}" for role, text in messages)
+    words = last.split()
+    enough = len(words) >= ENOUGH_WORDS or max(map(len, words), default=0) >= ENOUGH_LETTERS
     return {whole, last} if enough else {whole}
 
 
 def taught_keys(chat: Chat) -> set[str]:
     """The keys of every prompt inside a conversation: each user turn ends one."""
-    return {
-        key for end, m in enumerate(chat, start=1) if m.role == "user" for key in prompt_keys(chat[:end])
-    }  # fmt: skip
+    return {key for end, m in enumerate(chat, start=1) if m.role == "user" for key in prompt_keys(chat[:end])}
 
 
 def split_off(
@@ -45,8 +43,8 @@ def split_off(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """(held out, training): a share of the different prompts, from the front of an order already drawn by the seed.
 
-    share: 0..1 of them, and at least one; most: not more than so many. Copies of a held-out prompt stay on the training
-    side here, and are taken out with everything else that teaches it.
+    share: 0..1, at least one prompt. most: at most this many prompts; None: no limit. Copies of a held-out prompt stay
+    on the training side here; the caller takes them out with all other data that teach the prompt.
     """
     different: list[Prompt] = []
     seen: set[str] = set()
@@ -69,25 +67,25 @@ def split_off(
 def split_comparisons(
     compared: Sequence[Comparison], n: int, key: str = "human.heldout_comparisons"
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """(held out, training): whole prompts are held out, in their order, until there are n comparisons of them.
+    """(held out, training): whole prompts are held out, in their order, until n comparisons are held out.
 
-    key: of the recipe, for the error. Raises InputError where none would be left to learn from.
+    key: the recipe's key, for the error. Raises InputError where no comparison would be left to learn from.
     """
     keys = [prompt_keys(c.prompt) for c in compared]
-    rows: dict[str, list[int]] = {}  # where each key stands
-    for i, own in enumerate(keys):
-        for key in own:
-            rows.setdefault(key, []).append(i)
+    rows: dict[str, list[int]] = {}  # the comparisons of each prompt key
+    for i, keys_of_prompt in enumerate(keys):
+        for prompt_key in keys_of_prompt:
+            rows.setdefault(prompt_key, []).append(i)
     held: set[int] = set()
     for i in range(len(compared)):
         if len(held) >= n:
             break
         reached = [i]
-        while reached:  # and whatever shares a prompt with what is held out
-            at = reached.pop()
-            if at not in held:
-                held.add(at)
-                reached += [j for key in keys[at] for j in rows.pop(key, ())]
+        while reached:  # all comparisons that share a prompt with a held-out one
+            row = reached.pop()
+            if row not in held:
+                held.add(row)
+                reached += [j for prompt_key in keys[row] for j in rows.pop(prompt_key, ())]
     out, left = ([c for i, c in enumerate(compared) if (i in held) is side] for side in (True, False))
     if compared and not left:
         raise InputError(
@@ -99,13 +97,13 @@ def split_comparisons(
 def split_by_prompt(
     comparisons: Sequence[Comparison], share: float, seed: int
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Comparisons to train on, and about this share of them to measure on: no prompt stands on both sides."""
+    """(training, held out): about this share of the comparisons is held out; no prompt is on both sides."""
     by_prompt: dict[str, list[Comparison]] = {}
     for c in comparisons:
         by_prompt.setdefault(fingerprint("prompt", [m.model_dump() for m in c.prompt]), []).append(c)
     groups = [by_prompt[key] for key in sorted(by_prompt)]
     random.Random(seed).shuffle(groups)
-    kept: list[Comparison] = []
-    while groups and len(kept) < round(share * len(comparisons)):
-        kept += groups.pop()
-    return [c for group in groups for c in group], kept
+    held_out: list[Comparison] = []
+    while groups and len(held_out) < round(share * len(comparisons)):
+        held_out += groups.pop()
+    return [c for group in groups for c in group], held_out

@@ -1,8 +1,8 @@
-"""The lines of a JSON Lines file as objects, each with its place. Whatever a file holds, memory stays bounded.
+"""The lines of a JSON Lines file as objects, each with its file and line. Memory stays bounded for any file.
 
-A file that cannot be read, and a line that is not one JSON object as RFC 8259 has it, is an InputError that names the
-file and the line. `NaN` and `Infinity`, keys that stand twice and halves of surrogate pairs are no JSON that others could
-read, so they are refused too.
+A file that cannot be read, and a line that is not one JSON object by RFC 8259, is an InputError that names the file and
+the line. `NaN` and `Infinity`, repeated keys and halves of surrogate pairs are refused too, because other readers cannot
+read them. The names of the data that ships with Solon stand for files everywhere.
 """
 
 from __future__ import annotations
@@ -12,19 +12,40 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any, cast
 
-from solon.data.shipped import shipped_path
-from solon.errors import InputError, printable
+from solon.errors import InputError, nearest, printable
 
 MAX_LINE = 4 << 20  # bytes: a longer line is not one record
 MAX_DEPTH = 64  # brackets in brackets; a conversation needs four
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200  # text compresses 3- to 30-fold; a gzip bomb about 1000-fold
+SHIPPED = {
+    "solon:red-team": "red_team_train.jsonl",
+    "solon:red-team-heldout": "red_team_heldout.jsonl",
+    "solon:helpful": "helpful_train.jsonl",
+    "solon:helpful-heldout": "helpful_heldout.jsonl",
+    "solon:judge-attacks": "judge_attacks.jsonl",
+    "solon:demonstrations-harmless": "demonstrations_harmless.jsonl",
+    "solon:demonstrations-helpful": "demonstrations_helpful.jsonl",
+    "solon:revision-demonstrations": "revision_demonstrations.jsonl",
+    "solon:comparisons-harmless": "comparisons_harmless.jsonl",
+    "solon:comparisons-helpful": "comparisons_helpful.jsonl",
+}
+
+
+def shipped_path(name: str) -> Path:
+    """The file behind a shipped name; any other name is a path."""
+    if not name.startswith("solon:"):
+        return Path(name).expanduser()
+    if name not in SHIPPED:
+        raise InputError(f'"{name}": nothing of this name ships with Solon{nearest(name, list(SHIPPED))}')
+    return Path(str(files("solon"))) / "data/library" / SHIPPED[name]
 
 
 def read_jsonl(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line of a .jsonl or .jsonl.gz file; place is "FILE:LINE". Blank lines are passed over."""
+    """(place, object) of each line of a .jsonl or .jsonl.gz file; place is "FILE:LINE". Blank lines are skipped."""
     path = shipped_path(name)
     if not path.is_file():
         raise InputError(f"{_no_file(name, path)}; give a .jsonl or .jsonl.gz file, or a name such as solon:red-team")
@@ -71,7 +92,7 @@ def parse_line(line: bytes, place: str, *, first: bool = False) -> dict[str, Any
         if "\0" in text:
             raise InputError(f"{place}: holds NUL bytes, as UTF-16 text does; save the file as UTF-8")
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_distinct)
-        if text.count("[") + text.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
+        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
             raise RecursionError
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -91,13 +112,13 @@ def parse_line(line: bytes, place: str, *, first: bool = False) -> dict[str, Any
     return value
 
 
-def depth(value: Any) -> int:
+def _depth(value: Any) -> int:
     """How deeply lists and objects are nested in each other; 0 for a text or a number."""
-    level, now = 0, [value]
-    while now := [x for x in now if isinstance(x, dict | list)]:
-        level += 1
-        now = [inner for x in now for inner in (x.values() if isinstance(x, dict) else x)]
-    return level
+    depth, level = 0, [value]
+    while level := [x for x in level if isinstance(x, dict | list)]:
+        depth += 1
+        level = [inner for x in level for inner in (x.values() if isinstance(x, dict) else x)]
+    return depth
 
 
 def _no_file(name: str, path: Path) -> str:
@@ -124,9 +145,9 @@ def _finite(digits: str) -> float:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    keys = [key for key, _ in pairs]
+    value = dict(pairs)
+    if len(value) < len(keys):
+        twice = next(key for n, key in enumerate(keys) if key in keys[:n])
         raise ValueError(f'the key "{twice}" stands twice')
-    return made
+    return value

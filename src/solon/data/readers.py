@@ -1,8 +1,8 @@
 """Readers of the field's formats: Solon's own, TRL conversational and preference, HH transcripts, ShareGPT, RewardBench,
 UltraFeedback, plain JSONL.
 
-Every wrong record is named by file and line, with what was expected. A record that stands twice is taken once, and said;
-two records of one id that differ are refused, both lines named.
+The error for a wrong record names file, line and the expected form. A record that stands twice is taken once, and a note
+says so. Two different records with one id are refused; the error names both lines.
 """
 
 from __future__ import annotations
@@ -16,33 +16,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from solon.constitution import load_constitution
-from solon.data.conversations import (
-    completions_of,
-    conversation,
-    last_answers,
-    normalised,
-    parse_transcript,
-    prompt_of,
-    without_answer,
-)
-from solon.data.lines import empty, first_line, read_jsonl
-from solon.data.shipped import SHIPPED
+from solon.data.conversations import completions_of, conversation, last_answers, normalised, prompt_of, without_answer
+from solon.data.lines import SHIPPED, empty, read_jsonl
+from solon.data.lines import first_line as first_line
 from solon.errors import InputError, printable
 from solon.records import Candidates, Chat, Comparison, Pair, Prompt, RevisionChain, SFTExample, fingerprint
 from solon.terminal import note
 
-__all__ = [
-    "first_line",
-    "parse_transcript",
-    "read_comparisons",
-    "read_demonstrations",
-    "read_jsonl",
-    "read_pairs",
-    "read_prompts",
-    "read_records",
-    "read_revision_chains",
-    "stream_pairs",
-]
 T = TypeVar("T")
 Row = dict[str, Any]
 
@@ -51,11 +31,11 @@ def read_prompts(name: str) -> list[Prompt]:
     """Prompts: Solon's form, `{"prompt": "text"}`, an HH transcript, or a conversation (TRL `messages`, ShareGPT, the
     `chosen` of a preference row) up to the last user turn."""
 
-    def one(value: Row) -> Prompt:
+    def parse(value: Row) -> Prompt:
         if "prompt" in value or "instruction" in value:
             prompt = prompt_of(value)
         elif "chosen" in value:
-            prompt = without_answer(conversation(value["chosen"], "chosen"))
+            prompt = without_answer(conversation(value["chosen"], "chosen", system=value.get("system")))
         else:
             prompt = _messages(
                 value, 'no "prompt"; expected {"prompt": "text"} or {"prompt": [{"role", "content"}, …]}'
@@ -64,20 +44,20 @@ def read_prompts(name: str) -> list[Prompt]:
                 prompt = prompt[:-1]
         return Prompt.model_validate({**value, "prompt": prompt})
 
-    return _records(name, one)
+    return read_records(name, parse)
 
 
 def read_demonstrations(name: str) -> list[SFTExample]:
     """Demonstrations: a conversation (TRL `messages`, ShareGPT), `{"prompt", "completion"}`, `{"instruction", "output"}`,
     or an HH transcript in `text` or `chosen`."""
 
-    def one(value: Row) -> SFTExample:
+    def parse(value: Row) -> SFTExample:
         answer = next((key for key in ("completion", "output") if key in value), None)
         if "messages" not in value and answer and ("prompt" in value or "instruction" in value):
             messages = (*prompt_of(value), *conversation(value[answer], answer, plain="assistant"))
         elif "messages" not in value and ("text" in value or "chosen" in value):
             side = "text" if "text" in value else "chosen"
-            messages = conversation(value[side], side)
+            messages = conversation(value[side], side, system=value.get("system"))
         else:
             messages = _messages(value, 'no "messages"; expected {"messages": [{"role", "content"}, …]}')
         example = SFTExample.model_validate({**value, "id": value.get("id") or _id(messages), "messages": messages})
@@ -85,78 +65,73 @@ def read_demonstrations(name: str) -> list[SFTExample]:
             raise ValueError("no assistant turn to learn from")
         return example
 
-    return _records(name, one)
+    return read_records(name, parse)
 
 
 def read_revision_chains(name: str) -> list[RevisionChain]:
     """Revision chains in Solon's form."""
 
-    def one(value: Row) -> RevisionChain:
+    def parse(value: Row) -> RevisionChain:
         prompt = prompt_of(value)
         chain = RevisionChain.model_validate({**value, "id": value.get("id") or _id(prompt), "prompt": prompt})
         if not chain.steps:
             raise ValueError('"steps" is empty; expected [{"principle", "critique", "revision"}, …]')
         return chain
 
-    return _records(name, one)
+    return read_records(name, parse)
 
 
 def read_comparisons(name: str) -> list[Comparison]:
     """Comparisons: TRL preference (with or without Solon's `label`), UltraFeedback (binarised), RewardBench 1 and 2, HH
     `chosen`/`rejected` transcripts.
 
-    Without a `label` the choice is taken as certain; without a `labeler` as a person's. Those that ship with Solon were
-    made under the constitution `solon`, and say so in `meta`.
+    Without a `label` the choice counts as certain; without a `labeler` it counts as a person's. `meta` of the comparisons
+    that ship with Solon names the constitution `solon`, under which they were made.
     """
-    made_under = {"constitution": load_constitution("solon").fingerprint} if name in SHIPPED else {}
+    shipped_meta = {"constitution": load_constitution("solon").fingerprint} if name in SHIPPED else {}
 
-    def one(value: Row) -> list[Comparison]:
+    def parse(value: Row) -> list[Comparison]:
         sides = last_answers(value, 'expected {"prompt", "chosen", "rejected"}')
         abstained = value.get("abstained", False)
         label = value.get("label", None if abstained else 1.0)
         if label is None and not abstained:
             raise ValueError('"label" is null, and "abstained" is not true; give P(chosen is better), 0 to 1')
         meta = value.get("meta")
-        if meta is None or isinstance(meta, dict):  # another kind is refused with the record
-            meta = {**made_under, **(meta or {})}
+        if meta is None or isinstance(meta, dict):  # the record's own check refuses any other kind
+            meta = {**shipped_meta, **(meta or {})}
+        fields = {"labeler": "human", **value, "label": label, "meta": meta}
         return [
             Comparison.model_validate(
                 {
-                    "labeler": "human",
-                    **value,
-                    "id": _named(value, [s.prompt, s.chosen, s.rejected], s.place),
-                    "prompt": s.prompt,
-                    "chosen": s.chosen,
-                    "rejected": s.rejected,
-                    "label": label,
-                    "meta": meta,
+                    **fields, "id": _named(value, [s.prompt, s.chosen, s.rejected], s.suffix),
+                    "prompt": s.prompt, "chosen": s.chosen, "rejected": s.rejected,
                 }
             )
             for s in sides
-        ]
+        ]  # fmt: skip
 
-    return _records(name, one)
+    return read_records(name, parse)
 
 
 def read_pairs(name: str) -> list[Pair]:
     """Pairs to compare: `{"prompt", "responses": [a, b]}`, TRL preference, HH transcripts and the other preference forms.
 
-    What a person chose stays known as `human`, to measure a judge against; no judge sees it.
+    `human` keeps a person's choice, to measure a judge against; no judge sees it.
     """
 
-    def one(value: Row) -> Pair:
-        made = _candidates(value)
-        if isinstance(made, Candidates):
+    def parse(value: Row) -> Pair:
+        pair = _candidates(value)
+        if isinstance(pair, Candidates):
             raise ValueError('"responses" must be a list of two texts')
-        return made
+        return pair
 
-    return _records(name, one)
+    return read_records(name, parse)
 
 
 class PairStream:
-    """The pairs of a file one at a time, in memory that grows by an id and a digest a record.
+    """The pairs of a file one at a time, in memory that grows by an id and a digest per record.
 
-    May be read again and again. repeated: how many records the last reading met again and passed over.
+    It can be iterated again and again. repeated: how many repeated records the last iteration skipped.
     """
 
     def __init__(self, name: str) -> None:
@@ -165,9 +140,9 @@ class PairStream:
     def __iter__(self) -> Iterator[Pair | Candidates]:
         seen = _Seen()
         for place, value in read_jsonl(self.name):
-            with _told(place):
-                made = _candidates(normalised(value))
-            new = seen.distinct(made, place, named=_has_id(value))
+            with _errors_at(place):
+                candidates = _candidates(normalised(value))
+            new = seen.distinct(candidates, place, named=_has_id(value))
             self.repeated = seen.repeated
             if new is not None:
                 yield new
@@ -180,9 +155,23 @@ def stream_pairs(name: str) -> PairStream:
     return PairStream(name)
 
 
-def read_records(name: str, one: Callable[[Row], T]) -> list[T]:
-    """Records of any kind that has an id, each made by `one`, whose ValueErrors are told with file and line."""
-    return _records(name, one)
+def read_records(name: str, parse: Callable[[Row], T | list[T]]) -> list[T]:
+    """Every record of a file, identical ones once. parse: makes one or more records, which have an id, from a row.
+
+    Raises InputError with file and line for the first row that `parse` refuses with a ValueError, and for an empty file.
+    """
+    seen, out = _Seen(), []
+    for place, value in read_jsonl(name):
+        with _errors_at(place):
+            parsed = parse(normalised(value))
+        for record in parsed if isinstance(parsed, list) else [parsed]:
+            if (new := seen.distinct(record, place, named=_has_id(value))) is not None:
+                out.append(new)
+    if not out:
+        raise empty(name)
+    if seen.repeated:
+        note(f"{name}: {seen.repeated} of its records stand there more than once and are taken once")
+    return out
 
 
 def _candidates(value: Row) -> Pair | Candidates:
@@ -199,14 +188,14 @@ def _candidates(value: Row) -> Pair | Candidates:
         prompt = sides[0].prompt
         better = dict.fromkeys(s.chosen[-1].content for s in sides)
         worse = dict.fromkeys(s.rejected[-1].content for s in sides)
-        responses = (
-            [*better, *worse] if len(sides) > 1 else [sides[0].chosen[-1].content, sides[0].rejected[-1].content]
-        )
+        # equal responses of one comparison stay two
+        one = sides[0]
+        responses = [*better, *worse] if len(sides) > 1 else [one.chosen[-1].content, one.rejected[-1].content]
         if value.get("labeler", "human") == "human" and not value.get("abstained"):
             human = value.get("label", 1.0)
     kind = Pair if len(responses) == 2 else Candidates
-    made = {"prompt": prompt, "responses": responses, "human": human, "authors": authors}
-    return kind.model_validate({**value, **made, "id": _named(value, [prompt, responses])})
+    fields = {"prompt": prompt, "responses": responses, "human": human, "authors": authors}
+    return kind.model_validate({**value, **fields, "id": _named(value, [prompt, responses])})
 
 
 def _messages(value: Row, expected: str) -> Chat:
@@ -216,35 +205,20 @@ def _messages(value: Row, expected: str) -> Chat:
     raise ValueError(expected)
 
 
-def _records(name: str, one: Callable[[Row], T | list[T]]) -> list[T]:
-    """Every record of a file, identical ones once. Raises InputError for the first that is wrong, or for no record."""
-    seen, out = _Seen(), []
-    for place, value in read_jsonl(name):
-        with _told(place):
-            made = one(normalised(value))
-        for record in made if isinstance(made, list) else [made]:
-            if (new := seen.distinct(record, place, named=_has_id(value))) is not None:
-                out.append(new)
-    if not out:
-        raise empty(name)
-    if seen.repeated:
-        note(f"{name}: {seen.repeated} of its records stand there more than once and are taken once")
-    return out
-
-
 class _Seen:
-    """The records met so far, by id: the same id twice would make a journal take one record for the other."""
+    """The records read so far, by id: with one id twice, a journal would take one record for the other."""
 
     def __init__(self) -> None:
         self.by_id: dict[str, tuple[bytes, str]] = {}  # id: digest of the record without its id, place
         self.repeated = 0
 
     def distinct(self, record: Any, place: str, *, named: bool) -> Any:
-        """The record, or None where the very same one was met. named: the file gave the id.
+        """The record, or None where an equal record was read before. named: the file gave the id.
 
-        Two records that differ and have the same derived id (labels of two people for one pair) get ids of their own.
+        Two different records with the same derived id (two people's labels for one pair) get different ids.
         """
-        digest = hashlib.blake2b(_canonical(record.model_dump(mode="json", exclude={"id"})), digest_size=16).digest()
+        content = json.dumps(record.model_dump(mode="json", exclude={"id"}), sort_keys=True, default=str)
+        digest = hashlib.blake2b(content.encode(), digest_size=16).digest()
         name, n = record.id, 1
         while name in self.by_id:
             known, first = self.by_id[name]
@@ -263,8 +237,8 @@ class _Seen:
 
 
 @contextmanager
-def _told(place: str) -> Iterator[None]:
-    """What is wrong with a record becomes one line that says where."""
+def _errors_at(place: str) -> Iterator[None]:
+    """Turn the error of a wrong record into an InputError of one line that begins with the place."""
     try:
         yield
     except ValidationError as error:
@@ -280,14 +254,10 @@ def _has_id(value: Row) -> bool:
     return value.get("id") not in (None, "")
 
 
-def _named(value: Row, content: Sequence[Any], place: str = "") -> str:
-    """The record's id, or one derived from its content; `place` tells the pairs of one record apart."""
-    return f"{value['id']}{place}" if value.get("id") else _id(content)
+def _named(value: Row, content: Sequence[Any], suffix: str = "") -> str:
+    """The record's id with the suffix, or an id derived from its content."""
+    return f"{value['id']}{suffix}" if value.get("id") else _id(content)
 
 
 def _id(value: Any) -> str:
     return fingerprint("record", json.loads(json.dumps(value, default=lambda m: m.model_dump())))
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, default=str).encode()

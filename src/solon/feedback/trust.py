@@ -22,6 +22,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from solon.feedback.labels import odds_of
+from solon.measures.agreement import kappa
 from solon.measures.calibration import Calibration, flipped
 from solon.measures.statistics import (
     TIE,
@@ -30,7 +31,6 @@ from solon.measures.statistics import (
     Side,
     beyond_chance,
     difference_of_shares,
-    kappa,
     p_beyond,
     paired_difference_of_shares,
     wilson,
@@ -326,7 +326,11 @@ def findings(found: dict[str, Any]) -> list[str]:
     ]
     *sure, disagrees, overconfident = beyond_chance([p for p, _ in looked_for])
     coin = accuracy["n"] and not accuracy["low"] > 0.5 and not disagrees
-    a_coin = f"The judge cannot be told from a coin: right in {_share(accuracy)} pairs that people decided."
+    a_coin = (
+        "People decided only one pair, which says nothing about the judge."
+        if accuracy["n"] == 1
+        else f"The judge cannot be told from a coin: right in {_share(accuracy)} pairs that people decided."
+    )
     return [
         sentence
         for (_, sentence), yes in zip(

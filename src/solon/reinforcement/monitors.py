@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import Field
 
 from solon import distributed
-from solon.measures.statistics import mean, p_above_zero, preference, share
+from solon.measures.resampling import p_above_zero
+from solon.measures.statistics import mean, preference, share
 from solon.measures.texts import distinct_n, has_boilerplate, is_evasive, is_refusal, tokens
 from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from solon.measures.calibration import Calibration, flipped
-from solon.measures.statistics import Estimate, bootstrap, share
+from solon.measures.resampling import bootstrap
+from solon.measures.statistics import Estimate, share
 from solon.measures.texts import words
 from solon.records import Comparison, fingerprint, text_of
 from solon.reinforcement.reward_model import RewardModel

@@ -8,36 +8,37 @@ from typing import Any
 from solon.measures.statistics import Estimate, beyond_chance, p_beyond
 from solon.tables import clean, estimate
 
-NAMED = 3  # so many measures of which it cannot be told are named; more are counted
+NAMED = 3  # unclear measures that the sentence names; a larger number of them is only counted
 GROUPS = ((False, "by measures that training did not push on"), (True, "by measures that training pushed on"))
 
 
 def headline(data: dict[str, Any]) -> str:
-    """From the first model to the last: what rose, what fell, and of what it cannot be told.
+    """From the first model to the last: the measures that rose, those that fell, and those that cannot be told.
 
-    Each group of measures is held against chance as a whole: of ten intervals one may miss by chance alone.
+    Each measure has one test, of the difference of the two models. `beyond_chance` takes a group of measures together,
+    because one of ten intervals may miss by chance.
     """
     names = [str(n) for n in data.get("models") or []]
     if len(names) < 2 or not data.get("changes"):
         return ""
     whole = f"{names[0]} → {names[-1]}"
-    better: list[bool] = []  # of each measure that became better, whether training pushed on it
-    worse: list[bool] = []
+    better: list[bool] = []  # for each measure that became better, whether training pushed on it
+    worse = 0
     parts = []
     for trained_on, words in GROUPS:
-        said, good, bad = _group(data["changes"], whole, trained_on)
-        parts.append(f"{words}, {said}")
-        better += [trained_on] * good
-        worse += [trained_on] * bad
+        sentence, n_better, n_worse = _group(data["changes"], whole, trained_on)
+        parts.append(f"{words}, {sentence}")
+        better += [trained_on] * n_better
+        worse += n_worse
     return clean(f"{_verdict(better, worse)}, from {names[0]} to {names[-1]}: {'; '.join(parts)}.")
 
 
-def _verdict(better: Sequence[bool], worse: Sequence[bool]) -> str:
-    """What training pushed on is expected to rise: alone it does not show that training helped."""
+def _verdict(better: Sequence[bool], worse: int) -> str:
+    """A rise of a measure that training pushed on is expected: alone it does not show that training helped."""
     if worse and better:
-        return f"Training made {len(better)} of the measures better and {len(worse)} worse"
+        return f"Training made {len(better)} of the measures better and {worse} worse"
     if worse:
-        return f"Training did harm: it made {len(worse)} of the measures worse and none better"
+        return f"Training did harm: it made {worse} of the measures worse and none better"
     if not better:
         return "Whether training helped cannot be told"
     if all(better):
@@ -46,43 +47,37 @@ def _verdict(better: Sequence[bool], worse: Sequence[bool]) -> str:
 
 
 def _group(changes: Sequence[dict[str, Any]], step: str, trained_on: bool) -> tuple[str, int, int]:
-    """What a group of measures says, and how many of them became better and worse."""
+    """A group of measures in words, and how many of the measures became better and worse."""
     rows = [c for c in changes if c["trained_on"] is trained_on and (c["steps"].get(step) or {}).get("n")]
     if not rows:
         return "nothing was measured", 0, 0
-    found = [Estimate(*(c["steps"][step][k] for k in ("value", "low", "high", "n"))) for c in rows]
-    sure = beyond_chance([p_beyond(e, 0.0, "above" if (e.value or 0.0) > 0 else "below") for e in found])
-    raised: list[str] = []
-    lowered: list[str] = []
-    unknown: list[str] = []
-    good = bad = 0
-    for row, e, yes in zip(rows, found, sure, strict=True):
-        if not yes:
-            unknown.append(_quoted(row["name"]))
+    estimates = [Estimate(*(c["steps"][step][k] for k in ("value", "low", "high", "n"))) for c in rows]
+    rises = [(e.value or 0.0) > 0 for e in estimates]
+    sure = beyond_chance(
+        [p_beyond(e, 0.0, "above" if rise else "below") for e, rise in zip(estimates, rises, strict=True)]
+    )
+    moved: dict[bool, list[str]] = {True: [], False: []}  # by whether the measure rose
+    unclear: list[str] = []
+    n_better = n_worse = 0
+    for row, e, rise, is_sure in zip(rows, estimates, rises, sure, strict=True):
+        name = f'"{row["name"]}"' if "," in row["name"] else row["name"]
+        if not is_sure:
+            unclear.append(name)
             continue
-        (raised if (e.value or 0.0) > 0 else lowered).append(_moved(row, e))
-        good += row["better"] == _direction(e)
-        bad += row["better"] not in ("", _direction(e))
-    said = [f"training {word} {listed(items)}" for word, items in (("raised", raised), ("lowered", lowered)) if items]
-    if len(unknown) > NAMED:
-        of = f"the {len(unknown)} other" if said else f"the {len(unknown)}"
-        said.append(f"it cannot be told whether training changed any of {of} measures")
-    elif unknown:
-        said.append(f"it cannot be told whether training changed {listed(unknown)}")
-    return ", and ".join(said), good, bad
-
-
-def _direction(e: Estimate) -> str:
-    return "higher" if (e.value or 0.0) > 0 else "lower"
-
-
-def _moved(row: dict[str, Any], e: Estimate) -> str:
-    judged = f", which is {'better' if row['better'] == _direction(e) else 'worse'}" if row["better"] else ""
-    return f"{_quoted(row['name'])} ({estimate(e.to_json(), row['unit'], sign=True)}{judged})"
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if "," in name else name
+        is_better = row["better"] == ("higher" if rise else "lower")
+        judged = f", which is {'better' if is_better else 'worse'}" if row["better"] else ""
+        moved[rise].append(f"{name} ({estimate(e.to_json(), row['unit'], sign=True)}{judged})")
+        n_better += is_better
+        n_worse += bool(row["better"]) and not is_better
+    clauses = [
+        f"training {verb} {listed(moved[rise])}" for verb, rise in (("raised", True), ("lowered", False)) if moved[rise]
+    ]
+    if len(unclear) > NAMED:
+        of = f"the {len(unclear)} other" if clauses else f"the {len(unclear)}"
+        clauses.append(f"it cannot be told whether training changed any of {of} measures")
+    elif unclear:
+        clauses.append(f"it cannot be told whether training changed {listed(unclear)}")
+    return ", and ".join(clauses), n_better, n_worse
 
 
 def listed(items: Sequence[str]) -> str:

@@ -1,10 +1,8 @@
 """A finished run as Markdown, as one HTML file, and as a table for the terminal.
 
-All three say the same, because all three print the same cells: `sections` turns the report's data into
-titled tables of plain strings, and each writer only escapes and lays out. A part that is missing says "not
-measured"; nothing is filled in. Prompts and answers are a model's text, so nothing in them is ever markup:
-HTML is escaped by jinja2 under a policy that allows no script and no request, Markdown by
-`escape_markdown`.
+All three print the same cells: `sections` turns the report's data into titled tables of plain strings, and each writer
+only escapes and lays out. Prompts and answers are text of people and models, so nothing in them is markup: jinja2
+escapes HTML, under a policy that allows no script and no request, and `escape_markdown` escapes Markdown.
 """
 
 from __future__ import annotations
@@ -24,15 +22,9 @@ from solon.tables import MISSING, Section, clean, text
 
 # --- Markdown ----------------------------------------------------------------------------------------------
 
-# Brackets alone are text, so intervals are legible; what makes links, images or notes of them is escaped.
+# Brackets stay, so intervals are legible; the characters that make links, images or notes of brackets are escaped.
 _PUNCTUATION = re.compile(r"([\\`*_{}#|~]|!(?=\[)|\[(?=[\[^!])|(?<=\])[(:\[])")
-_ENTITIES = {
-    "&": "&amp;",
-    "<": "&lt;",
-    ">": "&gt;",
-    "$": "&#36;",
-    "@": "&#64;",
-}  # $: math, @: mentions and mail
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "@": "&#64;"}  # $: math, @: mentions and mail
 
 
 def escape_markdown(text: str) -> str:
@@ -78,14 +70,11 @@ def section_markdown(section: Section) -> list[str]:
 
 
 def render_html(data: dict[str, Any]) -> str:
-    """The report as one HTML file: no script, no request, light or dark as the reader's system is."""
+    """The report as one HTML file without script or request, light or dark by the reader's system."""
     environment = Environment(
-        loader=PackageLoader("solon.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=PackageLoader("solon.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
-    )
+    )  # fmt: skip
     return environment.get_template("report.html.jinja").render(
         title=text(data.get("name")),
         headline=clean(str(data.get("headline") or "")),
@@ -102,11 +91,9 @@ def render_html(data: dict[str, Any]) -> str:
 
 
 def summary_table(data: dict[str, Any]) -> RichTable:
-    """Measures by models for the terminal; those that nothing was trained on come first."""
-    table = RichTable(
-        title=Text(text(data.get("name"))), caption=Text("value [95 % interval]; * training pushed on it")
-    )
-    names = models(data)
+    """Measures by models for the terminal; measures that training did not push on come first."""
+    names, caption = models(data), Text("value [95 % interval]; * training pushed on it")
+    table = RichTable(title=Text(text(data.get("name"))), caption=caption)
     table.add_column("measure")
     for name in names:
         table.add_column(Text(clean(name)), justify="right")
@@ -119,10 +106,9 @@ def summary_table(data: dict[str, Any]) -> RichTable:
 
 
 def checks_table(data: dict[str, Any]) -> RichTable:
-    """The checks for the terminal: what was measured, its interval, the outcome."""
-    table = RichTable(title="Checks", caption=Text("measured [95 % interval]: the interval decides"))
-    for name in ("check", "target", "measured", "outcome"):
-        table.add_column(name)
+    """The checks for the terminal: target, measured value with its interval, outcome."""
+    caption = Text("measured [95 % interval]: the interval decides")
+    table = RichTable("check", "target", "measured", "outcome", title="Checks", caption=caption)
     for check in data.get("checks") or []:
         table.add_row(*map(Text, check_row(check)[:4]))
     if not table.row_count:
@@ -131,7 +117,7 @@ def checks_table(data: dict[str, Any]) -> RichTable:
 
 
 def summary_lines(data: dict[str, Any]) -> list[str]:
-    """What the terminal says after the tables: whether training helped, what to do, what was left out, what to know."""
+    """The lines after the tables in the terminal: headline, advice of the checks, left-out items, notes."""
     lines = [str(data["headline"])] if data.get("headline") else []
     lines += [f"{c['name']}: {c['outcome']}; {c['do']}" for c in data.get("checks") or [] if c.get("do")]
     lines += [line for stage in data.get("stages") or [] if (line := left_out_line(stage))]

@@ -1,6 +1,6 @@
-"""What the report says: titled tables of plain strings, in their order. Writers only escape and lay out (`render.py`).
+"""The contents of the report: titled tables of plain strings, in order. Writers only escape and lay out (`render.py`).
 
-A part that is missing says "not measured"; nothing is filled in.
+A missing part says "not measured"; nothing is filled in.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ KINDS = {"red_team": "red-team", "helpful": "helpful"}
 
 
 def facts(data: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the run was: label and value."""
-    rules = data.get("constitution") or {}
-    named = " ".join(str(rules[k]) for k in ("name", "version") if rules.get(k) is not None)
+    """The facts about the run: label and value."""
+    constitution = data.get("constitution") or {}
+    named = " ".join(str(constitution[k]) for k in ("name", "version") if constitution.get(k) is not None)
     peak, on_gpu = (
         max((s.get(key) or 0 for s in data.get("stages") or []), default=0)
         for key in ("peak_memory_mb", "peak_gpu_memory_mb")
@@ -38,8 +38,8 @@ def facts(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("seed", "not measured" if data.get("seed") is None else str(data["seed"])),
         ("judge", text(data.get("judge_model"))),
         ("constitution", text(named or None)),
-        ("constitution fingerprint", text(rules.get("fingerprint"))),
-        ("principles", number(rules.get("principles"))),
+        ("constitution fingerprint", text(constitution.get("fingerprint"))),
+        ("principles", number(constitution.get("principles"))),
         ("models compared", ", ".join(map(clean, models(data))) or MISSING),
         ("held-out prompts", text(heldout)),
         ("held-out human comparisons", number(split.get("heldout_comparisons"))),
@@ -51,13 +51,13 @@ def facts(data: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _machine(found: dict[str, Any]) -> str:
-    if not found:
+def _machine(facts: dict[str, Any]) -> str:
+    if not facts:
         return MISSING
-    gpus = ", ".join(map(clean, map(str, found.get("gpus") or []))) or "no GPU"
-    memory = found.get("memory_mb")
-    size = f"{number(memory / 1024, 1)} GiB of memory" if memory else "memory not told"
-    return f"{text(found.get('cpu'))}, {number(found.get('cores'))} cores; {gpus}; {size}; {text(found.get('system'))}"
+    gpus = ", ".join(map(clean, map(str, facts.get("gpus") or []))) or "no GPU"
+    memory = facts.get("memory_mb")
+    size = f"{number(memory / 1024, 1)} GiB of memory" if memory else "memory not known"
+    return f"{text(facts.get('cpu'))}, {number(facts.get('cores'))} cores; {gpus}; {size}; {text(facts.get('system'))}"
 
 
 def sections(data: dict[str, Any]) -> list[Section]:
@@ -69,8 +69,8 @@ def sections(data: dict[str, Any]) -> list[Section]:
 
 def _checks(data: dict[str, Any]) -> Section:
     note = (
-        "What a run of this recipe should show, and whether this one does. The 95 % interval decides: where the target lies "
-        "inside it, the data cannot tell."
+        "Targets for a run of this recipe, and whether this run reaches them. The 95 % interval decides: where the target "
+        "lies inside the interval, the data cannot tell."
     )
     rows = tuple(check_row(c) for c in data.get("checks") or [])
     return Section("Checks", note, ("check", "target", "measured", "outcome", "what to do"), rows)
@@ -80,11 +80,7 @@ def check_row(check: dict[str, Any]) -> tuple[str, ...]:
     about = f" ({clean(str(check['about']))})" if check.get("about") else ""
     measured = estimate(check, check.get("unit") or "")
     do = clean(str(check.get("do") or "–"))
-    return (text(check.get("name")) + about, text(check.get("target")), measured, _outcome(check), do)
-
-
-def _outcome(check: dict[str, Any]) -> str:
-    return text(check.get("outcome"))
+    return (text(check.get("name")) + about, text(check.get("target")), measured, text(check.get("outcome")), do)
 
 
 def _stages(data: dict[str, Any]) -> Section:
@@ -98,31 +94,29 @@ def _stages(data: dict[str, Any]) -> Section:
     rows = [line(s, text(s.get("name")), cost(s)) for s in given]
     if len(given) > 1:
         sums = {key: _sum(s.get(key) for s in given) for key in ("seconds", *counts[1:])}
-        name, _, *rest = line(sums, "all stages", _total(given))
+        name, _, *rest = line(sums, "all stages", _total_cost(given))
         rows.append((name, "–", *rest))  # records of different kinds do not add up
-    head = (
-        "stage", "records", "time", "requests", "prompt tokens", "completion tokens", "trained tokens", "cost"
-    )  # fmt: skip
+    head = ("stage", "records", "time", "requests", "prompt tokens", "completion tokens", "trained tokens", "cost")
     return Section("Stages", "A total with a part that was not measured is not measured.", head, tuple(rows))
 
 
-def _total(stages: Sequence[dict[str, Any]]) -> str:
-    """The cost of all stages; where a model has no known price, what is known, and which model."""
+def _total_cost(stages: Sequence[dict[str, Any]]) -> str:
+    """The cost of all stages; where the price of a model is not known, the rest of the cost and the model's name."""
     unpriced = sorted({name for s in stages for name in s.get("unpriced") or []})
     known = [s.get("cost_usd") for s in stages if not s.get("unpriced")]
     if any(usd is None for usd in known):
         return MISSING
     spent = money(sum(usd for usd in known if usd is not None))
-    return f"{spent} and what {clean(', '.join(unpriced))} costs (price not known)" if unpriced else spent
+    return f"{spent} and the cost of {clean(', '.join(unpriced))} (price not known)" if unpriced else spent
 
 
 def _left_out(data: dict[str, Any]) -> Section:
     given = data.get("stages") or []
-    found = [(text(s.get("name")), *left_out(s)) for s in given]
+    counts = [(text(s.get("name")), *left_out(s)) for s in given]
     rows = tuple(
-        (name, number(sum(reasons.values())), number(of), counted(reasons)) for name, reasons, of in found if reasons
+        (name, number(sum(reasons.values())), number(of), counted(reasons)) for name, reasons, of in counts if reasons
     )
-    note = "What failed, could not be used or was not answered. Every other stage used all that it was given."
+    note = "Items that failed, could not be used or were not answered. Every other stage used all of its items."
     if given and not rows:
         return Section("Left out", "", ("stage", "left out"), (("every stage", "nothing"),))
     return Section("Left out", note, ("stage", "left out", "of", "why"), rows)
@@ -134,18 +128,18 @@ def answers(data: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "prompt": text(row.get("prompt")),
             "source": source(row),
-            "answers": [(clean(name), _said((row.get("answers") or {}).get(name))) for name in models(data)],
+            "answers": [(clean(name), _answer((row.get("answers") or {}).get(name))) for name in models(data)],
         }
         for row in data.get("answers") or []
     ]
 
 
-def _said(answer: str | None) -> str:
+def _answer(answer: str | None) -> str:
     if answer is None:
         return MISSING
     return clean(answer) if answer.strip() else "(an empty answer)"
 
 
 def _sum(values: Iterable[Any]) -> Any:
-    found = list(values)
-    return None if any(v is None for v in found) else sum(found)
+    numbers = list(values)
+    return None if any(v is None for v in numbers) else sum(numbers)

@@ -1,7 +1,7 @@
 """What a verb of the command line is: a stage on its own, from file to file.
 
 A verb names its options; those that are settings follow from the settings' own fields, so that a verb and a recipe have one
-default. `cli/derived.py` makes a command of each verb, `runs/call.py` does for it what `runs/run.py` does for a stage.
+default. `cli/__init__.py` makes a command of each verb, `runs/call.py` does for it what `runs/run.py` does for a stage.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Reinforcement(Stage):
         return {} if kind is None else recipe.of(kind).model_dump(mode="json")
 
     def gather(self, run: Run) -> dict[str, Any]:
-        from solon.analysis.updates import at_same_kl
+        from solon.analysis.kl import at_same_kl
 
         updates = run.journalled(self.name)
         return {"algorithm": self.name, "ppo": updates, "same_kl": at_same_kl(updates)}

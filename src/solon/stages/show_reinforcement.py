@@ -12,7 +12,7 @@ from solon.tables import Section, at, estimate, number, source, text
 PPO_ROWS = 12  # of a long run, the table shows this many updates, first and last among them
 CURVES = {
     "reward": "reward (sd)",
-    "kl_nats": "KL to the reference (nats a response)",
+    "kl_nats": "KL to the reference (nats per response)",
     "entropy_nats": "entropy (nats a token)",
     "response_tokens": "response (tokens)",
     "clip_fraction": "clip fraction",
@@ -119,7 +119,7 @@ def ppo(data: dict[str, Any]) -> list[Section]:
             "Mean reward of the rollouts where training first reached so many nats. More KL buys more reward, so two runs are "
             "compared at the same KL. Successive updates are one path, not independent samples: there is no interval."
         )
-        columns = ("KL (nats a response)", "reward (sd)", "update")
+        columns = ("KL (nats per response)", "reward (sd)", "update")
         found.append(Section("Reward at the same KL", note, columns, tuple(path), level=3))
     return found
 
@@ -130,7 +130,7 @@ def kl(data: dict[str, Any]) -> Section:
     title = "KL of the policy that is written"
     if not measured:
         return Section(title, "", (), ())
-    value = estimate(measured.get("kl_nats"), "nats a response")
+    value = estimate(measured.get("kl_nats"), "nats per response")
     if measured.get("identical"):
         value = (
             f"0, n = {number(at(measured, 'kl_nats.n'))}: policy and reference give every token the same probability"

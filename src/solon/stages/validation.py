@@ -20,7 +20,7 @@ class Validation(Stage):
         return recipe.human.validation_sample > 0
 
     def run(self, run: Run) -> None:
-        from solon.human.validation import draw_validation_sample
+        from solon.human import draw_validation_sample
 
         n, seed = run.recipe.human.validation_sample, run.recipe.seed
         draw_validation_sample(run.dir / self.name, run.find(COMPARISONS) or [], n, seed)

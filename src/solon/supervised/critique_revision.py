@@ -13,8 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from solon.constitution import Constitution, Principle
-from solon.constitution.drawing import draw_principles
+from solon.constitution import Constitution, Principle, draw_principles
 from solon.engines.base import Completion, Engine, Failure, GenerationRequest, OnFailure, Sampling
 from solon.records import Chat, Prompt, RevisionChain, RevisionStep, assistant, text_of, user
 

@@ -1,6 +1,7 @@
-"""Measures of answers: one number of each answer, of every model, with its interval and its change from model to model.
+"""Measures of answers: one number per answer, with its interval per model and its change from model to model.
 
-A measure is a `Measure` at the top of a file in this folder, or behind an entry point `solon.measures` of another package.
+A measure is a `Measure` at the top level of a file in this folder, or behind an entry point `solon.measures` of another
+package.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ class Answer(Record):
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of an answer, and how it is read."""
+    """One number per answer, and how a reader takes it."""
 
     name: str
     unit: str
     better: Literal["higher", "lower", ""]
     trained_on: bool  # training pushed on it
     value: Callable[[Answer], float | None]  # None: not measured on this answer
-    source: Source | None = None  # of which prompts; None: of all
+    source: Source | None = None  # the source of the prompts that count; None: all prompts
     is_share: bool = False  # the value is 0 or 1, shown in percent
 
     def by_prompt(self, answers: Sequence[Answer]) -> dict[str, float]:
-        asked = (a for a in answers if self.source in (None, a.source))
-        return {a.id: float(v) for a in asked if (v := self.value(a)) is not None}
+        relevant = (a for a in answers if self.source in (None, a.source))
+        return {a.id: float(v) for a in relevant if (v := self.value(a)) is not None}
 
     def of(self, answers: Sequence[Answer]) -> Estimate:
         values = list(self.by_prompt(answers).values())
@@ -47,15 +48,15 @@ class Measure:
     def change(self, old: Sequence[Answer], new: Sequence[Answer]) -> Estimate:
         """New less old, prompt by prompt."""
         before, after = self.by_prompt(old), self.by_prompt(new)
-        both = [i for i in after if i in before]
+        common = [i for i in after if i in before]
         if not self.is_share:
-            return difference([after[i] for i in both], [before[i] for i in both])
-        only_new = sum(after[i] > before[i] for i in both)
-        only_old = sum(after[i] < before[i] for i in both)
-        return paired_difference_of_shares(only_new, only_old, len(both)).times(100)
+            return difference([after[i] for i in common], [before[i] for i in common])
+        only_new = sum(after[i] > before[i] for i in common)
+        only_old = sum(after[i] < before[i] for i in common)
+        return paired_difference_of_shares(only_new, only_old, len(common)).times(100)
 
 
 @cache
 def all_measures() -> tuple[Measure, ...]:
-    """Every measure that there is, Solon's own first."""
-    return tuple(discover("solon.analysis.measures", "solon.measures", lambda found: isinstance(found, Measure)))
+    """Every measure, Solon's own first."""
+    return tuple(discover("solon.analysis.measures", "solon.measures", lambda item: isinstance(item, Measure)))

@@ -6,8 +6,6 @@ from solon.analysis.measures import Measure
 from solon.measures.texts import has_boilerplate, is_evasive, is_refusal, repetition, words
 
 REWARD = "reward"
-
-
 OVER_REFUSAL = "over-refusal of benign prompts"
 
 MEASURES = (

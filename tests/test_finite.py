@@ -190,20 +190,16 @@ def test_the_scratch_folder_of_a_trainer_is_removed_where_it_is_empty(tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
 
 
-def test_a_trainer_uses_one_gpu_where_its_process_sees_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_uses_one_gpu_where_its_process_sees_several(tmp_path: Path) -> None:
     from transformers import TrainingArguments
 
     from solon.training.trl_trainers import trainer_config
 
-    assert trainer_config(TrainingArguments, tmp_path / "m", 0, per_device_train_batch_size=2).n_gpu <= 1
+    def four_gpus(**arguments: Any) -> TrainingArguments:
+        config = TrainingArguments(**arguments)
+        config._n_gpu = 4
+        return config
 
-    class FourGPUs(TrainingArguments):
-        @property
-        def n_gpu(self) -> int:
-            return getattr(self, "_changed", 4)
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            super().__setattr__("_changed" if name == "_n_gpu" else name, value)
-
-    config = trainer_config(FourGPUs, tmp_path / "m", 0, per_device_train_batch_size=2)
-    assert config.n_gpu == 1 and config.train_batch_size == 2  # with four it would be 8, on a DataParallel model
+    assert trainer_config(TrainingArguments, tmp_path / "m", 0).n_gpu <= 1
+    config = trainer_config(four_gpus, tmp_path / "m", 0, per_device_train_batch_size=2)
+    assert config.n_gpu == 1 and config.train_batch_size == 2  # with four: 8, on a DataParallel model

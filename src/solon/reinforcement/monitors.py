@@ -1,11 +1,10 @@
 """Measures that watch PPO while it runs.
 
-The reward is what training maximises, so the reward cannot show that training has gone wrong. Two other things can. Measures
-of the rollouts' texts are taken at every update. From time to time there is a check: the policy answers the same probe
-prompts as before training, and a judge, the "gold", says how often the new answers are better than those before training.
-Where the reward rises and the gold falls, the reward is being gamed (Gao et al. 2023, arXiv 2210.10760). A training has many
-checks, and in each of them chance may look like gaming. The watch holds the probability of any false alarm at 5 % over all
-planned checks.
+The reward is what training maximises, so the reward cannot show that training has gone wrong. Measures of the rollouts' texts
+are taken at every update. Now and then there is a check: the policy answers the same probe prompts as before training, and a
+judge, the "gold", says how often the new answers are better than the old ones. Where the reward rises and the gold falls, the
+reward is being gamed (Gao et al. 2023, arXiv 2210.10760). Chance may look like gaming in any one of many checks. The watch
+holds the probability of a false alarm at 5 % over all planned checks together.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The members of a reward model: adapters and heads on one trunk, as files and on a model in memory.
 
-A reward model that was trained with adapters keeps the adapter of each member in `adapters/N`, and the mean and standard
-deviation of each member's scores in `solon_reward.json`. The adapter of member 0 is also merged into the model's weights, so
-that the directory loads with AutoModelForSequenceClassification.
+The directory of a reward model holds each member's adapter in `adapters/N`, and the mean and standard deviation of its
+scores in `solon_reward.json`. Adapter 0 is also merged into the weights: AutoModelForSequenceClassification loads it.
 """
 
 from __future__ import annotations
@@ -53,9 +52,7 @@ def read_normalisation(where: str) -> dict[str, Any]:
     numbers = [m.get(name) for m in members for name in ("mean", "std")] + [facts["uncertainty_penalty"]]
     finite = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
     if not finite or any(m["std"] <= 0 for m in members):
-        raise InputError(
-            f"{path}: a mean or standard deviation is not finite, or is not above 0; train the reward model again"
-        )
+        raise InputError(f"{path}: mean and std must be finite, and std above 0; train the reward model again")
     if not all(isinstance(facts[name], str | None) for name in ("base", "system")):
         raise InputError(f"{path}: not written by Solon (base and system are texts or null)")
     known = {name: facts[name] for name in ("base", "system", "uncertainty_penalty")}

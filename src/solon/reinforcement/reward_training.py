@@ -91,18 +91,16 @@ def train_reward_model(
     """
     if adapter is None and settings.members > 1:
         raise InputError("reward_model.members: an ensemble is made of adapters; give an adapter, or set members to 1")
-    weights = {source: settings.weights.get(source, 1.0) for source in ("ai", "human")}
-    labelled = [c for c in comparisons if c.label is not None and weights[c.labeler]]
+    labelled = [c for c in comparisons if c.label is not None and settings.weights.get(c.labeler, 1.0)]
     decided = [c for c in labelled if settings.ties == "equal" or abs(float(c.label or 0) - 0.5) > TIE]
     if not decided:
         raise InputError("no comparison is left to learn from: each one is an abstention, a tie, or of weight 0")
-    where = directory_of(model)
     rewards = _new_reward_model(model, adapter, system, dtype)
     limit = rewards.limit.at_most(settings.max_length, "max_length")
 
     def encode(c: Comparison) -> Example:
         chosen, rejected = (rewards.ids((*c.prompt, *side), limit) for side in (c.chosen, c.rejected))
-        return Example(chosen, rejected, float(c.label or 0), weights[c.labeler])
+        return Example(chosen, rejected, float(c.label or 0), settings.weights.get(c.labeler, 1.0))
 
     examples, left_out = encode_all("comparison", decided, encode)
     reference_rows = [rewards.ids(c) for c in reference if rewards.unfit(c) is None]
@@ -116,21 +114,8 @@ def train_reward_model(
                 save_adapter(rewards.model, Path(scratch, str(n)))
                 if n:
                     rewards.model = rewards.model.unload()
-        facts = {
-            **normalisation[0],
-            "reference_responses": len(reference_rows),
-            "system": system,
-            "base": model_fingerprint(model) if adapter else None,
-            "members": normalisation,
-            "uncertainty_penalty": settings.uncertainty_penalty,
-        }
-
-        def add_files(directory: Path) -> None:
-            (directory / NORMALISATION).write_text(json.dumps(facts, indent=1))
-            if adapter:
-                shutil.copytree(scratch, directory / ADAPTERS)
-
-        save_merged(rewards.model, rewards.tokenizer, out, where if adapter else None, add_files)
+        base = model if adapter else None
+        _save(rewards, normalisation, len(reference_rows), settings.uncertainty_penalty, base, out, scratch)
     stopped = next((member.stopped for member in reversed(losses) if member.stopped), None)
     return {
         "comparisons": len(examples),
@@ -214,3 +199,25 @@ def _normalise(rewards: RewardModel, rows: Sequence[list[int]], out: Path) -> di
     if not torch.isfinite(raw).all():
         raise Diverged(f"{out}: not written, because the trained model gives scores that are not finite")
     return {"mean": raw.mean().item(), "std": max(raw.std().item(), 1e-6) if len(raw) > 1 else 1.0}
+
+
+def _save(
+    rewards: RewardModel, normalisation: list[dict[str, float]], reference_responses: int, penalty: float,
+    base: str | None, out: Path, adapters: str,
+) -> None:  # fmt: skip
+    """Write the reward model. base: the model that the adapters in the directory `adapters` belong to; None: no adapters."""
+    facts = {
+        **normalisation[0],
+        "reference_responses": reference_responses,
+        "system": rewards.system,
+        "base": model_fingerprint(base) if base else None,
+        "members": normalisation,
+        "uncertainty_penalty": penalty,
+    }
+
+    def add_files(directory: Path) -> None:
+        (directory / NORMALISATION).write_text(json.dumps(facts, indent=1))
+        if base:
+            shutil.copytree(adapters, directory / ADAPTERS)
+
+    save_merged(rewards.model, rewards.tokenizer, out, directory_of(base) if base else None, add_files)

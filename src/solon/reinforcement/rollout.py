@@ -1,10 +1,8 @@
 """Rollouts: the responses that a policy samples, and forward passes over their tokens.
 
-Policy and reference share one trunk: the reference is the policy with its adapters switched off. A pass lays the rows out as
-a packed prefix tree, so that responses to one prompt share the prompt's tokens, and nothing is padded. The blocks below the
-lowest adapter never change. Their outputs are computed once per row, and the passes start above them.
-Values of response tokens stand in tensors of shape (rollouts, response); `mask` is 1 on the tokens of a response, including
-its end-of-turn token.
+A pass lays the rows out as a packed prefix tree: responses to one prompt share the prompt's tokens, and nothing is padded.
+The blocks below the lowest adapter never change. Their outputs are computed once per row, and passes start above them.
+Values of response tokens have shape (rollouts, response); `mask` is 1 on a response's tokens and its end-of-turn token.
 """
 
 from __future__ import annotations
@@ -29,12 +27,7 @@ class Rollouts:
     """Contexts and responses as token ids; one response per context."""
 
     def __init__(
-        self,
-        contexts: list[list[int]],
-        responses: list[list[int]],
-        pad: int,
-        device: torch.device,
-        lower: Any = None,
+        self, contexts: list[list[int]], responses: list[list[int]], pad: int, device: torch.device, lower: Any = None
     ) -> None:
         """lower: the policy's lower blocks (`passes.lower_blocks`), which hold these rows; None: passes use all blocks."""
         self.pad, self.device, self.responses, self.lower = pad, device, responses, lower

@@ -1,8 +1,8 @@
 """The training loop of PPO: it applies the functions of `ppo.py` to models.
 
 Policy, reference, reward model and value head share one trunk. The reference is the policy with its adapters switched off. A
-reward model that was trained from the same weights is a second set of adapters. The value head is a linear map of the
-policy's hidden states. The reward may also be any other function of conversations, such as a judge's rating.
+reward model that was trained from the same weights is a second set of adapters. The reward may also be any other function of
+conversations, such as a judge's rating.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def ppo(
     watch: makes a check every `check_every` updates. Where its last check finds the reward gamed, the policy of its best
     check is written. log: gets each summary's numbers and the number of finished updates. more: further facts that decide
     the path of the training, such as the judge behind `reward`; a checkpoint with other facts is refused.
-    Raises InputError where no prompt can be used or the checkpoint is another training's, and Diverged where the first loss
-    is not finite.
+    Raises InputError where no prompt can be used or another training wrote the checkpoint; Diverged where the first loss is
+    not finite.
     """
     trainer = Trainer(prompts, model, reward, settings, adapter, system, seed, dtype, watch, more or {})
     trainer.begin(checkpoint)
@@ -74,7 +74,8 @@ def ppo(
     try:
         while trainer.state.update < settings.updates and not trainer.over:
             summary = trainer.update()
-            unsaved = trainer.pack() if checkpoint else None
+            writes = checkpoint and distributed.is_main() and trainer.state.good.stopped is None
+            unsaved = pack(trainer.state, trainer.watch, trainer.identity) if writes else None
             give_memory_back()
             if log:
                 log(summary.numbers(), trainer.state.update)
@@ -222,11 +223,6 @@ class Trainer:
         check = self.check().summary() if due else None
         meta = {**summary.meta, "prompt_tokens": sum(map(len, contexts)), "left_out": self.left_out}
         return summary.model_copy(update={"watched": text_measures(texts), "check": check, "meta": meta})
-
-    def pack(self) -> Snapshot | None:
-        """The contents of a checkpoint; None in processes that write nothing, and after numbers that were not finite."""
-        writes = distributed.is_main() and self.state.good.stopped is None
-        return pack(self.state, self.watch, self.identity) if writes else None
 
     def write(self, out: Path) -> None:
         """Write the policy, or the policy of the best check where the last check found the reward gamed."""

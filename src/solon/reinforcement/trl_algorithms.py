@@ -1,18 +1,15 @@
 """RLOO, GRPO and DPO by TRL's trainers, to compare with Solon's PPO on the same data and the same reward.
 
-Prompts, comparisons, reward, adapters and evaluation are the same as for PPO. DPO samples no responses and uses no reward:
-it learns to favour the side that each label prefers. DPO leaves out ties and abstentions, and treats every label as certain.
-
+DPO samples no responses and uses no reward: it learns the side that each label prefers, and treats every label as certain.
 These algorithms lack four parts of Solon's PPO: the penalty for a response that is cut short, soft labels, checkpoints during
-training, and checks by a judge. TRL renders and tokenises conversations, so the name of a control token in a prompt becomes
-that token.
+training, and checks by a judge. TRL tokenises conversations, so the name of a control token in a prompt becomes that token.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +176,29 @@ class _Report(TrainerCallback):
             self.progress(state.global_step, state.max_steps, shown)
 
     def _summarise(self) -> None:
-        self.summaries.append(_summary(len(self.summaries), self.logged, self.beta, self.meta))
+        """Make a summary of the means since the last summary."""
+        means: dict[str, float] = {}
+        for name in {name for numbers in self.logged for name in numbers}:
+            values = [numbers[name] for numbers in self.logged if name in numbers]
+            means[name] = sum(values) / len(values)
+        tokens, kl, cut = (means.get(name) for name in ("completions/mean_length", "kl", "completions/clipped_ratio"))
+        preferences = {name: means[name] for name in ("rewards/margins", "rewards/accuracies") if name in means}
+        summary = RolloutSummary(
+            update=len(self.summaries),
+            reward=means.get("reward"),
+            kl_nats=None if kl is None or tokens is None else kl * tokens,  # TRL's KL is a mean over tokens
+            entropy_nats=means.get("entropy"),
+            response_tokens=tokens,
+            clip_fraction=means.get("clip_ratio/region_mean"),
+            policy_loss=means.get("loss"),
+            kl_coefficient=self.beta,
+            ended=None if cut is None else 1 - cut,
+            meta={**self.meta, "prompt_tokens": 0, **preferences},
+        )
+        self.summaries.append(summary)
         self.logged = []
         if self.log:
-            self.log(self.summaries[-1].numbers(), len(self.summaries))
+            self.log(summary.numbers(), len(self.summaries))
 
     def finish(self, stopped: str | None) -> list[RolloutSummary]:
         """All summaries. stopped: why the training ended early."""
@@ -192,28 +208,3 @@ class _Report(TrainerCallback):
             last = self.summaries[-1]
             self.summaries[-1] = last.model_copy(update={"meta": {**last.meta, "stopped": stopped}})
         return self.summaries
-
-
-def _summary(update: int, logs: Sequence[Mapping[str, float]], beta: float, meta: dict[str, Any]) -> RolloutSummary:
-    """The means of what was logged at some steps."""
-    means: dict[str, float] = {}
-    for name in {name for entry in logs for name in entry}:
-        values = [entry[name] for entry in logs if name in entry]
-        means[name] = sum(values) / len(values)
-    tokens, kl, cut = (means.get(name) for name in ("completions/mean_length", "kl", "completions/clipped_ratio"))
-    return RolloutSummary(
-        update=update,
-        reward=means.get("reward"),
-        kl_nats=None if kl is None or tokens is None else kl * tokens,  # TRL's KL is a mean over tokens
-        entropy_nats=means.get("entropy"),
-        response_tokens=tokens,
-        clip_fraction=means.get("clip_ratio/region_mean"),
-        policy_loss=means.get("loss"),
-        kl_coefficient=beta,
-        ended=None if cut is None else 1 - cut,
-        meta={
-            **meta,
-            "prompt_tokens": 0,
-            **{name: means[name] for name in ("rewards/margins", "rewards/accuracies") if name in means},
-        },
-    )

@@ -17,19 +17,8 @@ from torch import Tensor
 from solon import distributed
 from solon.models.passes import TOKENS_AT_ONCE
 from solon.records import RolloutSummary
+from solon.reinforcement import ppo
 from solon.reinforcement.checkpoint import State
-from solon.reinforcement.ppo import (
-    advantages_and_returns,
-    centred,
-    explained_variance,
-    held_to_length,
-    kl_estimate,
-    masked_mean,
-    policy_loss,
-    token_rewards,
-    value_loss,
-    whiten,
-)
 from solon.reinforcement.rollout import Rollouts
 from solon.reinforcement.settings import PPOSettings
 
@@ -76,7 +65,7 @@ def learn(
         update=state.update,
         reward=raw.mean().item(),
         kl_nats=targets.kl_nats,
-        entropy_nats=masked_mean(targets.entropy, rollouts.mask).item(),
+        entropy_nats=ppo.masked_mean(targets.entropy, rollouts.mask).item(),
         response_tokens=rollouts.mask.sum(-1).mean().item(),
         clip_fraction=mean("clip_fraction"),
         value_loss=mean("value_loss"),
@@ -99,8 +88,8 @@ def compute_targets(state: State, rollouts: Rollouts, raw: Tensor, ended: Tensor
     """One pass of the policy and one of the reference over the rollouts; from these, the targets of the update."""
     policy, mask = state.policy, rollouts.mask
     scores = (raw - settings.missing_end_penalty * (~ended)).to(mask.device)
-    scores = held_to_length(scores, mask.sum(-1), settings.length_target, settings.length_coefficient)
-    scores = centred(scores, settings.responses_per_prompt)
+    scores = ppo.held_to_length(scores, mask.sum(-1), settings.length_target, settings.length_coefficient)
+    scores = ppo.centred(scores, settings.responses_per_prompt)
     reference, logprobs, entropy, values = (torch.zeros_like(mask) for _ in range(4))
     parts = rollouts.parts(distributed.local_indices(len(rollouts.rows)), TOKENS_AT_ONCE)
     filler = parts[0] if parts else []
@@ -111,14 +100,14 @@ def compute_targets(state: State, rollouts: Rollouts, raw: Tensor, ended: Tensor
         values[part] = rollouts.scatter_to_padded(state.values(hidden.float()).squeeze(-1), part)
     for x in (reference, logprobs, entropy, values):
         distributed.all_reduce(x)  # each process filled the rows of its own rollouts, and left zeros elsewhere
-    kl_nats = (kl_estimate(logprobs, reference) * mask).sum(-1).mean().item()
-    penalty = kl_estimate(logprobs, reference, settings.kl_estimator)
-    rewards = token_rewards(scores, penalty, mask, state.kl.coefficient)
+    kl_nats = (ppo.kl_estimate(logprobs, reference) * mask).sum(-1).mean().item()
+    penalty = ppo.kl_estimate(logprobs, reference, settings.kl_estimator)
+    rewards = ppo.token_rewards(scores, penalty, mask, state.kl.coefficient)
     if settings.whiten_rewards:
-        rewards = whiten(rewards, mask, shift_mean=False)  # Huang et al. 2024, detail 5: the mean carries meaning
-    advantages, returns = advantages_and_returns(rewards, values, mask, settings.gamma, settings.lam)
-    explained = explained_variance(values, returns, mask)
-    return Targets(logprobs, values, whiten(advantages, mask), returns, entropy, kl_nats, explained)
+        rewards = ppo.whiten(rewards, mask, shift_mean=False)  # Huang et al. 2024, detail 5: the mean carries meaning
+    advantages, returns = ppo.advantages_and_returns(rewards, values, mask, settings.gamma, settings.lam)
+    explained = ppo.explained_variance(values, returns, mask)
+    return Targets(logprobs, values, ppo.whiten(advantages, mask), returns, entropy, kl_nats, explained)
 
 
 def _optimiser_step(
@@ -157,11 +146,11 @@ def _loss(
     logprobs, entropy, hidden = rollouts.forward(state.policy, part, settings.temperature, entropy=bonus > 0)
     # The hidden states are detached from the trunk: the value loss must not change the policy.
     values = rollouts.scatter_to_padded(state.values(hidden.detach().float()).squeeze(-1), part)
-    policy = policy_loss(logprobs, targets.logprobs[part], targets.advantages[part], mask, settings.clip)
-    value = value_loss(values, targets.values[part], targets.returns[part], mask, settings.value_clip)
+    policy = ppo.policy_loss(logprobs, targets.logprobs[part], targets.advantages[part], mask, settings.clip)
+    value = ppo.value_loss(values, targets.values[part], targets.returns[part], mask, settings.value_clip)
     loss = policy.loss + settings.value_coefficient * value
     if bonus:
-        loss = loss - bonus * masked_mean(entropy, mask)
+        loss = loss - bonus * ppo.masked_mean(entropy, mask)
     return loss, {
         "policy_loss": policy.loss.item(),
         "value_loss": value.item(),

@@ -1,8 +1,7 @@
 """A training stops at a loss or gradient that is not finite, and goes back to its last good weights.
 
-Weights are good where their loss and the gradient of that loss were finite. `LastGood` holds a copy of the latest good
-weights. After a step that went too far, the copy is written and not the weights of that step. If the very first loss is
-not finite, there are no good weights, and nothing is written.
+Weights are good where their loss and its gradient were finite. After a step that went too far, the last good weights are
+written. If the very first loss is not finite, there are no good weights, and nothing is written.
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ from solon.terminal import note
 
 
 class LastGood:
-    """The trained parameters, and a copy of them from the last step whose loss and gradient were finite.
-
-    Where several processes train together, all of them go back as soon as one of them has a number that is not finite.
-    """
+    """The trained parameters, and a copy of the last good ones. Of several processes, all go back where one has to."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
@@ -60,10 +56,7 @@ class LastGood:
         return not self._go_back_from("weight" if bad else None, default="weight")
 
     def _go_back_from(self, bad: str | None, default: str) -> bool:
-        """Go back where this or another process has a bad number; whether that was so.
-
-        bad: the kind of this process's bad number; None: it has none. default: the kind to name for another process's.
-        """
+        """Go back where any process has a bad number, and say whether one has. bad: its kind; default: another process's."""
         if not distributed.all_reduce_number(float(bad is not None)):
             return False
         bad = bad or default

@@ -33,7 +33,9 @@ from solon.models.chat.encode import chat_ids, end_ids
 from solon.models.passes import TOKENS_AT_ONCE
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, load_tokenizer, resolve
-from solon.reinforcement.reward_model import NORMALISATION, RewardModel, train_reward_model
+from solon.reinforcement.reward_members import NORMALISATION
+from solon.reinforcement.reward_model import RewardModel
+from solon.reinforcement.reward_training import train_reward_model
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.settings import PPOSettings, RewardSettings
 from solon.reinforcement.trainer import draw_prompts, ppo
@@ -181,7 +183,7 @@ def judged(policies: dict[str, str], reward: Path, samples: int = 2) -> dict[str
             at_start = {
                 i: row.sum().item()
                 for part in parts
-                for i, row in zip(part, rollouts.passed(start, part, SETTINGS.temperature)[0], strict=True)
+                for i, row in zip(part, rollouts.forward(start, part, SETTINGS.temperature)[0], strict=True)
             }
         scores[kind] = by_prompt(scored([c + s for c, s in zip(contexts, said, strict=True)], rewards))
         found[kind] = {

@@ -25,7 +25,9 @@ from solon.models.batching import distinct_tokens
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison
-from solon.reinforcement.reward_model import Member, RewardModel, train_reward_model
+from solon.reinforcement.reward_members import Member
+from solon.reinforcement.reward_model import RewardModel
+from solon.reinforcement.reward_training import train_reward_model
 from solon.reinforcement.settings import RewardSettings
 from solon.settings import DEFAULT_SYSTEM
 

@@ -21,7 +21,7 @@ from solon.models.lora import add_adapters
 from solon.models.settings import AdapterSettings
 from solon.records import Comparison, SFTExample, assistant, user
 from solon.reinforcement import trainer
-from solon.reinforcement.reward_model import train_reward_model
+from solon.reinforcement.reward_training import train_reward_model
 from solon.reinforcement.rollout import Rollouts
 from solon.reinforcement.settings import RewardSettings
 from solon.supervised.sft import sft

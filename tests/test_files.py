@@ -496,7 +496,7 @@ def test_a_finished_model_is_kept_where_it_cannot_be_put_in_its_place(
 
         monkeypatch.setattr(training, "publish", full)
     with pytest.raises((InputError, OSError), match="the finished model is kept in"):
-        training._published_or_kept(part, out)
+        training._publish_or_keep(part, out)
     [kept] = tmp_path.glob("m.finished-*")
     assert (kept / "model.safetensors").read_text() == "weights"
     assert fault != "a stranger" or (out / "notes.txt").read_text() == "mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_training_goes_back_to_the_last_good_weights() -> None:
 
     settings = TrainSettings(epochs=1, batch_size=1, learning_rate=0.1)
     made = fit(range(8), loss, [{"params": [w]}], settings=settings, tokens=lambda _: 1, seed=0, progress=None)
-    assert len(made.losses) == 3 and "3 steps" in str(made.stopped)
+    assert len(made.values) == 3 and "3 steps" in str(made.stopped)
     assert w.item() == seen[2] != seen[3]  # where the loss and the gradient were last finite
 
 
@@ -95,7 +96,8 @@ def comparisons() -> list[Comparison]:
 
 
 def test_a_reward_model_that_overflows_has_finite_weights_or_is_not_written(tiny: str, tmp_path: Path) -> None:
-    from solon.reinforcement.reward_model import RewardModel, train_reward_model
+    from solon.reinforcement.reward_model import RewardModel
+    from solon.reinforcement.reward_training import train_reward_model
     from solon.reinforcement.settings import RewardSettings
 
     out = tmp_path / "out"
@@ -163,3 +165,41 @@ def test_trl_s_algorithms_end_with_finite_weights_too(tiny: str, tmp_path: Path,
         assert not out.exists()
     else:
         assert finite(out)
+    assert not (tmp_path / ".out.trainer").exists()  # the trainer's scratch folder
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_scratch_folder_of_a_trainer_is_removed_where_it_is_empty(tmp_path: Path, fails: bool) -> None:
+    from types import SimpleNamespace
+
+    from solon.training.trl_trainers import run_trainer
+
+    def train() -> None:
+        if fails:
+            raise InterruptedError
+
+    for name in ("full", "empty"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "full" / "notes").touch()
+        trainer = SimpleNamespace(
+            model=torch.nn.Linear(1, 1), train=train, args=SimpleNamespace(output_dir=str(tmp_path / name)),
+            add_callback=lambda _: None, callback_handler=SimpleNamespace(callbacks=[]),
+        )  # fmt: skip
+        with pytest.raises(InterruptedError) if fails else nullcontext():
+            run_trainer(trainer)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_trainer_uses_one_gpu_where_its_process_sees_several(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    from solon.training.trl_trainers import trainer_config
+
+    def four_gpus(**arguments: Any) -> TrainingArguments:
+        config = TrainingArguments(**arguments)
+        config._n_gpu = 4
+        return config
+
+    assert trainer_config(TrainingArguments, tmp_path / "m", 0).n_gpu <= 1
+    config = trainer_config(four_gpus, tmp_path / "m", 0, per_device_train_batch_size=2)
+    assert config.n_gpu == 1 and config.train_batch_size == 2  # with four: 8, on a DataParallel model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -23,8 +24,9 @@ from solon.models.settings import AdapterSettings
 from solon.models.tiny import make_tiny_model
 from solon.models.weights import load_causal_lm
 from solon.records import Chat, Comparison, Prompt, RolloutSummary, SFTExample, assistant, user
-from solon.reinforcement.reward_model import RewardModel, preference_loss, train_reward_model
+from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.reward_quality import measure
+from solon.reinforcement.reward_training import preference_loss, train_reward_model
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.settings import PPOSettings, RewardSettings
 from solon.reinforcement.trainer import learn, ppo, start_state
@@ -199,7 +201,7 @@ def test_a_batch_in_parts_steps_like_the_whole_batch(monkeypatch: pytest.MonkeyP
             seed=0,
             progress=None,
         )
-        return fitted.losses, weight.detach()
+        return fitted.values, weight.detach()
 
     whole, parts = trained(10**6), trained(20)  # all rows of a batch at once; two at once
     assert whole[0] == pytest.approx(parts[0], rel=1e-5)
@@ -288,7 +290,7 @@ def test_passes_that_start_above_the_frozen_blocks_are_the_same(
 
     def passes() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         policy.zero_grad()
-        logprobs, _, _ = made.passed(policy, rows, 0.7)
+        logprobs, _, _ = made.forward(policy, rows, 0.7)
         logprobs.sum().backward()
         return logprobs.detach(), [p.grad for p in policy.parameters() if p.requires_grad]
 
@@ -334,13 +336,13 @@ def test_a_reward_model_of_another_base_is_asked_in_its_own_tokens(tiny: str, tm
 
 def test_a_rollout_s_numbers_are_its_own_whatever_stands_beside_it(tiny: str) -> None:
     policy, made = adapted(tiny), rollouts()
-    together = made.passed(policy, [0, 1, 2], 0.7, entropy=True)
+    together = made.forward(policy, [0, 1, 2], 0.7, entropy=True)
     plain = policy(torch.tensor([made.rows[1]])).logits[0].div(0.7).log_softmax(-1)
     expected = torch.stack([plain[at, made.rows[1][at + 1]] for at in made.before[1]])
     assert torch.allclose(together[0][1, :4], expected, atol=1e-5)
     assert together[0][2, 1:].abs().max() == 0  # nothing beyond a response's end
     for row in range(3):
-        alone = made.passed(policy, [row], 0.7, entropy=True)
+        alone = made.forward(policy, [row], 0.7, entropy=True)
         for a, b in zip(together[:2], alone[:2], strict=True):
             n = len(made.responses[row])
             assert torch.allclose(a[row, :n], b[0, :n], atol=1e-5)
@@ -351,7 +353,7 @@ def test_a_padded_batch_gives_the_numbers_of_the_tree(tiny: str, without_tree: C
 
     def passed() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         policy.zero_grad()
-        logprobs, entropies, states = made.passed(policy, [0, 1, 2], 0.7, entropy=True)
+        logprobs, entropies, states = made.forward(policy, [0, 1, 2], 0.7, entropy=True)
         (logprobs.sum() + entropies.sum() + states.square().sum()).backward()
         return logprobs.detach(), [p.grad for p in policy.parameters() if p.requires_grad]
 
@@ -388,11 +390,11 @@ def test_the_sampler_s_log_probs_are_the_trainer_s(tiny: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
     responses = [m.ids + ([2] if m.ended else []) for m in made]
     again = Rollouts(contexts, responses, pad=0, device=torch.device("cpu"))
-    logprobs, _, _ = again.passed(policy, [0, 1, 2], 0.7)
+    logprobs, _, _ = again.forward(policy, [0, 1, 2], 0.7)
     for row, m in enumerate(made):
         assert logprobs[row, : len(responses[row])].tolist() == pytest.approx(m.logprobs, abs=1e-4)
     with policy.disable_adapter():  # and the adapters did take part
-        bare, _, _ = again.passed(policy, [0, 1, 2], 0.7)
+        bare, _, _ = again.forward(policy, [0, 1, 2], 0.7)
     assert not torch.allclose(bare, logprobs, atol=1e-2)
 
 
@@ -459,6 +461,14 @@ def trained(tiny: str, out: Path, adapter: AdapterSettings = ADAPTER, **changed:
     return RewardModel.load(str(out), "float32")
 
 
+def test_the_lists_of_an_adapter_s_file_are_sorted(tiny: str, tmp_path: Path) -> None:
+    """PEFT holds the names of layers in a set, whose order differs between processes: equal models were unequal files."""
+    trained(tiny, tmp_path / "rm", members=2)
+    for n in range(2):
+        config = json.loads((tmp_path / "rm" / "adapters" / str(n) / "adapter_config.json").read_text())
+        assert len(config["target_modules"]) > 6 and config["target_modules"] == sorted(config["target_modules"])
+
+
 CHATS = [(user("question 1"), assistant(text)) for text in ("a good answer", "poor", "good good good", "word " * 30)]
 
 
@@ -470,7 +480,7 @@ def test_on_the_policy_s_trunk_the_reward_model_scores_as_it_does_alone(
     policy, tokenizer = load_causal_lm(tiny, dtype="float32")
     policy = add_adapters(policy, ADAPTER).eval()
     learns = [n for n, p in policy.named_parameters() if p.requires_grad]
-    upon = RewardModel.upon(policy, tokenizer, str(tmp_path / "rm"), tiny)
+    upon = RewardModel.load_on_policy(policy, tokenizer, str(tmp_path / "rm"), tiny)
     assert upon is not None and len(upon.members) == members
     assert upon.score(CHATS) == pytest.approx(alone.score(CHATS), abs=1e-3)
     by_member = alone.by_member(CHATS)
@@ -479,7 +489,7 @@ def test_on_the_policy_s_trunk_the_reward_model_scores_as_it_does_alone(
     assert alone.score(CHATS) == pytest.approx(expected)
     assert [n for n, p in policy.named_parameters() if p.requires_grad] == learns  # PPO still trains what it did
     other = make_tiny_model(tmp_path / "other", seed=5)
-    assert RewardModel.upon(policy, tokenizer, str(tmp_path / "rm"), str(other)) is None
+    assert RewardModel.load_on_policy(policy, tokenizer, str(tmp_path / "rm"), str(other)) is None
 
 
 @pytest.mark.parametrize("members", [1, 2])
@@ -487,7 +497,7 @@ def test_in_bfloat16_a_reward_model_is_the_one_that_was_trained(tiny: str, tmp_p
     exact = trained(tiny, tmp_path / "rm", members=members)
     loaded = RewardModel.load(str(tmp_path / "rm"), "bfloat16")
     policy, tokenizer = load_causal_lm(tiny, dtype="bfloat16")
-    upon = RewardModel.upon(add_adapters(policy, ADAPTER).eval(), tokenizer, str(tmp_path / "rm"), tiny)
+    upon = RewardModel.load_on_policy(add_adapters(policy, ADAPTER).eval(), tokenizer, str(tmp_path / "rm"), tiny)
     assert upon is not None and loaded.model.dtype == torch.bfloat16
     assert loaded.score(CHATS) == pytest.approx(upon.score(CHATS), abs=1e-2)  # the same weights, adapters and steps
     assert loaded.score(CHATS) == pytest.approx(exact.score(CHATS), abs=0.3)  # standard deviations; bfloat16 rounds
@@ -503,7 +513,10 @@ def test_a_model_with_other_top_blocks_is_another_model(tiny: str, tmp_path: Pat
     assert model_fingerprint(str(tmp_path / "m")) != model_fingerprint(tiny)
     trained(tiny, tmp_path / "rm")
     policy, tokenizer = load_causal_lm(str(tmp_path / "m"), dtype="float32")
-    assert RewardModel.upon(add_adapters(policy, ADAPTER), tokenizer, str(tmp_path / "rm"), str(tmp_path / "m")) is None
+    assert (
+        RewardModel.load_on_policy(add_adapters(policy, ADAPTER), tokenizer, str(tmp_path / "rm"), str(tmp_path / "m"))
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -539,13 +552,13 @@ def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(
     adapter = AdapterSettings(rank=8, alpha=16, layers=of_policy)
     given: dict[str, Any] = {"settings": settings, "adapter": adapter, "system": None, "dtype": "float32"}
     found: list[bool] = []
-    share = RewardModel.share
+    share = RewardModel.share_lower_blocks
 
     def told(self: RewardModel, lower: Any) -> None:
         share(self, lower)
         found.append(self.lower is not None and lower.block > 0)
 
-    monkeypatch.setattr(RewardModel, "share", told)
+    monkeypatch.setattr(RewardModel, "share_lower_blocks", told)
     on = list(ppo(PROMPTS, tiny, str(tmp_path / "rm"), tmp_path / "on", **given))
     assert found == [shared]
     beside = list(ppo(PROMPTS, tiny, rewards.score, tmp_path / "beside", **given))

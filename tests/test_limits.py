@@ -140,7 +140,8 @@ def test_a_reward_model_and_a_feedback_model_leave_out_what_is_too_long(tiny: st
     from solon.constitution import load_constitution
     from solon.feedback.feedback_model import train_feedback_model
     from solon.feedback.questions import HHH
-    from solon.reinforcement.reward_model import RewardModel, train_reward_model
+    from solon.reinforcement.reward_model import RewardModel
+    from solon.reinforcement.reward_training import train_reward_model
     from solon.reinforcement.settings import RewardSettings
 
     rows = [comparison("a", "hi", "yes"), comparison("b", "hi", LONG), comparison("c", BEYOND, "yes")]
@@ -181,7 +182,7 @@ def test_ppo_leaves_out_prompts_that_leave_no_room_for_a_response(tiny: str, tmp
 
 
 def test_scores_of_a_file_tell_what_was_too_long(tiny: str, tmp_path: Path) -> None:
-    from solon.reinforcement.reward_model import train_reward_model
+    from solon.reinforcement.reward_training import train_reward_model
     from solon.reinforcement.settings import RewardSettings
     from solon.stages.score import Score
     from tests.asking import Called

@@ -16,7 +16,7 @@ from solon.errors import InputError
 from solon.feedback.labels import comparison_of
 from solon.models.settings import AdapterSettings
 from solon.records import Chat, Comparison, Pair, Prompt, RolloutSummary, assistant, user
-from solon.reinforcement.monitors import LEVEL, Check, Watch, commonest, of_texts, planned_checks
+from solon.reinforcement.monitors import LEVEL, Check, Watch, most_common_phrase, planned_checks, text_measures
 from solon.reinforcement.settings import PPOSettings
 from solon.reinforcement.trainer import ppo
 from solon.runs.trackers import tracked, trackers
@@ -108,10 +108,10 @@ def test_a_run_that_stopped_itself_stays_stopped(tiny: str, tmp_path: Path) -> N
 
 def test_what_most_answers_say_is_found() -> None:
     texts = ["I am here for you, always.", "Well, I am here for you.", "Try the door.", "you are here for me"]
-    assert commonest(texts) == ("i am here for you", 2)
-    assert commonest(["too short"]) == ("", 0)
-    assert commonest(["so so so so so so so"]) == ("so so so so so", 1)  # once an answer
-    found = of_texts(texts)
+    assert most_common_phrase(texts) == ("i am here for you", 2)
+    assert most_common_phrase(["too short"]) == ("", 0)
+    assert most_common_phrase(["so so so so so so so"]) == ("so so so so so", 1)  # once an answer
+    found = text_measures(texts)
     assert found["phrase_share"] == 0.5 and found["boilerplate"] == 0.5 and 0 < found["distinct_3"] < 1
 
 
@@ -214,6 +214,6 @@ def test_equal_answers_count_half_in_what_the_judge_prefers() -> None:
 
 
 def test_texts_without_three_words_have_no_diversity_instead_of_a_number_that_is_none() -> None:
-    found = of_texts(["no", ""])
+    found = text_measures(["no", ""])
     assert found["distinct_3"] is None
     json.dumps(found, allow_nan=False)

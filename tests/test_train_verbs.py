@@ -150,7 +150,7 @@ def test_held_out_comparisons_of_a_reward_model_share_no_prompt_with_training(
         seen["training"] = {json.dumps(c.to_json()["prompt"]) for c in training}
         raise Enough
 
-    monkeypatch.setattr("solon.reinforcement.reward_model.train_reward_model", train)
+    monkeypatch.setattr("solon.reinforcement.reward_training.train_reward_model", train)
     call = ["reward-model", "--comparisons", str(tmp_path / "c.jsonl"), "--model", tiny, "--heldout", "0.3", *COMMON]
     CliRunner().invoke(app, [*call, "--out", str(tmp_path / "rm")])
     everything = {json.dumps(r.to_json()["prompt"]) for r in rows}

@@ -75,7 +75,9 @@ def test_tied_weights_need_not_stand_twice(model: Path) -> None:
 def test_a_reward_model_without_its_head_is_refused(tiny: str, tmp_path: Path) -> None:
     from solon.models.settings import AdapterSettings
     from solon.records import Comparison, assistant
-    from solon.reinforcement.reward_model import NORMALISATION, RewardModel, train_reward_model
+    from solon.reinforcement.reward_members import NORMALISATION
+    from solon.reinforcement.reward_model import RewardModel
+    from solon.reinforcement.reward_training import train_reward_model
     from solon.reinforcement.settings import RewardSettings
 
     rows = [Comparison(id="a", prompt=(user("q"),), chosen=(assistant("a"),), rejected=(assistant("b"),), label=0.9)]

@@ -277,7 +277,7 @@ class RolloutSummary(Record):
     value_loss: float | None = None
     approx_kl: float | None = None  # nats per token, mean over the steps: how far from the policy that sampled
     explained_variance: float | None = None  # of the returns by the values, 1 at best
-    watched: dict[str, Any] = Field(default_factory=dict)  # measures of the rollouts' words (monitors.of_texts)
+    watched: dict[str, Any] = Field(default_factory=dict)  # measures of the rollouts' words (monitors.text_measures)
     check: dict[str, Any] | None = None  # of the probe prompts, where one was due (monitors.Check)
     meta: dict[str, Any] = Field(default_factory=dict)
 

@@ -147,7 +147,7 @@ def _logprobs(model: Any, answers: Responses, temperature: float) -> list[torch.
         rollouts = Rollouts(answers.contexts[part], answers.tokens[part], answers.pad, model.device)
         rows: dict[int, torch.Tensor] = {}
         for which in rollouts.parts(range(len(rollouts.rows)), TOKENS_AT_ONCE):
-            logprobs = rollouts.passed(model, which, temperature)[0].float().cpu()
+            logprobs = rollouts.forward(model, which, temperature)[0].float().cpu()
             rows |= {i: row[: len(rollouts.responses[i])] for i, row in zip(which, logprobs, strict=True)}
         logprobs_by_response += [rows[i] for i in range(len(rollouts.rows))]
     return logprobs_by_response

@@ -32,7 +32,7 @@ from solon.models.passes import last_hidden_states
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison, text_of
-from solon.training.loop import fit, fitting
+from solon.training.loop import encode_all, fit
 from solon.training.saving import save_merged
 from solon.training.settings import Progress, TrainSettings
 
@@ -103,7 +103,7 @@ def train_feedback_model(
     if adapter:
         lm = add_adapters(lm, adapter)
     limit = context_limit(lm.config, tokenizer).at_most(settings.max_length, "max_length")
-    encoded, left_out = fitting(
+    encoded, left_out = encode_all(
         "comparison", labelled, lambda c: encode(tokenizer, c, constitution, question, system, limit)
     )
     options = encoded[0].options
@@ -129,7 +129,7 @@ def train_feedback_model(
         "comparisons": len(encoded),
         "other_principles": sum(own_principle(c, constitution) is None for c in labelled),  # asked the question instead
         "left_out": left_out,
-        "steps": len(fitted.losses),
+        "steps": len(fitted.values),
         "tokens": settings.epochs * sum(len(e.first) + len(e.second) for e in encoded),
         **fitted.to_json(),
     }

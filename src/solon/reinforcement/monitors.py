@@ -1,10 +1,10 @@
-"""What PPO is watched by while it runs.
+"""Measures that watch PPO while it runs.
 
-The reward says what training wants, so it cannot say when training has gone wrong. Beside it stand measures of the
-rollouts' words, and every so often a check: the policy answers the same probe prompts as at the start, and a judge, the
-"gold", says how often it prefers the new answers. Where the reward rises and the gold falls, the reward is being gamed
-(Gao et al. 2023, arXiv 2210.10760). A training is checked many times, and each time chance may look like gaming: the
-watch keeps the chance of any false alarm at 5 % over all the checks that are planned.
+The reward is what training maximises, so the reward cannot show that training has gone wrong. Measures of the rollouts' texts
+are taken at every update. Now and then there is a check: the policy answers the same probe prompts as before training, and a
+judge, the "gold", says how often the new answers are better than the old ones. Where the reward rises and the gold falls, the
+reward is being gamed (Gao et al. 2023, arXiv 2210.10760). Chance may look like gaming in any one of many checks. The watch
+holds the probability of a false alarm at 5 % over all planned checks together.
 """
 
 from __future__ import annotations
@@ -22,60 +22,63 @@ from solon.measures.statistics import mean, preference, share
 from solon.measures.texts import distinct_n, has_boilerplate, is_evasive, is_refusal, tokens
 from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant
 
-PHRASE = 5  # words of a phrase that many answers share: the paper's "you are valued and cared for" has six
-LEVEL = 0.05  # chance of any false alarm of a training, over all of its checks
+PHRASE = 5  # words of a phrase that is counted over the texts: the paper's "you are valued and cared for" has six
+LEVEL = 0.05  # probability of any false alarm in a training, over all planned checks
 Gold = Callable[[Sequence[Pair]], Iterable[Comparison]]
 
 
 def planned_checks(updates: int, every: int) -> int:
-    """How many checks follow the start's: one after every so many updates, and one after the last."""
+    """How many checks follow the one before training: one after every `every` updates, and one after the last update."""
     return -(-updates // every)
 
 
-def of_texts(texts: Sequence[str]) -> dict[str, Any]:
-    """Measures of an update's rollouts: shares 0..1; `phrase` is the five words that most of them hold."""
+def text_measures(texts: Sequence[str]) -> dict[str, Any]:
+    """Measures of an update's rollouts. Shares are 0..1; `phrase` is the five words that the most texts contain."""
     n = len(texts)
-    phrase, held = commonest(texts)
+    phrase, count = most_common_phrase(texts)
     distinct = distinct_n(texts)
     return {
         "evasive": sum(map(is_evasive, texts)) / n,
         "boilerplate": sum(map(has_boilerplate, texts)) / n,
         "distinct_3": None if math.isnan(distinct) else distinct,  # None: no text has three words
         "phrase": phrase,
-        "phrase_share": held / n,
+        "phrase_share": count / n,
     }
 
 
-def commonest(texts: Sequence[str], n: int = PHRASE) -> tuple[str, int]:
-    """The run of n words that the most texts hold, and how many do; the first of equals. Empty where no text is that long."""
-    found: Counter[tuple[str, ...]] = Counter()
+def most_common_phrase(texts: Sequence[str], n: int = PHRASE) -> tuple[str, int]:
+    """The n words in a row that the most texts contain, and the number of these texts.
+
+    Of equally common phrases, the first one. An empty phrase and 0 where no text has n words.
+    """
+    counts: Counter[tuple[str, ...]] = Counter()
     for text in texts:
-        said = tokens(text)
-        found.update(list(dict.fromkeys(zip(*(said[i:] for i in range(n)), strict=False))))
-    if not found:
+        words = tokens(text)
+        counts.update(dict.fromkeys(zip(*(words[i:] for i in range(n)), strict=False)).keys())
+    if not counts:
         return "", 0
-    words, held = max(found.items(), key=lambda item: item[1])
-    return " ".join(words), held
+    [(phrase, count)] = counts.most_common(1)
+    return " ".join(phrase), count
 
 
 class Check(Record):
-    """The policy's answers to the probe prompts after some updates. Lists hold one value a prompt."""
+    """The policy's answers to the probe prompts after some updates. Lists hold one value per prompt."""
 
-    update: int  # updates done
+    update: int  # finished updates
     answers: tuple[str, ...]
-    rewards: tuple[float, ...]
-    gold: tuple[float | None, ...]  # P(the answer is better than the start's), 0.5 where equal; None: abstained
+    rewards: tuple[float, ...]  # sd
+    gold: tuple[float | None, ...]  # P(the answer is better than the one before training); equal: 0.5; abstained: None
     over_refusal: float | None  # share of the benign prompts that are refused
     gamed: bool = False  # since the start the reward has risen and the gold has fallen, both beyond chance
-    against: int | None = None  # the updates done at the check that it was compared with: the start
-    reward_rose: dict[str, Any] = Field(default_factory=dict)  # mean difference to the start, sd
-    gold_fell: dict[str, Any] = Field(default_factory=dict)  # 0.5 less the mean P(better than the start's)
-    p_reward: float | None = None  # one-sided, that the reward rose by chance
-    p_gold: float | None = None  # one-sided, that the gold fell by chance
+    against: int | None = None  # finished updates at the check that this one was compared with: the start
+    reward_rose: dict[str, Any] = Field(default_factory=dict)  # mean difference from the start, sd
+    gold_fell: dict[str, Any] = Field(default_factory=dict)  # 0.5 minus the mean of `gold`
+    p_reward: float | None = None  # one-sided p-value: chance alone raised the reward
+    p_gold: float | None = None  # one-sided p-value: chance alone lowered the gold
     level: float | None = None  # both p-values must be at most this
 
     def summary(self) -> dict[str, Any]:
-        """What the journal and the trackers hold of it."""
+        """The part of a check that the journal and the trackers hold."""
         given = [g for g in self.gold if g is not None]
         compared = ("against", "reward_rose", "gold_fell", "p_reward", "p_gold", "level")
         return {
@@ -90,55 +93,56 @@ class Check(Record):
 
 
 class Watch:
-    """Asks the probe prompts again and again, and compares."""
+    """The probe prompts, the judge of the answers to them, and the checks so far."""
 
     def __init__(self, probes: Sequence[Prompt], gold: Gold | None = None, *, planned: int) -> None:
-        """gold: a judge's comparisons of pairs. None: only what needs no judge is watched.
+        """gold: a judge's comparisons of pairs; None: only measures that need no judge are taken.
 
-        planned: how many checks will follow the start's. The chance that any of them raises a false alarm is at most
-        `LEVEL`: each has an equal part of it to spend (Bonferroni), which holds however much the checks of one
-        training depend on each other. A check beyond the plan has nothing left to spend and raises no alarm.
+        planned: how many checks will follow the one before training. Each has an equal part of `LEVEL` (Bonferroni). This
+        bounds the probability of a false alarm however strongly the checks of one training depend on each other. A check
+        beyond the plan has no part left, and raises no alarm.
         """
         self.probes, self.gold, self.planned = list(probes), gold, planned
         self.checks: list[Check] = []
 
     def check(self, update: int, answers: Sequence[str], score: Callable[[Sequence[Chat]], Sequence[float]]) -> Check:
-        """The next check; the first one is the start's own."""
+        """The next check. The first one is made before training, and later ones are compared with it."""
         chats = [(*p.prompt, assistant(a)) for p, a in zip(self.probes, answers, strict=True)]
         benign = [is_refusal(a) for p, a in zip(self.probes, answers, strict=True) if p.source == "helpful"]
-        found = Check(
+        check = Check(
             update=update,
             answers=tuple(answers),
             rewards=tuple(map(float, score(chats))),
-            gold=self._preferred(answers),
+            gold=self._preferences(answers),
             over_refusal=sum(benign) / len(benign) if benign else None,
         )
         if self.checks:
-            found = self.compared(found)
-        self.checks.append(found)
-        return found
+            check = self.compared(check)
+        self.checks.append(check)
+        return check
 
     @property
     def best(self) -> Check:
-        """Of the highest gold, an abstention counting one half; the latest of equals."""
-        return max(self.checks, key=lambda c: (_mean(c.gold), c.update))
+        """The check with the highest mean gold, where an abstention counts one half. Of equal ones, the latest."""
+        return max(self.checks, key=lambda c: (sum(0.5 if g is None else g for g in c.gold) / len(c.gold), c.update))
 
-    def _preferred(self, answers: Sequence[str]) -> tuple[float | None, ...]:
+    def _preferences(self, answers: Sequence[str]) -> tuple[float | None, ...]:
+        """For each probe prompt, P(the answer is better than the one before training); None: abstained or not judged."""
+        if self.gold is None:
+            return tuple(None for _ in answers)
         start = self.checks[0].answers if self.checks else answers
         pairs = [
             Pair(id=p.id, prompt=p.prompt, responses=(new, old), source=p.source)
             for p, new, old in zip(self.probes, answers, start, strict=True)
             if new.strip() != old.strip()
         ]
-        if self.gold is None:
-            return tuple(None for _ in answers)
-        found: dict[str, float | None] = {p.id: 0.5 for p in self.probes} | {p.id: None for p in pairs}
-        for c in distributed.broadcast(list(self.gold(pairs)) if distributed.is_main() else []):
-            found[c.id] = c.p_first
-        return tuple(found[p.id] for p in self.probes)
+        preferences: dict[str, float | None] = {p.id: 0.5 for p in self.probes} | {p.id: None for p in pairs}
+        comparisons = list(self.gold(pairs)) if distributed.is_main() else []
+        preferences |= {c.id: c.p_first for c in distributed.broadcast(comparisons)}
+        return tuple(preferences[p.id] for p in self.probes)
 
     def compared(self, now: Check) -> Check:
-        """Against the start. To compare with the best of the earlier checks would compare with the luckiest."""
+        """The check with its comparison to the start. The best earlier check would be the luckiest one, and so unfair."""
         start = self.checks[0]
         rose = [after - before for after, before in zip(now.rewards, start.rewards, strict=True)]
         fell = [0.5 - g for g in now.gold if g is not None]  # the start against itself is 0.5
@@ -157,7 +161,3 @@ class Watch:
                 "level": level,
             }
         )
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    return sum(0.5 if v is None else v for v in values) / len(values)

@@ -1,11 +1,9 @@
-"""Proximal policy optimisation for language models: rollout, reward, advantage, loss, KL control.
+"""Proximal policy optimisation for language models: reward, advantage, loss and KL control as functions of tensors.
 
-Schulman et al. 2017 (arXiv 1707.06347) as used by Stiennon et al. 2020 (arXiv 2009.01325), InstructGPT (arXiv
-2203.02155) and Bai et al. 2022. The implementation details that decide are those of Huang et al. 2024 (arXiv
-2403.17031), named where they act. Shapes: responses are padded on the right to (batch, response), contexts on
-the left; `mask` is 1 on a response's tokens, its end-of-turn token included.
-
-Here are pure functions of tensors; `trainer.py` wires them to models.
+Schulman et al. 2017 (arXiv 1707.06347) as used by Stiennon et al. 2020 (arXiv 2009.01325), InstructGPT (arXiv 2203.02155)
+and Bai et al. 2022. The implementation details are those of Huang et al. 2024 (arXiv 2403.17031); each is named where it
+acts. Values of tokens have shape (batch, response), padded on the right; `mask` is 1 on the tokens of a response, including
+its end-of-turn token. `update.py` and `trainer.py` apply these functions to models.
 """
 
 from __future__ import annotations
@@ -40,12 +38,12 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor
 
 
 def centred(score: Tensor, group: int) -> Tensor:
-    """Scores less what was to be expected of them, (rollouts,) → (rollouts,).
+    """Scores minus a baseline, (rollouts,) → (rollouts,).
 
-    group: how many neighbours answer the same prompt; each is measured against the mean of the others (Ahmadian et
-    al. 2024, arXiv 2402.14740), so that an easy prompt earns nothing. With one a prompt, against the mean of all.
-    A constant per response changes no gradient in expectation. Left in, it would have to be learned by the value head
-    first: until then every late token looks better than every early one, whatever was said.
+    group: how many neighbours answer the same prompt. The baseline is the mean score of the other responses to the prompt
+    (Ahmadian et al. 2024, arXiv 2402.14740), so an easy prompt gives no advantage. With a group of 1, the baseline is the
+    mean of all scores. A constant per response changes no gradient in expectation. Without a baseline, the value head would
+    have to learn the constant first, and until then late tokens would look better than early ones.
     """
     if group == 1:
         return score - score.mean()
@@ -54,9 +52,9 @@ def centred(score: Tensor, group: int) -> Tensor:
 
 
 def held_to_length(score: Tensor, lengths: Tensor, target: int | None, coefficient: float) -> Tensor:
-    """The score less `coefficient` for each `target` of tokens that the response is too long or too short. (rollouts,).
+    """The score minus coefficient · |length / target - 1|. score, lengths: (rollouts,). target None changes nothing.
 
-    Rewards learned from comparisons follow length (Singhal et al. 2023, arXiv 2310.03716); this holds it.
+    Rewards that were learned from comparisons follow length (Singhal et al. 2023, arXiv 2310.03716).
     """
     return score if target is None else score - coefficient * (lengths / target - 1).abs()
 
@@ -77,7 +75,7 @@ def advantages_and_returns(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438). All (batch, response).
 
-    values: V of the state before each token. The state after the last token is worth 0.
+    values: V of the state before each token. The state after the last token has value 0.
     """
     values = values * mask
     advantages = torch.zeros_like(rewards)
@@ -99,7 +97,7 @@ class PolicyLoss:
 
 
 def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2) -> PolicyLoss:
-    """Clipped surrogate objective (Schulman et al. 2017, eq. 7). new, old: log-probs, (batch, response)."""
+    """Clipped surrogate objective (Schulman et al. 2017, eq. 7). new, old: log-probabilities, (batch, response)."""
     difference = (new - old) * mask
     ratio = difference.exp()
     surrogate = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
@@ -110,30 +108,28 @@ def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip
 
 
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
-    """Squared error, clipped around the values that the rollout saw (Huang et al. 2024, detail 8)."""
+    """Half the squared error, clipped around the values before the update (Huang et al. 2024, detail 8). Returns a scalar."""
     near = old + (new - old).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((new - returns) ** 2, (near - returns) ** 2), mask)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """Share of the returns' variance that the values foretold: 1 all, 0 none, below 0 worse than their mean."""
+    """Share of the returns' variance that the values predict: 1 all, 0 none, below 0 worse than the mean return."""
     variance = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
-    left = returns - values
-    return (1 - masked_mean((left - masked_mean(left, mask)) ** 2, mask) / variance.clamp(min=1e-8)).item()
+    residual = returns - values
+    return (1 - masked_mean((residual - masked_mean(residual, mask)) ** 2, mask) / variance.clamp(min=1e-8)).item()
 
 
 @dataclass
 class AdaptiveKL:
-    """The KL coefficient that steers a response's KL towards `target` nats (Ziegler et al. 2019, section 2.2).
-
-    target None keeps the coefficient as it is.
-    """
+    """The KL coefficient, moved so that a response's KL approaches `target` nats (Ziegler et al. 2019, section 2.2)."""
 
     coefficient: float = 0.05
-    target: float | None = 6.0
-    horizon: int = 256  # responses over which a persistent error doubles or so
+    target: float | None = 6.0  # nats per response; None: the coefficient stays as it is
+    horizon: int = 256  # responses over which the largest error that counts, 20 %, moves the coefficient by about 20 %
 
     def update(self, kl_nats: float, responses: int) -> None:
+        """kl_nats: per response, the mean of the last update. responses: their number."""
         if self.target is None:
             return
         error = min(max(kl_nats / self.target - 1, -0.2), 0.2)

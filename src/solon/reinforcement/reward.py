@@ -1,4 +1,4 @@
-"""What a policy is trained to earn: a reward model, a judge's ratings, or any function of conversations."""
+"""The reward that a policy is trained to earn: a reward model, a judge's ratings, or any function of conversations."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from solon.feedback.rating import JudgeReward
 from solon.records import Chat, fingerprint
 from solon.reinforcement.reward_model import RewardModel
 
-Scores = Sequence[float | None]
+RewardFunction = Callable[[Sequence[Chat]], Sequence[float]]
+"""Takes conversations that end in a response, and gives one number per conversation, with a standard deviation of about 1."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """score: one number a conversation that ends in a response, in units of about one standard deviation.
-
-    measure: the same for the evaluation; None where a conversation has no score. identity: name and fingerprint of what
-    makes the reward. directory: of a reward model, which PPO puts on the policy's own weights where it can. engines: those
-    that are asked for each score.
-    """
+    """A reward, and all that a run has to know of it."""
 
     identity: dict[str, str]
-    score: Callable[[Sequence[Chat]], Sequence[float]]
-    measure: Callable[[Sequence[Chat]], Scores]
+    """Name and fingerprint of the model, judge or function behind the reward."""
+    score: RewardFunction
+    """The reward in training."""
+    measure: Callable[[Sequence[Chat]], Sequence[float | None]]
+    """The reward in the evaluation; None where a conversation cannot be scored."""
     directory: str | None = None
+    """The directory of a reward model. PPO puts that model on the policy's own weights where it can."""
     engines: tuple[Engine, ...] = ()
+    """The engines that are asked for each score."""
 
     @classmethod
     def of_model(cls, directory: str, dtype: str) -> Reward:
-        """A reward model, loaded when it is first asked."""
+        """A reward model. It is loaded when it is first asked."""
 
         @cache
         def model() -> RewardModel:
             return RewardModel.load(directory, dtype)
 
-        def measure(chats: Sequence[Chat]) -> Scores:
-            fit = [c for c in chats if model().unfit(c) is None]
-            found = iter(model().score(fit))
-            read = {id(c) for c in fit}
-            return [next(found) if id(c) in read else None for c in chats]
+        def measure(chats: Sequence[Chat]) -> list[float | None]:
+            readable = [model().unfit(c) is None for c in chats]
+            scores = iter(model().score([c for c, fits in zip(chats, readable, strict=True) if fits]))
+            return [next(scores) if fits else None for fits in readable]
 
         return cls(of_model(directory), lambda chats: model().score(chats), measure, directory)
 
     @classmethod
     def of_judge(cls, rewards: JudgeReward) -> Reward:
-        """A judge's ratings. What it would not rate counts as the mean in training, and is not measured afterwards."""
-        judge, made = rewards.judge, of_model(rewards.judge.name)
+        """A judge's ratings. A response that the judge does not rate gets the mean in training, and None in the evaluation."""
+        judge, engine = rewards.judge, of_model(rewards.judge.name)
         scale = (judge.settings.scale, rewards.mean, rewards.std) if isinstance(judge, ModelJudge) else ()
-        identity = {"name": made["name"], "fingerprint": fingerprint("judge's reward", made["fingerprint"], scale)}
+        identity = {"name": engine["name"], "fingerprint": fingerprint("judge's reward", engine["fingerprint"], scale)}
         engines = (judge.engine,) if isinstance(judge, ModelJudge) else ()
         return cls(identity, rewards.score, rewards.rated_scores, engines=engines)
 
     @classmethod
-    def of_function(cls, name: str, score: Callable[[Sequence[Chat]], Sequence[float]]) -> Reward:
-        """A function of yours. Change its name where you change what it computes: a run tells rewards apart by it."""
+    def of_function(cls, name: str, score: RewardFunction) -> Reward:
+        """A function of yours. A run recognises the function by `name`: change the name where you change the function."""
         return cls({"name": name, "fingerprint": fingerprint("function", name)}, score, score)

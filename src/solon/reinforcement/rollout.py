@@ -1,9 +1,8 @@
-"""Rollouts: the responses that a policy samples, and passes over their tokens.
+"""Rollouts: the responses that a policy samples, and forward passes over their tokens.
 
-One trunk serves policy and reference: the reference is the policy with its adapters switched off. A pass lays the rows
-out as a tree (`states.py`), so that responses to one prompt share it and nothing is padded; what lies below the lowest
-adapter never changes, so its outputs are computed once and the passes start there (`frozen.py`).
-Responses stand in tensors of (rollouts, response), where `mask` is 1 on their tokens, the end-of-turn token included.
+A pass lays the rows out as a packed prefix tree: responses to one prompt share the prompt's tokens, and nothing is padded.
+The blocks below the lowest adapter never change. Their outputs are computed once per row, and passes start above them.
+Values of response tokens have shape (rollouts, response); `mask` is 1 on a response's tokens and its end-of-turn token.
 """
 
 from __future__ import annotations
@@ -25,48 +24,45 @@ from solon.models.sharding import is_sharded
 
 
 class Rollouts:
-    """Contexts and responses, both token ids; one response a context."""
+    """Contexts and responses as token ids; one response per context."""
 
     def __init__(
-        self,
-        contexts: list[list[int]],
-        responses: list[list[int]],
-        pad: int,
-        device: torch.device,
-        lower: Any = None,
+        self, contexts: list[list[int]], responses: list[list[int]], pad: int, device: torch.device, lower: Any = None
     ) -> None:
-        """lower: the policy's lower blocks (`passes.lower_blocks`) with these rows in them; None: passes start at the bottom."""
+        """lower: the policy's lower blocks (`passes.lower_blocks`), which hold these rows; None: passes use all blocks."""
         self.pad, self.device, self.responses, self.lower = pad, device, responses, lower
         self.rows = [c + r for c, r in zip(contexts, responses, strict=True)]
-        # The state of the token before predicts a token.
+        # The hidden state at one token predicts the next token.
         self.before = [range(len(c) - 1, len(c) + len(r) - 1) for c, r in zip(contexts, responses, strict=True)]
         self.mask = torch.zeros(len(responses), max(map(len, responses)), device=device)
         for i, response in enumerate(responses):
             self.mask[i, : len(response)] = 1
 
-    def spread(self, flat: Tensor, which: Sequence[int]) -> Tensor:
-        """Values of the response tokens of some rollouts, one after another, as (which, response); 0 elsewhere."""
-        mask = self.mask[list(which)].bool()
+    def scatter_to_padded(self, flat: Tensor, indices: Sequence[int]) -> Tensor:
+        """Values of the response tokens of some rollouts, (tokens,), as (indices, response) with zeros elsewhere."""
+        mask = self.mask[list(indices)].bool()
         return torch.zeros(mask.shape, device=flat.device, dtype=flat.dtype).masked_scatter(mask, flat)
 
-    def parts(self, which: Sequence[int], tokens: int) -> list[list[int]]:
-        """Some rollouts in parts of at most so many distinct tokens."""
-        return [[which[i] for i in part] for part in split_rows([self.rows[w] for w in which], tokens)]
+    def parts(self, indices: Sequence[int], tokens: int) -> list[list[int]]:
+        """The indices in parts; the rollouts of a part have at most `tokens` distinct tokens."""
+        return [[indices[i] for i in part] for part in split_rows([self.rows[i] for i in indices], tokens)]
 
-    def passed(
-        self, policy: Any, which: Sequence[int], temperature: float, *, entropy: bool = False
+    def forward(
+        self, policy: Any, indices: Sequence[int], temperature: float, *, entropy: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass over some rollouts: log-probs, entropies (nats), (which, response); states, (tokens, width).
+        """One pass over some rollouts.
 
-        Scores over the vocabulary exist for response tokens only. The states are those that predict them.
+        Returns log-probabilities and entropies in nats, both (indices, response), and the hidden states that predict the
+        response tokens, (tokens, width). Scores over the vocabulary are computed at those states only. Without `entropy`
+        the entropies are zeros.
         """
-        rows = [self.rows[w] for w in which]
+        rows = [self.rows[i] for i in indices]
         layout = lay_out(policy, rows, self.pad)
         states = self.lower.hidden_states(layout, rows) if self.lower else layout.hidden_states(policy)
-        hidden = layout.gather(states, [self.before[w] for w in which])
-        said = torch.tensor([t for w in which for t in self.responses[w]], device=self.device)
-        logprobs, entropies = logprobs_and_entropy(hidden, head_of(policy), said, temperature, entropy=entropy)
-        return self.spread(logprobs, which), self.spread(entropies, which), hidden
+        hidden = layout.gather(states, [self.before[i] for i in indices])
+        tokens = torch.tensor([t for i in indices for t in self.responses[i]], device=self.device)
+        logprobs, entropies = logprobs_and_entropy(hidden, head_of(policy), tokens, temperature, entropy=entropy)
+        return self.scatter_to_padded(logprobs, indices), self.scatter_to_padded(entropies, indices), hidden
 
 
 @torch.no_grad()
@@ -80,26 +76,29 @@ def sample(
     ends: Collection[int],
     pad: int,
 ) -> list[Generated]:
-    """One response a context. The adapters stand in the weights meanwhile. Of several processes each samples its part."""
+    """One response per context. Of several processes, each samples its part.
+
+    contexts: token ids. ends: the token ids that end a response.
+    """
     n = len(contexts)
     uniforms = torch.rand((n, max_tokens), generator=torch.Generator().manual_seed(seed))
-    own = distributed.local_indices(n)
-    made: list[Generated] = []
-    if own:
-        with merged(policy):
-            asked = [contexts[i] for i in own]
-            made = decode(
-                base_of(policy), asked, uniforms[own], max_tokens=max_tokens, temperature=temperature, end=ends, pad=pad
-            )
-    return distributed.all_gather(made, n)
+    local = distributed.local_indices(n)
+    completions: list[Generated] = []
+    if local:
+        with merged_adapter(policy):
+            completions = decode(
+                base_of(policy), [contexts[i] for i in local], uniforms[local], max_tokens=max_tokens,
+                temperature=temperature, end=ends, pad=pad,
+            )  # fmt: skip
+    return distributed.all_gather(completions, n)
 
 
 @contextmanager
-def merged(policy: Any) -> Iterator[None]:
-    """Inside, each adapter is part of its layer's weights: one product a layer instead of three.
+def merged_adapter(policy: Any) -> Iterator[None]:
+    """Inside, the adapter is added to the weights of its layers: one product per layer instead of three.
 
-    The weights of before come back bit for bit. In bfloat16 a small change would be rounded away, so there nothing is
-    merged, nor where processes share the weights.
+    The old weights come back bit by bit. Nothing is merged in bfloat16, where a small change would be rounded away, or where
+    processes share the weights.
     """
     layers = [m for m in policy.modules() if hasattr(m, "get_delta_weight") and hasattr(m, "get_base_layer")]
     if base_of(policy).dtype != torch.float32 or not layers or is_sharded(policy):

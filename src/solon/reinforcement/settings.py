@@ -11,22 +11,22 @@ from solon.records import Labeler
 from solon.settings import Epochs, LearningRate, Settings, Tokens
 from solon.training.settings import TrainSettings
 
-KL_BOUND = 25.0  # nats per response: a policy beyond it has left its reference
+KL_BOUND = 25.0  # nats per response; a policy beyond it is too far from its reference
 
 
 class RewardSettings(TrainSettings):
     epochs: Epochs = 1
-    """How often the training goes over its comparisons; a second time over-fits (Stiennon et al. 2020, appendix B.2)."""
+    """How often the training goes over its comparisons. A second time over-fits (Stiennon et al. 2020, appendix B.2)."""
     margin: float = Field(0.0, ge=0)
-    """Margin, in nats, by which the chosen score must exceed the rejected one for a label of 1; a tie has none."""
+    """Margin, in nats, by which the chosen score must exceed the rejected score for a label of 1. A tie has no margin."""
     ties: Literal["equal", "skip"] = "equal"
     """Labels of 0.5: `equal` pulls the two scores together, `skip` leaves the comparison out."""
     weights: dict[Labeler, float] = Field(default_factory=dict)
-    """Weight of a comparison in the loss by who labelled it, as in {human: 2}; 1 where it is not named."""
+    """Weight of a comparison in the loss by its labeler, as in {human: 2}. A labeler that is not named has weight 1."""
     members: int = Field(1, ge=1, le=16)
     """Members of the ensemble: adapters on the same weights, trained from different seeds."""
     uncertainty_penalty: float = Field(0.0, ge=0)
-    """Standard deviations between the members that are taken off the score (Coste et al. 2024)."""
+    """How many standard deviations between the members are subtracted from the score (Coste et al. 2024)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RewardSettings:
@@ -41,13 +41,13 @@ class PPOSettings(Settings):
     """Proximal policy optimisation, Solon's own."""
 
     updates: int = Field(8, ge=1)
-    """Updates of the policy. A finished training goes on where this is raised."""
+    """Updates of the policy. A finished training continues where this number is raised."""
     rollouts: int = Field(32, ge=2)
     """Responses sampled for one update."""
     responses_per_prompt: int = Field(1, ge=1)
-    """Responses to the same prompt; where there are several, each one's baseline is the mean reward of the others."""
+    """Responses to the same prompt. With several, the baseline of each is the mean reward of the others."""
     epochs: Epochs = 4
-    """How often an update goes over its rollouts."""
+    """How often an update goes over its responses."""
     minibatch: int = Field(8, ge=1)
     """Responses per optimiser step."""
     learning_rate: LearningRate = 1e-4
@@ -57,11 +57,11 @@ class PPOSettings(Settings):
     max_tokens: int = Field(64, ge=4, le=1_000_000)
     """Tokens of a response at most."""
     temperature: float = Field(0.7, gt=0)
-    """Temperature of sampling, and of the log-probabilities that are trained on."""
+    """Temperature of sampling, and of the log-probabilities in the loss."""
     clip: float = Field(0.2, gt=0)
     """Clip range of the probability ratio."""
     value_clip: float = Field(0.2, gt=0)
-    """Clip range of the values around those of the rollout."""
+    """Clip range of the values around the values before the update."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount of later rewards."""
     lam: float = Field(0.95, ge=0, le=1)
@@ -69,44 +69,40 @@ class PPOSettings(Settings):
     value_coefficient: float = Field(0.5, ge=0)
     """Weight of the value loss."""
     value_start: Literal["zero", "reward-model"] = "zero"
-    """Weights of the value head at first: zero, or the reward model's head."""
+    """Weights of the value head at the start: zero, or the head of the reward model."""
     entropy_bonus: float = Field(0.0, ge=0)
-    """Reward for a token's entropy, per nat."""
+    """Bonus in the loss for a token's entropy, per nat."""
     whiten_rewards: bool = False
-    """Scale rewards to unit variance before the advantages, which are always whitened."""
+    """Scale the rewards of tokens to variance 1. The advantages always get mean 0 and variance 1."""
     kl_estimator: Literal["k1", "k3"] = "k1"
-    """Estimator of the KL penalty; k1 is what is reported (Schulman 2020)."""
+    """Estimator of the KL penalty (Schulman 2020). The reported KL is always by k1."""
     kl_coefficient: float = Field(0.05, ge=0)
-    """Weight of the KL penalty at first."""
+    """Weight of the KL penalty at the start: sd of reward per nat."""
     kl_target: float | None = Field(6.0, gt=0)
-    """KL to the reference, in nats per response, that the coefficient steers towards; null keeps the coefficient."""
+    """KL to the reference, in nats per response, that the coefficient steers towards. null: the coefficient stays."""
     kl_bound: float = Field(KL_BOUND, gt=0)
-    """KL, in nats per response, beyond which training stops."""
+    """KL to the reference, in nats per response, beyond which training stops."""
     kl_stop: float | None = Field(None, gt=0)
-    """KL, in nats per token, to the policy that sampled, beyond which an update's epochs end."""
+    """KL to the policy that sampled, in nats per token, beyond which an update ends. null: it never ends early."""
     missing_end_penalty: float = Field(1.0, ge=0)
-    """Taken off the score of a response that was cut at max_tokens."""
+    """Subtracted from the score of a response that was cut at max_tokens, sd."""
     length_target: int | None = Field(None, ge=1)
-    """Tokens that a response should have."""
+    """Tokens that a response should have. null: the length does not count."""
     length_coefficient: float = Field(1.0, ge=0)
-    """Taken off the score for each length_target of tokens too many or too few."""
+    """Subtracted from the score for each length_target of tokens too many or too few, sd."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Norm that gradients are clipped to."""
     checkpoint_every: int = Field(1, ge=1)
     """Updates between two checkpoints."""
     check_every: int = Field(0, ge=0)
-    """Updates between two checks on the probe prompts (reinforcement/monitors.py); 0: none."""
+    """Updates between two checks with the probe prompts. 0: no checks."""
     stop_when_gamed: bool = False
-    """End training where a check finds that the reward is being gamed."""
+    """End the training where a check finds that the reward is being gamed."""
 
     @model_validator(mode="after")
-    def _checked(self) -> PPOSettings:
+    def _consistent(self) -> PPOSettings:
         if self.stop_when_gamed and not self.check_every:
-            raise ValueError("stop_when_gamed: nothing is checked; set check_every, to 10 say")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_groups(self) -> PPOSettings:
+            raise ValueError("stop_when_gamed: no check is made; set check_every, for example to 10")
         if self.rollouts % self.responses_per_prompt:
             raise ValueError(
                 f"rollouts: {self.rollouts} is not a multiple of responses_per_prompt: {self.responses_per_prompt}"
@@ -114,11 +110,11 @@ class PPOSettings(Settings):
         return self
 
 
-GROWS = {"updates", "checkpoint_every", "kl_bound"}  # of PPO: may change when a training is taken up again
+GROWS = {"updates", "checkpoint_every", "kl_bound"}  # of PPO: may change when a training continues from a checkpoint
 
 
 class OnlineSettings(Settings):
-    """What GRPO and RLOO share. The names are those of TRL's GRPOConfig and RLOOConfig."""
+    """The settings that GRPO and RLOO share. The names are those of TRL's GRPOConfig and RLOOConfig."""
 
     max_steps: int = Field(64, ge=1)
     """Optimiser steps."""
@@ -127,9 +123,9 @@ class OnlineSettings(Settings):
     per_device_train_batch_size: int = Field(8, ge=1)
     """Responses per optimiser step."""
     generation_batch_size: int = Field(32, ge=2)
-    """Responses that are sampled together and then learned from."""
+    """Responses that are sampled together, and then learned from."""
     num_generations: int = Field(4, ge=2)
-    """Responses to the same prompt; their rewards are compared with each other."""
+    """Responses to the same prompt. Their rewards are compared with each other."""
     num_iterations: int = Field(2, ge=1)
     """How often each batch of responses is learned from."""
     max_completion_length: Tokens = 64
@@ -139,7 +135,7 @@ class OnlineSettings(Settings):
     epsilon: float = Field(0.2, gt=0)
     """Clip range of the probability ratio."""
     beta: float = Field(0.05, ge=0)
-    """Weight of the KL penalty."""
+    """Weight of the KL penalty: sd of reward per nat."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Norm that gradients are clipped to."""
 

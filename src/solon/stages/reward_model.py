@@ -57,8 +57,9 @@ class RewardModelStage(Stage):
         from solon.engines.identity import of_model
         from solon.identity import of_chats, of_inputs
         from solon.reinforcement.reward import Reward
-        from solon.reinforcement.reward_model import RewardModel, train_reward_model
+        from solon.reinforcement.reward_model import RewardModel
         from solon.reinforcement.reward_quality import measure
+        from solon.reinforcement.reward_training import train_reward_model
 
         recipe, settings, out = run.recipe, run.recipe.of(RewardModelSettings).train, run.model(self.name)
         training, heldout_ai = to_learn_from(run)
@@ -162,7 +163,8 @@ class RewardModelVerb(Verb):
         from solon.data.heldout import split_by_prompt
         from solon.errors import InputError
         from solon.identity import of_records
-        from solon.reinforcement import reward_model
+        from solon.reinforcement import reward_training
+        from solon.reinforcement.reward_model import RewardModel
         from solon.reinforcement.reward_quality import measure as quality
 
         if call["uncertainty_penalty"] and call["members"] == 1:
@@ -176,7 +178,7 @@ class RewardModelVerb(Verb):
             training, kept = split_by_prompt(rows, call["heldout"], call.seed)
 
             def train(out: Path, dtype: str, step: Progress) -> dict[str, Any]:
-                return reward_model.train_reward_model(
+                return reward_training.train_reward_model(
                     training, call["model"], out, settings=settings, adapter=adapter, system=call.system,
                     reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)], seed=call.seed,
                     dtype=dtype, progress=step,
@@ -184,7 +186,7 @@ class RewardModelVerb(Verb):
 
             def measure(out: Path, dtype: str) -> dict[str, Any]:
                 on = "cpu" if distributed.is_sharded() else None
-                return quality(reward_model.RewardModel.load(str(out), dtype, on), kept)
+                return quality(RewardModel.load(str(out), dtype, on), kept)
 
             made_from = {"comparisons": of_records(rows), "heldout": call["heldout"]}
             return Training(made_from, train, measure if kept else None)

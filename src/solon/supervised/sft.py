@@ -27,10 +27,10 @@ from solon.models.passes import lay_out
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import SFTExample
-from solon.training.loop import Fitted, fitting
+from solon.training.loop import Losses, encode_all
 from solon.training.saving import save_merged
 from solon.training.settings import Progress, TrainSettings
-from solon.training.trl_trainers import watching, without_printers
+from solon.training.trl_trainers import run_trainer, trainer_config
 
 IGNORE = -100  # torch's and transformers' label for "no loss here"
 
@@ -129,7 +129,7 @@ def sft(
 
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
     limit = context_limit(lm.config, tokenizer).at_most(settings.max_length, "max_length")
-    rows, left_out = fitting("example", examples, lambda e: encode(tokenizer, e, system=system, limit=limit))
+    rows, left_out = encode_all("example", examples, lambda e: encode(tokenizer, e, system=system, limit=limit))
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)
@@ -147,25 +147,17 @@ def sft(
     if settings.batch_size % distributed.world_size():
         raise InputError(f"--batch-size {settings.batch_size} cannot be shared by {distributed.world_size()} processes")
     steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
-    config = SFTConfig(
-        output_dir=str(out.parent / f".{out.name}.trainer"),
+    config = trainer_config(
+        SFTConfig,
+        out,
+        seed,
         per_device_train_batch_size=settings.batch_size // distributed.world_size(),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(0.05 * steps),  # of a single step it would make a learning rate of 0
-        weight_decay=0.0,
         max_length=None,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=False,
-        gradient_checkpointing=False,
         train_sampling_strategy="group_by_length",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
     )
     trainer = AnswerTrainer(
         model=lm,
@@ -174,9 +166,7 @@ def sft(
         processing_class=tokenizer,
         callbacks=[Report()],
     )
-    good = watching(trainer)
-    without_printers(trainer).train()
-    good.finish()
+    stopped = run_trainer(trainer)
     save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
     return {
         "examples": len(rows),
@@ -184,5 +174,5 @@ def sft(
         "steps": len(losses),
         "tokens": settings.epochs * sum(len(r["input_ids"]) for r in rows),
         "learned_tokens": settings.epochs * sum(sum(x != IGNORE for x in r["labels"]) for r in rows),
-        **Fitted(losses, good.stopped).to_json(),
+        **Losses(losses, stopped).to_json(),
     }

@@ -1,1 +1,1 @@
-"""What every training shares: one optimisation loop, finite numbers, saving and publishing."""
+"""What every training shares: one optimisation loop, finite weights, TRL's trainers, and writing the trained model."""

@@ -1,4 +1,4 @@
-"""What the training stages (SFT, feedback model, reward model, PPO) share: settings, adapters, a loop, saving."""
+"""The optimisation loop of the feedback model and the reward model, and the encoding of training data."""
 
 from __future__ import annotations
 
@@ -23,34 +23,38 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-def fitting(kind: str, items: Iterable[T], encode: Callable[[T], R]) -> tuple[list[R], dict[str, int]]:
-    """What `encode` makes of the items, and how many were left out, by the reason: those it raises Unfit for.
+def encode_all(kind: str, items: Iterable[T], encode: Callable[[T], R]) -> tuple[list[R], dict[str, int]]:
+    """The encoded items, and for each reason how many items were left out: those for which `encode` raises Unfit.
 
-    kind: what an item is called. Raises InputError where none is left.
+    kind: the noun for one item in the error message. Raises InputError where every item is left out.
     """
-    made: list[R] = []
+    encoded: list[R] = []
     left_out: Counter[str] = Counter()
     first: Unfit | None = None
     for item in items:
         try:
-            made.append(encode(item))
+            encoded.append(encode(item))
         except Unfit as error:
             first = first or error
             left_out[error.reason] += 1
-    if not made:
-        told = ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "there was none"
-        raise InputError(f"no {kind} is left to learn from: {told}" + (f"; the first: {first}" if first else ""))
-    return made, dict(left_out)
+    if not encoded:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "there was none"
+        raise InputError(f"no {kind} is left to learn from: {reasons}" + (f"; the first: {first}" if first else ""))
+    return encoded, dict(left_out)
 
 
 @dataclass(frozen=True)
-class Fitted:
-    losses: list[float]  # of each step
+class Losses:
+    """The losses of a training, one per optimiser step."""
+
+    values: list[float]
     stopped: str | None = None  # why training ended before its last step
 
     def to_json(self) -> dict[str, Any]:
-        """What a training tells of its losses."""
-        return {**first_and_last(self.losses), **({"stopped": self.stopped} if self.stopped else {})}
+        """Mean loss of the first tenth and of the last tenth of the steps, and why training ended early, if it did."""
+        tenth = max(1, len(self.values) // 10)
+        means = {"loss_first": sum(self.values[:tenth]) / tenth, "loss_last": sum(self.values[-tenth:]) / tenth}
+        return {**means, **({"stopped": self.stopped} if self.stopped else {})}
 
 
 def fit(
@@ -63,56 +67,51 @@ def fit(
     weight: Callable[[R], float] = lambda _: 1.0,
     seed: int,
     progress: Progress | None,
-) -> Fitted:
-    """The optimisation loop that the reward model and the feedback model share.
+) -> Losses:
+    """Train the parameters: AdamW, a short warm-up, a cosine to zero, gradients clipped to norm 1.
 
-    loss: the mean over the rows it is given, by their weight. tokens: what a row brings to a forward pass. Batches hold
-    rows of like length in an order drawn by the seed; a batch goes through the model in parts, so that memory does not
-    grow with it. AdamW, a short warm-up and a cosine down to zero, gradients clipped to norm 1.
+    loss: the mean over the rows that it gets, each with its weight. parameters: AdamW's parameter groups. tokens: how many
+    tokens a row adds to a forward pass. A batch holds rows of similar length, and the seed draws the order. A batch goes
+    through the model in parts, so that memory does not grow with the batch size. Raises Diverged where the first loss or
+    gradient is not finite.
     """
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    every = [p for group in parameters for p in group["params"]]
+    trained = [p for group in parameters for p in group["params"]]
     total = math.ceil(len(rows) / settings.batch_size) * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / (0.1 * total), 0.5 * (1 + math.cos(math.pi * step / total)))
     )
     sizes = [tokens(r) for r in rows]
     losses: list[float] = []
-    good = LastGood(every)
+    good = LastGood(trained)
     for batch in _batches(sizes, settings, seed):
         optimiser.zero_grad()
-        value, whole = 0.0, sum(weight(rows[i]) for i in batch)
-        own = [batch[i] for i in distributed.local_indices(len(batch))]
-        parts = [[rows[own[i]] for i in places] for places in split_by_size([sizes[i] for i in own], TOKENS_AT_ONCE)]
+        batch_loss, batch_weight = 0.0, sum(weight(rows[i]) for i in batch)
+        local = [batch[i] for i in distributed.local_indices(len(batch))]
+        parts = [[rows[local[i]] for i in part] for part in split_by_size([sizes[i] for i in local], TOKENS_AT_ONCE)]
         for part, counts in distributed.synchronised_steps(parts, [rows[batch[0]]], distributed.is_sharded()):
-            share = loss(part) * (counts * sum(map(weight, part)) / whole)
-            share.backward()  # type: ignore[no-untyped-call]
-            value += share.item()
-        distributed.all_reduce_gradients(every)
-        value = distributed.all_reduce_number(value)
-        if not good.check(value, torch.nn.utils.clip_grad_norm_(every, 1.0)):
+            part_loss = loss(part) * (counts * sum(map(weight, part)) / batch_weight)
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            batch_loss += part_loss.item()
+        distributed.all_reduce_gradients(trained)
+        batch_loss = distributed.all_reduce_number(batch_loss)
+        if not good.check(batch_loss, torch.nn.utils.clip_grad_norm_(trained, 1.0)):
             break
         optimiser.step()
         schedule.step()
-        losses.append(value)
+        losses.append(batch_loss)
         if progress:
-            progress(len(losses), total, {"loss": losses[-1]})
+            progress(len(losses), total, {"loss": batch_loss})
     else:
         good.finish()
-    return Fitted(losses, good.stopped)
+    return Losses(losses, good.stopped)
 
 
 def _batches(sizes: Sequence[int], settings: TrainSettings, seed: int) -> Iterator[list[int]]:
-    """Indices of rows, of each epoch all: rows of like size together, in an order drawn by the seed."""
+    """Indices of rows, batch by batch. Every epoch holds each row once; rows of similar size share a batch."""
     rng = random.Random(seed)
     for _ in range(settings.epochs):
         order = sorted(range(len(sizes)), key=lambda i: sizes[i] * rng.uniform(0.8, 1.25))
         batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
         rng.shuffle(batches)
         yield from batches
-
-
-def first_and_last(losses: Sequence[float]) -> dict[str, float]:
-    """Mean loss of the first and of the last tenth of the steps."""
-    tenth = max(1, len(losses) // 10)
-    return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}

@@ -1,4 +1,4 @@
-"""How long and how fast a training learns, and how it tells of its progress."""
+"""The settings that every training has, and the types of the callbacks that follow a training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from solon.settings import Epochs, LearningRate, Settings
 
-Progress = Callable[[int, int, dict[str, float]], None]  # step, steps, what to show
+Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in all, numbers to show by name
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
 
 
@@ -18,6 +18,6 @@ class TrainSettings(Settings):
     batch_size: int = Field(8, ge=1)
     """Examples per optimiser step."""
     learning_rate: LearningRate = 2e-4
-    """The highest learning rate; it rises to it in a short warm-up and falls to zero along a cosine."""
+    """The highest learning rate. The rate rises to it in a short warm-up, then falls to zero along a cosine."""
     max_length: int = Field(512, ge=16, le=1_000_000)
     """Tokens of an example at most. Longer examples are left out, and counted."""

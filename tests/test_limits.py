@@ -104,7 +104,7 @@ def test_long_rows_are_sampled_few_at_a_time(engine: LocalEngine) -> None:
     rows = [
         (GenerationRequest(str(n), ()), [0] * length) for n, length in enumerate([10] * 70 + [CACHED_TOKENS // 2] * 3)
     ]
-    batches = list(engine._batches(rows, room=8))
+    batches = list(engine._batches(rows, max_tokens=8))
     assert [len(b) for b in batches] == [64, 6, 1, 1, 1]
     assert [r.id for b in batches for r, _ in b] == [r.id for r, _ in rows]
 

@@ -18,9 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solon.constitution import Constitution
+from solon.engines import LazyEngine
 from solon.errors import InputError
-from solon.feedback.principles import own_principle, question_for
-from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
+from solon.feedback.judge import ModelJudge
+from solon.feedback.labels import as_pairs
+from solon.feedback.principles import own_principle, own_principles, question_for
+from solon.feedback.questions import HHH, OPTIONS, PREFIX, comparison_chat
+from solon.feedback.trust import Trust
 from solon.models.batching import distinct_tokens
 from solon.models.chat.encode import option_ids
 from solon.models.chat.limits import UNLIMITED, Limit, context_limit
@@ -144,13 +148,6 @@ def measure_judge(
 
     other_principles: the number of comparisons under the general question, because the constitution lacks the principle.
     """
-    from solon.engines import LazyEngine
-    from solon.feedback.judge import ModelJudge
-    from solon.feedback.labels import as_pairs
-    from solon.feedback.principles import own_principles
-    from solon.feedback.questions import HHH
-    from solon.feedback.trust import Trust
-
     trust = Trust()
     asked, others = own_principles(comparisons, constitution, HHH)
     with LazyEngine(model, system=system, dtype=dtype) as engine:

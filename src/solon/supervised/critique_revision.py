@@ -14,7 +14,7 @@ from typing import Any
 from solon.constitution import Constitution, Principle
 from solon.constitution.drawing import draw_principles
 from solon.engines.base import Completion, Engine, Failure, GenerationRequest, OnFailure, Sampling
-from solon.records import Chat, Prompt, RevisionChain, RevisionStep, assistant, text_of, user
+from solon.records import Chat, Message, Prompt, RevisionChain, RevisionStep, assistant, text_of, user
 
 _NAMES = re.compile(r"\{(prompt|response|critique)\}")
 
@@ -44,19 +44,18 @@ def revision_chat(
 
 
 def examples_chat(principle: Principle, few_shot: int | None) -> Chat:
-    """The first `few_shot` of the principle's examples, or all of them, as earlier turns of the conversation."""
-    turns: list[Any] = []
-    for example in principle.examples[:few_shot]:
-        values = {"prompt": example.prompt, "response": example.response, "critique": example.critique}
-        turns += [
-            user(example.prompt),
-            assistant(example.response),
-            user(fill(principle.critique, **values)),
-            assistant(example.critique),
-            user(fill(principle.revision, **values)),
-            assistant(example.revision),
-        ]
+    """The first `few_shot` examples of the principle (None: all examples) as earlier turns of the conversation."""
+    turns: list[Message] = []
+    for e in principle.examples[:few_shot]:
+        turns += [user(e.prompt), *revision_turns(principle, e.prompt, e.response, e.critique, e.revision)]
     return tuple(turns)
+
+
+def revision_turns(principle: Principle, prompt: str, response: str, critique: str, revision: str) -> Chat:
+    """The turns of one step that is complete: response, critique request, critique, revision request, revision."""
+    values = {"prompt": prompt, "response": response, "critique": critique}
+    asked_critique, asked_revision = fill(principle.critique, **values), fill(principle.revision, **values)
+    return (assistant(response), user(asked_critique), assistant(critique), user(asked_revision), assistant(revision))
 
 
 def revise(

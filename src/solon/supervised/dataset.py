@@ -8,8 +8,8 @@ from typing import Literal
 
 from solon.constitution import Constitution
 from solon.measures.statistics import preference
-from solon.records import Comparison, Pair, RevisionChain, SFTExample, assistant, user
-from solon.supervised.critique_revision import fill
+from solon.records import Comparison, Pair, RevisionChain, SFTExample, assistant, text_of
+from solon.supervised.critique_revision import revision_turns
 
 # Reasons for leaving a text of a chain out.
 NO_REVISION, EMPTY, CUT = "no revision", "empty revision", "cut at the token limit"
@@ -100,10 +100,8 @@ def from_demonstrated_revisions(chains: Iterable[RevisionChain], constitution: C
         answer = chain.response
         for n, step in enumerate(chain.steps, start=1):
             if principle := known.get(step.principle):
-                values = {"prompt": chain.prompt[-1].content, "response": answer, "critique": step.critique}
-                critique = (user(fill(principle.critique, **values)), assistant(step.critique))
-                revision = (user(fill(principle.revision, **values)), assistant(step.revision))
-                messages = (*chain.prompt, assistant(answer), *critique, *revision)
+                turns = revision_turns(principle, text_of(chain.prompt), answer, step.critique, step.revision)
+                messages = (*chain.prompt, *turns)
                 example = SFTExample(
                     id=f"{chain.id}/{n}",
                     messages=messages,

@@ -142,9 +142,9 @@ def _trainer(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import SFTTrainer
+    from trl import SFTTrainer  # type: ignore[attr-defined]
 
-    class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
+    class AnswerTrainer(SFTTrainer):
         """SFTTrainer whose loss computes scores over the vocabulary for the learned tokens alone.
 
         The mean cross-entropy is the same. TRL computes tiles of scores in float32, which is slow on a CPU.
@@ -154,13 +154,13 @@ def _trainer(
             # The trainer sets training mode before each step. Dropout would train another model than the sampled one.
             return answer_loss(self.accelerator.unwrap_model(model).eval(), inputs)
 
-        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
             """The loss does not pass through DistributedDataParallel, so the gradients are summed here."""
-            loss = super().training_step(model, *args, **kwargs)
+            loss = super().training_step(model, *args, **kwargs)  # type: ignore[no-untyped-call]
             distributed.all_reduce_gradients(model.parameters())
             return loss * distributed.world_size()  # the trainer logs the mean over processes; the losses are parts
 
-    class Report(TrainerCallback):  # type: ignore[misc]
+    class Report(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs and "loss" in logs and math.isfinite(float(logs["loss"])):
                 losses.append(float(logs["loss"]))
@@ -169,16 +169,12 @@ def _trainer(
 
     config = _config(settings, out, steps=math.ceil(len(rows) / settings.batch_size) * settings.epochs, seed=seed)
     return AnswerTrainer(
-        model=lm,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[Report()],
+        model=lm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Report()]
     )
 
 
 def _config(settings: TrainSettings, out: Path, *, steps: int, seed: int) -> Any:
-    from trl import SFTConfig
+    from trl import SFTConfig  # type: ignore[attr-defined]
 
     return SFTConfig(
         output_dir=str(out.parent / f".{out.name}.trainer"),

@@ -133,6 +133,7 @@ def test_what_the_judge_prefers_is_learned() -> None:
     assert texts == [last[0], chains[1].response, last[2], last[3], last[4]] and left_out == {}
     assert learned[0].meta["principles"] == [s.principle for s in chains[0].steps]
     assert learned[1].meta["principles"] == []  # no principle shaped it
+    assert [e.meta["prompt_id"] for e in learned] == [c.id for c in chains]
 
 
 def test_only_whole_texts_compete_and_are_learned() -> None:

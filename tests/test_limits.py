@@ -104,7 +104,7 @@ def test_long_rows_are_sampled_few_at_a_time(engine: LocalEngine) -> None:
     rows = [
         (GenerationRequest(str(n), ()), [0] * length) for n, length in enumerate([10] * 70 + [CACHED_TOKENS // 2] * 3)
     ]
-    batches = list(engine._batches(rows, room=8))
+    batches = list(engine._batches(rows, max_tokens=8))
     assert [len(b) for b in batches] == [64, 6, 1, 1, 1]
     assert [r.id for b in batches for r, _ in b] == [r.id for r, _ in rows]
 
@@ -120,7 +120,12 @@ def test_fine_tuning_leaves_out_what_would_be_cut(tiny: str, tmp_path: Path) -> 
         SFTExample(messages=(user("hi"), assistant("tea"), user(LONG)), id="e"),  # the learned answer fits
     ]
     settings = TrainSettings(epochs=1, batch_size=2)
-    told = sft(rows, tiny, tmp_path / "out", settings=settings, adapter=ADAPTER, system=None, dtype="float32")
+    learned: list[SFTExample] = []
+    told = sft(
+        rows, tiny, tmp_path / "out", settings=settings, adapter=ADAPTER, system=None, dtype="float32",
+        learned=learned.extend,
+    )  # fmt: skip
+    assert [e.id for e in learned] == ["a", "e"]
     assert told["examples"] == 2 and told["left_out"] == {"too long": 2, "no answer to learn": 1}
     with pytest.raises(
         InputError, match=r"no example is left to learn from: 1 too long; the first: .*512 fit \(max_length\)"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from solon.errors import InputError
 from solon.recipes.estimate import estimate
 from solon.recipes.recipe import Recipe, load_recipe
+from solon.records import SFTExample
 from solon.runs.journal import Journal
 
 SMALL: dict[str, Any] = {
@@ -74,6 +75,13 @@ def records(out: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def examples_of(out: Path, stage: str) -> list[SFTExample]:
+    """The SFT examples that a stage learned; as many as its ledger counts."""
+    lines = (out / stage / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == json.loads((out / stage / "stage.json").read_text())["records"]
+    return [SFTExample.model_validate_json(line) for line in lines]
+
+
 def test_killed_in_each_stage_it_ends_with_the_records_of_an_unkilled_run(tmp_path: Path) -> None:
     recipe = small(
         "hybrid",
@@ -100,6 +108,9 @@ def test_killed_in_each_stage_it_ends_with_the_records_of_an_unkilled_run(tmp_pa
     assert sum(landed) >= len(stages) - 4  # the shortest stages of a tiny model may be over within 0.05 s
     finish(recipe, killed)
     assert records(killed) == records(whole)
+    for stage in ("warmup", "sl-cai"):
+        examples = [(out / stage / "examples.jsonl").read_text().replace(str(out), "OUT") for out in (killed, whole)]
+        assert examples[0] == examples[1]
     weights = "models/rl-cai/model.safetensors"
     assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
     assert len(json.loads((killed / "validation" / "sample.jsonl").read_text().splitlines()[0])) == 6
@@ -132,6 +143,15 @@ def test_the_other_recipes_go_through(name: str, more: dict[str, Any], models: l
             assert len(row["judgements"]) == 1 and set(row["meta"]) >= {"constitution", "model_fingerprint", "seed"}
     if name == "rlaif":
         assert {row["principle"] for row in found["comparisons"]} == {"question"}
+    if name == "constitutional":
+        learned = examples_of(tmp_path / "out", "sl-cai")
+        principles = {row["id"]: [step["principle"] for step in row["steps"]] for row in found["revisions"]}
+        revised = [e for e in learned if "principles" in e.meta]
+        assert revised
+        for e in revised:  # the id says how many steps of the chain shaped the text
+            assert e.meta["principles"] == principles[e.meta["prompt_id"]][: int(e.id.rpartition("/")[2])]
+    if name == "rlhf":
+        assert len(examples_of(tmp_path / "out", "warmup")) == 6  # the demonstrations
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     AutoModelForCausalLM.from_pretrained(tmp_path / "out/models/rl-cai")

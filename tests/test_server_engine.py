@@ -26,8 +26,8 @@ import pytest
 from loopback import Reply, Server
 
 from solon.engines.base import GenerationRequest, Sampling, ScoreRequest
-from solon.engines.endpoint import key_for, parse_spec, price_usd
-from solon.engines.keys import check_keys
+from solon.engines.endpoint import parse_spec, price_usd
+from solon.engines.keys import check_keys, key_for
 from solon.engines.server import ServerEngine
 from solon.engines.systemone import SystemOneEngine
 from solon.errors import InputError, Outage

@@ -1,4 +1,4 @@
-"""Where text and log-probabilities come from: one Protocol, a few engines."""
+"""The sources of text and log-probabilities: one Protocol, and the engines that follow it."""
 
 from __future__ import annotations
 
@@ -8,64 +8,42 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from solon.engines.base import (
-    Completion,
-    Engine,
-    Failure,
-    GenerationRequest,
-    OnFailure,
-    Question,
-    Sampling,
-    ScoreRequest,
-    Scores,
-    ScriptedEngine,
-    Usage,
-)
+from solon.engines.base import Completion as Completion
+from solon.engines.base import Engine as Engine
+from solon.engines.base import Failure as Failure
+from solon.engines.base import GenerationRequest as GenerationRequest
+from solon.engines.base import OnFailure as OnFailure
+from solon.engines.base import Question as Question
+from solon.engines.base import Sampling as Sampling
+from solon.engines.base import ScoreRequest as ScoreRequest
+from solon.engines.base import Scores as Scores
+from solon.engines.base import ScriptedEngine as ScriptedEngine
+from solon.engines.base import Usage as Usage
 from solon.plugins import named
 
-__all__ = [
-    "Completion",
-    "Engine",
-    "Failure",
-    "GenerationRequest",
-    "LazyEngine",
-    "OnFailure",
-    "Question",
-    "Sampling",
-    "ScoreRequest",
-    "Scores",
-    "ScriptedEngine",
-    "Usage",
-    "is_remote",
-    "model_directory",
-    "model_name",
-    "open_engine",
-    "scheme_of",
-]
-
-GROUP = "solon.engines"  # entry points of other packages, by the name of the scheme
+GROUP = "solon.engines"  # entry points of other packages; the entry point's name is the scheme
 REMOTE = ("server", "systemone")
-# Files of this folder that hold an engine of their name. They are listed because importing them takes seconds.
+# Each scheme is a file of this folder with an engine. The names are listed because importing the files takes seconds.
 SCHEMES = (*REMOTE, "decision", "judge")
 Book = Callable[[int, int, int, float | None], None]  # requests, prompt tokens, completion tokens, US dollars
 
 
 def scheme_of(spec: str) -> str:
-    """What stands before the first colon of a spec, where an engine of that name is there; empty for a plain model."""
+    """The text before the first colon of a spec, if an engine has this name; empty for a plain model."""
     scheme, colon, _ = spec.partition(":")
     known = colon and (scheme in SCHEMES or any(e.name == scheme for e in entry_points(group=GROUP)))
     return scheme if known else ""
 
 
 def engine_class(scheme: str) -> Any:
-    """The engine behind a scheme: `ENGINE` in the file of that name in this folder, or an entry point of that name."""
+    """The engine of a scheme: `ENGINE` in the file of that name in this folder, or an entry point of that name."""
     if scheme in SCHEMES:
         return import_module(f"solon.engines.{scheme}").ENGINE
     return named(GROUP, scheme)
 
 
 def open_engine(spec: str, *, system: str | None, dtype: str = "auto") -> Engine:
-    """The engine behind what `--model` takes: a scheme of `SCHEMES` or of another package, or else a model in this process."""
+    """The engine for a value of `--model`: the engine of its scheme, or a model in this process where it has none."""
     if scheme := scheme_of(spec):
         engine: Engine = engine_class(scheme).open(spec, system=system, dtype=dtype)
         return engine
@@ -81,26 +59,26 @@ def is_remote(spec: str) -> bool:
 
 
 def model_directory(spec: str) -> str | None:
-    """What of a spec names a directory, a file or a hub id of a model in this process; None where there is none."""
+    """The directory, file or hub id of a model in this process; None where the spec names no such model."""
     scheme = scheme_of(spec)
     return spec if not scheme else spec.removeprefix("decision:") if scheme == "decision" else None
 
 
 def model_name(spec: str) -> str:
-    """The model's name in what `--model` takes: `server:gpt-5@https://…` is gpt-5."""
+    """The name of the model in a spec: gpt-5 in `server:gpt-5@https://…`."""
     return spec.partition(":")[2].rpartition("@")[0] or spec if is_remote(spec) else spec
 
 
 class LazyEngine:
-    """An engine that is opened when first asked, so that a stage with nothing left to do loads no model.
+    """An engine that opens at its first use. A stage with no work left therefore loads no model.
 
-    A context manager: leaving it gives the model's memory back.
+    LazyEngine is a context manager: leaving it frees the memory of the model.
     """
 
     def __init__(self, spec: str, *, system: str | None, dtype: str = "auto") -> None:
         self.name, self.system, self.dtype = spec, system, dtype
         self._opened: Engine | None = None
-        self._before = Usage()  # of engines that were closed
+        self._earlier_usage = Usage()  # of the engines that were closed
         self._book: Book | None = None
 
     @property
@@ -110,11 +88,11 @@ class LazyEngine:
             self._opened.usage.book = self._book
         return self._opened
 
-    def book(self, where: Book | None) -> None:
-        """Tell `where` of all usage from now on, as it happens; None: tell nobody."""
-        self._book = where
+    def book(self, book: Book | None) -> None:
+        """Call `book` with all later usage, at the time of each request; None: call nothing."""
+        self._book = book
         if self._opened is not None:
-            self._opened.usage.book = where
+            self._opened.usage.book = book
 
     @property
     def fingerprint(self) -> str:
@@ -123,8 +101,8 @@ class LazyEngine:
     @property
     def usage(self) -> Usage:
         total = Usage()
-        for u in (self._before, self._opened.usage if self._opened else Usage()):
-            total.add(u.requests, u.prompt_tokens, u.completion_tokens, u.cost_usd)
+        for part in (self._earlier_usage, self._opened.usage if self._opened else Usage()):
+            total.add(part.requests, part.prompt_tokens, part.completion_tokens, part.cost_usd)
         return total
 
     def generate(self, requests: Iterable[GenerationRequest], sampling: Sampling) -> Iterator[Completion]:
@@ -138,8 +116,8 @@ class LazyEngine:
 
     def __exit__(self, *_: Any) -> None:
         if self._opened is not None:
-            self._before = self.usage
+            self._earlier_usage = self.usage
             getattr(self._opened, "close", lambda: None)()
             self._opened = None
             if not is_remote(self.name):
-                gc.collect()  # a model's parts hold each other: without it the next one stands beside the old
+                gc.collect()  # the parts of a model refer to each other; otherwise two models would be in memory

@@ -1,6 +1,6 @@
-"""The one seam: where text and log-probabilities come from.
+"""The interface between stages and models: `generate` writes text, `score` gives log-probabilities, `usage` counts both.
 
-Two verbs, `generate` and `score`, and a count of what they used. A stage never asks which engine it has.
+A stage does not ask which engine it has.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Sampling:
     max_tokens: int = 96
     temperature: float = 0.7  # 0 is greedy
     top_p: float = 1.0
-    repetition_penalty: float = 1.0  # of tokens that stand in the prompt or the text so far (Keskar et al. 2019)
+    repetition_penalty: float = 1.0  # for tokens in the prompt or the text so far (Keskar et al. 2019)
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not 0 <= value < math.inf:  # not nan either
+            if not 0 <= value < math.inf:  # nan also fails the comparison
                 raise InputError(f"{name}: {value}: expected a finite number, 0 or more")
 
     def to_json(self) -> dict[str, Any]:
@@ -34,39 +34,39 @@ class Sampling:
 class GenerationRequest:
     id: str
     chat: Chat
-    seed: int = 0  # this request's own randomness: its text does not depend on its neighbours' seeds
+    seed: int = 0  # of this request alone: the text does not depend on the other requests
 
 
 @dataclass(frozen=True)
 class Completion:
     id: str
     text: str
-    ended: bool  # True: ended by itself; False: cut at max_tokens
+    ended: bool  # True: the model ended the text; False: the text was cut at max_tokens
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    error: str | None = None  # the engine could not answer; `text` is then empty
-    again: bool = False  # the error may pass (a server out of reach, a time limit): asked again on resume
+    error: str | None = None  # why the engine could not answer; `text` is then empty
+    again: bool = False  # the error may pass (a server out of reach, a time limit), so a resumed run asks again
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a score request asks, as a typed question (System One), for engines that answer those and no chats.
+    """A score request as a typed question (System One), for engines that answer typed questions and no chats.
 
-    choice: which option; score: which level, lowest first; noul: yes or no. criteria: what each continuation of the
-    request stands for, one each, in their order; for noul they are those of yes and no and may be empty.
+    choice: which option; score: which level, the lowest first; noul: yes or no. criteria: one description per
+    continuation of the request, in the same order. For noul they describe yes and no and may be empty.
     """
 
     kind: Literal["choice", "score", "noul"]
-    state: Any  # JSON: what is judged, told apart from what is asked
+    state: Any  # JSON: the material to judge, separate from the instructions
     instructions: str
     criteria: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """`chat` up to the assistant's turn, whose first words are `prefix`; then one of `continuations` and `suffix`.
+    """The text to score: `chat`, then the assistant's turn as `prefix`, one of `continuations`, and `suffix`.
 
-    suffix closes the answer: with it, "1" is not the beginning of "10".
+    suffix closes the answer, so that "1" is not the beginning of "10".
     """
 
     id: str
@@ -80,19 +80,19 @@ class ScoreRequest:
 @dataclass(frozen=True)
 class Scores:
     id: str
-    # Natural log. None: the engine could not tell. Minus infinite: it says exactly 0, as one that rounds does.
+    # Natural log. None: the engine gives no value. Minus infinity: the engine says exactly 0, because it rounds.
     logprobs: tuple[float | None, ...]
     error: str | None = None
-    again: bool = False  # the error may pass (a server out of reach, a time limit): asked again on resume
+    again: bool = False  # as in Completion
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why nothing was made of one item. `id` is the item's."""
+    """The reason for an item without a result. `id` is the id of the item."""
 
     id: str
     reason: str
-    again: bool = False  # it may pass: the item is asked again when the work is resumed
+    again: bool = False  # as in Completion
 
 
 OnFailure = Callable[[Failure], None]
@@ -103,8 +103,8 @@ class Usage:
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost_usd: float | None = 0.0  # None: the price of this model is not known
-    book: Callable[[int, int, int, float | None], None] | None = None  # called with all that is added, as it happens
+    cost_usd: float | None = 0.0  # None: the price of this model is unknown
+    book: Callable[[int, int, int, float | None], None] | None = None  # called with the arguments of each `add`
 
     def add(self, requests: int, prompt_tokens: int, completion_tokens: int, cost_usd: float | None = 0.0) -> None:
         self.requests += requests
@@ -116,18 +116,18 @@ class Usage:
 
 
 class Engine(Protocol):
-    name: str  # what the user called the model
+    name: str  # the value of `--model`
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the weights or the chat template do."""
+        """A hash that changes with the weights and with the chat template."""
         ...
 
     @property
     def usage(self) -> Usage: ...
 
     def generate(self, requests: Iterable[GenerationRequest], sampling: Sampling) -> Iterator[Completion]:
-        """Complete each chat. Completions come in any order of finishing, each with its request's id."""
+        """Complete each chat. Completions come in the order of finishing, each with the id of its request."""
         ...
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:

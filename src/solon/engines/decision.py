@@ -1,12 +1,12 @@
-"""A decision model in this process: typed questions in, probabilities out, and no text.
+"""A decision model in this process: it answers typed questions with probabilities and writes no text.
 
-`decision:DIR_OR_ID` names it. transformers' `pipeline("decision")` runs it: a model with a decision head (Jev and its
-kin), or any chat model, whose option letters' next-token scores are then read. How the question is worded is the
-model's own affair (its decision template); Solon gives the state, the question and the options apart from each other,
-and transformers keeps control tokens written in any of them from becoming real ones.
+`decision:DIR_OR_ID` names the model. transformers' `pipeline("decision")` runs a model with a decision head (Jev and similar
+models), or any chat model, whose next-token scores of the option letters are then read. The decision template of the model
+words the question. Solon gives the state, the question and the options separately, and transformers keeps control tokens in
+them from becoming real ones.
 
-One question a request: a template may put all questions of a request into one prompt, and then the answer under one
-principle, or in one order, would depend on the others. Left out: batching, which the pipeline does not do.
+A request holds one question: a template may put all questions of a request into one prompt, and then the answer under one
+principle, or in one order, would depend on the others. The pipeline does no batching.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from solon.models.loading import check_directory, check_finite, check_loading_in
 from solon.models.weights import device, directory_of, model_fingerprint, resolve_dtype
 from solon.records import fingerprint
 
-ROUNDED = 0.05  # servers round: probabilities may sum to 1 give or take this
+ROUNDED = 0.05  # servers round, so the sum of the probabilities may differ from 1 by this amount
 NOT_TYPED = "a decision model cannot be asked this: it is no typed question"
-NAME = "q"  # of the one question in a request
+NAME = "q"  # the name of the one question in a request
 
 
 def typed(question: Question, names: Sequence[str]) -> dict[str, Any]:
-    """The question as the System One API takes it. names: what the options of a choice are called."""
+    """The question in the form of the System One API. names: the names of the options of a choice."""
     asked: dict[str, Any] = {"type": question.kind, "instructions": question.instructions}
     if question.kind == "choice":
         asked["criteria"] = dict(zip(names, question.criteria, strict=True))
@@ -43,30 +43,29 @@ def typed(question: Question, names: Sequence[str]) -> dict[str, Any]:
 
 
 def probabilities(question: Question, names: Sequence[str], answer: Any) -> list[float]:
-    """P of each option, in the order of `names`, out of a System One answer. Raises ValueError where it holds none."""
+    """P of each option in a System One answer, in the order of `names`. Raises ValueError where the answer has none."""
     try:
         if question.kind == "noul":
-            found = [answer["noul"], 1 - answer["noul"]]
+            values = [answer["noul"], 1 - answer["noul"]]
         else:
-            told = answer["probabilities"]
             keys = names if question.kind == "choice" else [str(n) for n in range(len(question.criteria))]
-            found = [told[key] for key in keys]
-        found = [float(p) for p in found]
+            values = [answer["probabilities"][key] for key in keys]
+        values = [float(p) for p in values]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the answer is not one to a {question.kind} question ({type(error).__name__})") from None
-    return distribution(found)
+    return check_distribution(values)
 
 
-def distribution(found: list[float]) -> list[float]:
-    """The same numbers. Raises ValueError where they are not the probabilities of all the options there are."""
-    if not all(0 <= p <= 1 for p in found) or abs(sum(found) - 1) > ROUNDED:  # not nan either
-        raise ValueError(f"the options' probabilities are none: {', '.join(f'{p:g}' for p in found)}")
-    return found
+def check_distribution(values: list[float]) -> list[float]:
+    """The values unchanged. Raises ValueError where they are not the probabilities of all options."""
+    if not all(0 <= p <= 1 for p in values) or abs(sum(values) - 1) > ROUNDED:  # nan also fails the comparison
+        raise ValueError(f"the options' probabilities are none: {', '.join(f'{p:g}' for p in values)}")
+    return values
 
 
-def logs(found: Sequence[float]) -> tuple[float, ...]:
-    """Natural logarithms; that of exactly 0 is minus infinite."""
-    return tuple(math.log(p) if p > 0 else -math.inf for p in found)
+def log_probabilities(values: Sequence[float]) -> tuple[float, ...]:
+    """Natural logarithms. The logarithm of exactly 0 is minus infinity."""
+    return tuple(math.log(p) if p > 0 else -math.inf for p in values)
 
 
 def no_text(name: str) -> InputError:
@@ -78,7 +77,7 @@ def no_text(name: str) -> InputError:
 
 class DecisionEngine:
     def __init__(self, pipe: Any, *, name: str, weights: str) -> None:
-        """pipe: of `transformers.pipeline("decision")`. weights: fingerprint of the weights."""
+        """pipe: a `transformers.pipeline("decision")`. weights: fingerprint of the weights."""
         self.pipe, self.name, self._weights = pipe, name, weights
         self.usage = Usage()
 
@@ -88,26 +87,26 @@ class DecisionEngine:
 
     @classmethod
     def load(cls, spec: str, *, dtype: str = "auto") -> DecisionEngine:
-        """spec: `decision:` and a directory, a hub id or smollm2. Raises InputError where it cannot be loaded."""
+        """spec: `decision:` and a directory, a hub id or smollm2. Raises InputError where the model cannot be loaded."""
         from transformers import pipeline
         from transformers.decision.modeling_utils import DecisionMixin
 
         where = directory_of(spec.removeprefix("decision:"))
         check_directory(Path(where))
-        options = {"use_safetensors": True}  # nothing that runs code when opened
+        options = {"use_safetensors": True}  # opening safetensors runs no code
         pipe: Any = explain_errors(
             f"{spec}: cannot be loaded as a decision model",
             lambda: pipeline(
                 "decision", model=where, dtype=resolve_dtype(dtype, where), device=device(), model_kwargs=options
             ),
         )
-        # The pipeline does not tell which tensors it made up; loaded once more without their numbers, the model does.
+        # The pipeline does not tell which tensors it initialised at random. The model, loaded once more without its
+        # numbers, does. The from_pretrained of a decision model cannot tell; that of its parent class can.
         kind: Any = type(pipe.model)
-        # A decision model's own from_pretrained cannot tell what it loaded; that of its parent can.
         parent: Any = super(DecisionMixin, kind) if DecisionMixin in kind.__mro__ else kind
         load = parent.from_pretrained
-        _, found = load(where, config=pipe.model.config, device_map="meta", output_loading_info=True, **options)
-        check_loading_info(where, found)
+        _, loading_info = load(where, config=pipe.model.config, device_map="meta", output_loading_info=True, **options)
+        check_loading_info(where, loading_info)
         check_finite(pipe.model, where)
         if not (pipe.decision_config.chat_template or pipe.tokenizer.chat_template):
             raise InputError(f"{spec}: it has neither a decision template nor a chat template; use an instruct model")
@@ -115,7 +114,7 @@ class DecisionEngine:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights, the decision template and its settings, the tokenizer's chat template and the dtype."""
+        """A hash of the weights, the decision template and its settings, the chat template and the dtype."""
         config, dtype = asdict(self.pipe.decision_config), str(self.pipe.model.dtype)
         return fingerprint("decision", self._weights, config, self.pipe.tokenizer.chat_template, dtype)
 
@@ -123,28 +122,27 @@ class DecisionEngine:
         raise no_text(self.name)
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
-        """Log-probability of each continuation's option. What the model cannot be asked is an error outcome."""
+        """Log-probability of each option. A request that the model cannot answer is a Scores with `error`."""
         for request in requests:
-            nothing: tuple[None, ...] = (None,) * len(request.continuations)
+            abstention: tuple[None, ...] = (None,) * len(request.continuations)
             if request.question is None:
-                yield Scores(request.id, nothing, NOT_TYPED)
+                yield Scores(request.id, abstention, NOT_TYPED)
                 continue
             question, names = request.question, request.continuations
             try:
-                asked = {"state": question.state, "questions": {NAME: typed(question, names)}}
-                inputs = self.pipe.preprocess(asked)
-                tokens = sum(given["input_ids"].shape[-1] for given, _ in inputs["prompts"])
+                inputs = self.pipe.preprocess({"state": question.state, "questions": {NAME: typed(question, names)}})
+                tokens = sum(encoded["input_ids"].shape[-1] for encoded, _ in inputs["prompts"])
                 answer = self.pipe.postprocess(self.pipe.forward(inputs)).get(NAME)
-                found = probabilities(question, names, answer)
+                values = probabilities(question, names, answer)
             except ValueError as error:
                 self.usage.add(1, 0, 0)
-                yield Scores(request.id, nothing, f"the decision model could not answer: {error}")
-                continue
-            self.usage.add(1, tokens, 0)
-            yield Scores(request.id, logs(found))
+                yield Scores(request.id, abstention, f"the decision model could not answer: {error}")
+            else:
+                self.usage.add(1, tokens, 0)
+                yield Scores(request.id, log_probabilities(values))
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory of the model."""
         self.pipe = None
         gc.collect()
 

@@ -1,4 +1,4 @@
-"""What made an output: its models and engines, which are compared before a command goes on with what stands there."""
+"""The identity of the models and engines behind an output, compared before a command continues an existing output."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ from solon.records import fingerprint
 
 
 def of_model(spec: str) -> dict[str, str]:
-    """A model by the content of its files: weights, config, tokenizer, template. A remote one by its address.
+    """The name of a model and a hash of its files (weights, config, tokenizer, template); of a remote model, its address.
 
-    A hub id's files are fetched now where they are not here: the next start would find another model.
+    The files of a hub id are fetched here if they are missing. Otherwise the next start would find another model.
     """
-    where = model_directory(spec)
-    if where is None:
-        return {"name": spec, "fingerprint": fingerprint("remote", spec)}
-    return {"name": spec, "fingerprint": of_directory(Path(directory_of(where)))}
+    directory = model_directory(spec)
+    content = fingerprint("remote", spec) if directory is None else of_directory(Path(directory_of(directory)))
+    return {"name": spec, "fingerprint": content}
 
 
 def of_engine(engine: Engine, old: Identity) -> dict[str, Any]:
-    """The model, the system message and the dtype of an engine. old: the identity of what stands already.
+    """The model, the system message and the dtype of an engine. old: the identity of the existing output.
 
-    A `dtype: auto` that is still open is decided here, as the old identity has it: it is measured, and may come out
-    otherwise the next time.
+    An open `dtype: auto` is decided here, as the old identity has it. Solon measures the faster dtype, and the next
+    measurement may give the other one.
     """
     if not isinstance(engine, LazyEngine):
         return {"model": {"name": engine.name, "fingerprint": engine.fingerprint}}
-    if model_directory(engine.name) is not None:
-        engine.dtype = decided_dtype(engine.dtype, old, engine.name)
-        return {"model": of_model(engine.name), "system": engine.system, "dtype": engine.dtype}
-    return {"model": of_model(engine.name), "system": engine.system}
+    if model_directory(engine.name) is None:
+        return {"model": of_model(engine.name), "system": engine.system}
+    engine.dtype = decided_dtype(engine.dtype, old, engine.name)
+    return {"model": of_model(engine.name), "system": engine.system, "dtype": engine.dtype}
 
 
 def decided_dtype(dtype: str, old: Identity, model: str, work: Work = "generation") -> str:
-    """float32 or bfloat16: what was given, or for `auto` what was used before, or else what is faster here."""
+    """float32 or bfloat16: the given dtype, or for `auto` the dtype used before, or else the faster one on this machine."""
     if dtype != "auto":
         return dtype
     if old.get("dtype"):

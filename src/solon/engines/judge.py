@@ -1,4 +1,4 @@
-"""`judge:NAME` names a judge that is no model, such as one of another package (feedback/judges). It writes and scores nothing."""
+"""The engine `judge:NAME` names a judge that is not a model (feedback/judges). The engine writes and scores nothing."""
 
 from __future__ import annotations
 

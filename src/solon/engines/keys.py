@@ -1,8 +1,8 @@
-"""Which key goes to which host. A key is sent to one host alone.
+"""The key for each host. A key is sent to one host alone.
 
-SOLON_API_KEYS holds a JSON object of hosts and keys: {"api.example.com": "sk-…", "10.0.0.5:8000": "…"}. SOLON_API_KEY is
-the key of the one host that a command names; where it names several, each needs an entry in SOLON_API_KEYS. OPENAI_API_KEY
-goes to OpenAI, or to the host of OPENAI_BASE_URL. Over plain http a key goes to this machine only, unless
+SOLON_API_KEYS holds a JSON object of hosts and keys: {"api.example.com": "sk-…", "10.0.0.5:8000": "…"}. SOLON_API_KEY is the
+key of the one host that a command names. If a command names several hosts, each needs an entry in SOLON_API_KEYS.
+OPENAI_API_KEY goes to OpenAI, or to the host of OPENAI_BASE_URL. Over plain http a key goes to this machine only, unless
 SOLON_ALLOW_HTTP_KEY=1 is set.
 """
 
@@ -21,19 +21,16 @@ from solon.errors import InputError, printable
 
 
 def key_for(base_url: str) -> SecretStr | None:
-    """The key for this host, or None. Raises InputError for what cannot be a key, or may not be sent there."""
-    name, key = _found(base_url)
-    if not re.fullmatch(r"[!-~]*", key):  # no header carries it, and the HTTP library's error would show it
-        raise InputError(f"{name}: has characters that no key has (a space, a line break); set it anew")
+    """The key for this host, or None. Raises InputError for a text that no key can be, or a key that http would expose."""
+    variable, key = _key_and_variable(base_url)
+    if not re.fullmatch(r"[!-~]*", key):  # no header carries such a key, and the HTTP library's error would show it
+        raise InputError(f"{variable}: has characters that no key has (a space, a line break); set it anew")
     if not key:
         return None
-    if (
-        urlsplit(base_url).scheme == "http"
-        and not is_loopback(base_url)
-        and os.environ.get("SOLON_ALLOW_HTTP_KEY") != "1"
-    ):
+    is_open = urlsplit(base_url).scheme == "http" and not is_loopback(base_url)
+    if is_open and os.environ.get("SOLON_ALLOW_HTTP_KEY") != "1":
         raise InputError(
-            f"{base_url}: {name} would go there in clear, over http; use https, or set SOLON_ALLOW_HTTP_KEY=1 "
+            f"{base_url}: {variable} would go there in clear, over http; use https, or set SOLON_ALLOW_HTTP_KEY=1 "
             "where the network is yours"
         )
     return SecretStr(key)
@@ -41,7 +38,7 @@ def key_for(base_url: str) -> SecretStr | None:
 
 def check_keys(base_urls: Iterable[str]) -> None:
     """Raises InputError where SOLON_API_KEY would go to more than one host."""
-    hosts = {urlsplit(url).netloc for url in base_urls if _found(url)[0] == "SOLON_API_KEY"}
+    hosts = {urlsplit(url).netloc for url in base_urls if _key_and_variable(url)[0] == "SOLON_API_KEY"}
     if len(hosts) > 1:
         raise InputError(
             f"SOLON_API_KEY is the key of one host, and this command names {len(hosts)}: {', '.join(sorted(hosts))}; "
@@ -49,41 +46,42 @@ def check_keys(base_urls: Iterable[str]) -> None:
         )
 
 
-def _found(base_url: str) -> tuple[str, str]:
-    """Where the key for this host comes from, and the key; an empty one where there is none."""
+def _key_and_variable(base_url: str) -> tuple[str, str]:
+    """(environment variable, key) for a host. The key is empty where there is none."""
     parts = urlsplit(base_url)
-    given = _named()
+    keys = _keys_by_host()
     for host in (parts.netloc, parts.hostname or ""):
-        if host in given:
-            return "SOLON_API_KEYS", given[host].strip()
-    own, openais = os.environ.get("SOLON_API_KEY", "").strip(), os.environ.get("OPENAI_API_KEY", "").strip()
-    if openais and is_openai(base_url) and not own:
-        return "OPENAI_API_KEY", openais
-    return ("SOLON_API_KEY" if own else ""), own
+        if host in keys:
+            return "SOLON_API_KEYS", keys[host].strip()
+    solon_key, openai_key = (os.environ.get(name, "").strip() for name in ("SOLON_API_KEY", "OPENAI_API_KEY"))
+    if openai_key and is_openai(base_url) and not solon_key:
+        return "OPENAI_API_KEY", openai_key
+    return ("SOLON_API_KEY" if solon_key else ""), solon_key
 
 
-def _named() -> dict[str, str]:
+def _keys_by_host() -> dict[str, str]:
     text = os.environ.get("SOLON_API_KEYS", "").strip()
     if not text:
         return {}
     try:
-        found = json.loads(text)
+        keys = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found.values()):
+        keys = None
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
         raise InputError("""SOLON_API_KEYS: expected a JSON object of hosts and keys, {"api.example.com": "sk-…"}""")
-    for host in found:
+    for host in keys:
         if "/" in host:
             raise InputError(f"SOLON_API_KEYS: {printable(host, 60)}: expected a host or host:port, without http://")
-    return found
+    return keys
 
 
 def is_openai(base_url: str) -> bool:
-    host = urlsplit(base_url).hostname or ""
-    own = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).netloc
-    if own and own == urlsplit(base_url).netloc:
-        return True
-    return base_url.startswith("https://") and (host == "openai.com" or host.endswith(".openai.com"))
+    """Whether the address is OpenAI's, or has the host of OPENAI_BASE_URL."""
+    parts = urlsplit(base_url)
+    configured = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).netloc
+    host = parts.hostname or ""
+    is_theirs = base_url.startswith("https://") and (host == "openai.com" or host.endswith(".openai.com"))
+    return is_theirs or bool(configured and configured == parts.netloc)
 
 
 def is_loopback(base_url: str) -> bool:

@@ -1,36 +1,35 @@
-"""A look at every model that a command names, before anything is done: is it there, and can it be what it is named for?
+"""A check of every model that a command names, before any work: the model exists and can do what the command asks of it.
 
-Nothing is loaded. A directory and a GGUF file are looked at on disk, a hub id in the cache of the hub or with one short
-request, a server with one short request for its models. What is wrong is one InputError within seconds; a server without
-a list of models, or one that is slow with it, is let be.
+Nothing is loaded. Solon looks for a directory and a GGUF file on disk, for a hub id in the hub's cache or with one short
+request to the hub, and asks a server with one short request for its models. The first fault is one InputError within seconds.
+A server that has no list of models, or that is slow with the list, passes the check.
 """
 
 from __future__ import annotations
 
 import json
-import queue
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 
-from solon.engines import model_directory, scheme_of
+from solon.engines import REMOTE, model_directory, scheme_of
 from solon.engines.keys import check_keys, is_loopback, key_for
 from solon.errors import InputError, nearest, printable
 
-REMOTE = ("server:", "systemone:")  # endpoints, which are asked for their models
-TINY = "tiny-random"  # made on the spot by a run
-SECONDS = 5.0  # for a server or the hub to answer
+TINY = "tiny-random"  # a run makes this model itself
+SECONDS = 5.0  # a server or the hub must answer within this time
 T = TypeVar("T")
 
 
 def look_at(models: Mapping[str, str], *, trained: tuple[str, ...] = ()) -> None:
-    """Raises InputError for the first model that cannot be used, under the name it was given by.
+    """Raises InputError for the first model that cannot be used. The message has the name that the user gave.
 
-    models: what names each model (an option, a recipe's key), to what was given. trained: of those, the ones whose
-    weights are trained, which must be in this process.
+    models: option or recipe key → model. trained: the keys of the models whose weights are trained; these models must
+    run in this process.
     """
     from solon.engines.endpoint import parse_spec
 
@@ -42,13 +41,14 @@ def look_at(models: Mapping[str, str], *, trained: tuple[str, ...] = ()) -> None
                 f"{name} {spec}: this model is trained, so it must run in this process; give smollm2, a directory, "
                 "a .gguf file or a hub id"
             )
-    urls = [parse_spec(spec, spec.partition(":")[0]) for spec in models.values() if spec.startswith(REMOTE)]
-    check_keys(url for _, url in urls)
-    for spec in dict.fromkeys(models.values()):
-        if spec.startswith(REMOTE):
-            _server(spec, *parse_spec(spec, spec.partition(":")[0]))
-        elif spec != TINY and (where := model_directory(spec)) is not None:
-            _local(where)
+    specs = dict.fromkeys(models.values())
+    servers = {spec: parse_spec(spec, scheme) for spec in specs if (scheme := scheme_of(spec)) in REMOTE}
+    check_keys(url for _, url in servers.values())
+    for spec in specs:
+        if spec in servers:
+            _server(spec, *servers[spec])
+        elif spec != TINY and (directory := model_directory(spec)) is not None:
+            _local(directory)
 
 
 def _local(spec: str) -> None:
@@ -56,7 +56,7 @@ def _local(spec: str) -> None:
 
     path = Path(spec).expanduser()
     if spec == "smollm2" and (wheel_gguf() or (cache_path(SMOLLM2_GGUF_SHA256) / "COMPLETE").is_file()):
-        return  # converting it may take a while, and is done when it is loaded
+        return  # the conversion may take a while, so it waits until the model is loaded
     if path.suffix == ".gguf" and path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -68,7 +68,7 @@ def _local(spec: str) -> None:
 
 
 def _hub(spec: str) -> None:
-    """Raises InputError for a hub id that is neither in the hub's cache here nor to be had from the hub."""
+    """Raises InputError for a hub id that is neither in the hub's cache on this machine nor on the hub."""
     from huggingface_hub import constants, get_token, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(spec, "config.json"), str):
@@ -89,7 +89,7 @@ def _hub(spec: str) -> None:
 
 
 def _server(spec: str, model: str, base_url: str) -> None:
-    """Raises InputError for a server that no connection reaches, that refuses the key, or that does not list the model."""
+    """Raises InputError for a server that cannot be reached, that refuses the key, or that does not list the model."""
     key = key_for(base_url)
     base = base_url.removesuffix("/systemone").removesuffix("/decisions")
     headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key.get_secret_value()}"} if key else {})}
@@ -112,7 +112,7 @@ def _server(spec: str, model: str, base_url: str) -> None:
         cause = printable(str(error), 120) or type(error).__name__
         raise InputError(f"{spec}: no server answers there ({cause}); start it, or correct the address") from None
     except (httpx2.HTTPError, TimeoutError):
-        return  # it is there, and busy or of another kind; what it makes of a request will be said
+        return  # the server is there, and busy or of another kind; a later request will show its fault
     if status in (401, 403) and key:
         raise InputError(f"{spec}: the server refused the key ({status}); set SOLON_API_KEY to one that it accepts")
     known = _listed(content) if status == 200 else []
@@ -123,29 +123,22 @@ def _server(spec: str, model: str, base_url: str) -> None:
 
 
 def _listed(content: bytes) -> list[str]:
-    """The names in an answer to GET /models; none where it is no such list."""
+    """The model names in an answer to GET /models; empty where the answer is no such list."""
     try:
-        found = json.loads(content)
-        return [row["id"] for row in found["data"] if isinstance(row["id"], str)]
+        return [row["id"] for row in json.loads(content)["data"] if isinstance(row["id"], str)]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
 def _soon(ask: Callable[[], T]) -> T:
-    """What `ask` returns, within a bit more than SECONDS; a name that no server resolves would take longer."""
-    answer: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+    """The result of `ask`. Raises TimeoutError after SECONDS + 1; a host name that does not resolve would take longer."""
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            answer.put((ask(), None))
+            future.set_result(ask())
         except Exception as error:
-            answer.put((None, error))
+            future.set_exception(error)
 
     threading.Thread(target=work, daemon=True, name="solon-look").start()
-    try:
-        found, error = answer.get(timeout=SECONDS + 1)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return found  # type: ignore[return-value]
+    return future.result(timeout=SECONDS + 1)

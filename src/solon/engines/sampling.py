@@ -1,4 +1,4 @@
-"""How text is sampled, as a recipe sets it."""
+"""The sampling settings of a recipe."""
 
 from __future__ import annotations
 

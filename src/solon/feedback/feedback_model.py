@@ -1,10 +1,9 @@
-"""Warm a model up into a judge, on labelled comparisons, in the very form that it will be asked in.
+"""Training of a small judge on labelled comparisons, with the questions that the judge will answer.
 
-A small model answers (A) or (B) by position: SmolLM2-135M picks the same letter in both orders for almost every
-pair. So both orders of a pair are one example here, and what is trained is what is used, their mean log-odds: a
-preference for a position cancels in it and costs nothing to ignore. Nothing in the log-odds of two options keeps the
-model from saying something else altogether, and such a judge abstains: so the loss also asks that the options hold the
-probability.
+A small model answers (A) or (B) by position: SmolLM2-135M picks the same letter in both orders for almost every pair.
+Therefore both orders of a pair are one example, and the loss uses their mean log-odds, as the judge does: a preference for a
+position cancels in the mean. The log-odds of two options say nothing about other answers, and a judge that gives another
+answer abstains. Therefore the loss also asks that the two options hold the probability.
 """
 
 from __future__ import annotations
@@ -19,9 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solon.constitution import Constitution
+from solon.engines import LazyEngine
 from solon.errors import InputError
-from solon.feedback.principles import own_principle, question_for
-from solon.feedback.questions import OPTIONS, PREFIX, comparison_chat
+from solon.feedback.judge import ModelJudge
+from solon.feedback.labels import as_pairs
+from solon.feedback.principles import own_principle, own_principles, question_for
+from solon.feedback.questions import HHH, OPTIONS, PREFIX, comparison_chat
+from solon.feedback.trust import Trust
 from solon.models.batching import distinct_tokens
 from solon.models.chat.encode import option_ids
 from solon.models.chat.limits import UNLIMITED, Limit, context_limit
@@ -39,8 +42,8 @@ from solon.training.settings import Progress, TrainSettings
 
 @dataclass(frozen=True)
 class Example:
-    first: list[int]  # token ids up to the judge's answer, the chosen response first
-    second: list[int]  # the chosen response second
+    first: list[int]  # token ids up to the judge's answer, with the chosen response first
+    second: list[int]  # the same with the chosen response second
     options: tuple[int, ...]  # the tokens of the two answers
     label: float  # P(chosen is better), 0..1
 
@@ -53,31 +56,31 @@ def encode(
     system: str | None,
     limit: Limit = UNLIMITED,
 ) -> Example:
-    """A comparison in both orders. Raises Unfit where it is too long, or the chat template cannot render it.
+    """A comparison in both orders. Raises Unfit where it is too long, or where the chat template cannot render it.
 
-    The question is that of the comparison's principle, and `question` where the constitution does not have it.
+    The question is the comparison question of the comparison's principle, or `question` if the constitution lacks it.
     """
     asked = question_for(comparison, constitution, question)
     chosen, rejected = text_of(comparison.chosen), text_of(comparison.rejected)
-    made = []
+    orders = []
     for a, b in ((chosen, rejected), (rejected, chosen)):
         chat = comparison_chat(comparison.prompt, a, b, asked)
-        made.append(option_ids(tokenizer, chat, OPTIONS, system=system, prefix=PREFIX, limit=limit))
-    answers = {tuple(tail[0] for tail in m.tails) for m in made}
-    if len(answers) > 1 or any(len(tail) > 1 for m in made for tail in m.tails):
+        orders.append(option_ids(tokenizer, chat, OPTIONS, system=system, prefix=PREFIX, limit=limit))
+    answers = {tuple(tail[0] for tail in order.tails) for order in orders}
+    if len(answers) > 1 or any(len(tail) > 1 for order in orders for tail in order.tails):
         raise InputError(
             f"{tokenizer_name(tokenizer)}: its tokenizer does not make one token of each answer ({', '.join(OPTIONS)}); "
             "this model cannot become a feedback model"
         )
     assert comparison.label is not None
-    return Example(made[0].context, made[1].context, answers.pop(), comparison.label)
+    return Example(orders[0].context, orders[1].context, answers.pop(), comparison.label)
 
 
 def option_scores(model: Any, rows: Sequence[list[int]], options: Sequence[int], pad: int) -> tuple[Tensor, Tensor]:
-    """After each row: log-odds of the first option over the second, and the logarithm of what both hold, (rows,)."""
-    scores = head_of(model)(last_hidden_states(model, rows, pad))
-    of_options = scores[:, list(options)]
-    return of_options[:, 0] - of_options[:, 1], of_options.logsumexp(-1) - scores.logsumexp(-1)
+    """After each row: log-odds of the first option over the second, and the log-probability of both together, (rows,)."""
+    logits = head_of(model)(last_hidden_states(model, rows, pad))
+    option_logits = logits[:, list(options)]
+    return option_logits[:, 0] - option_logits[:, 1], option_logits.logsumexp(-1) - logits.logsumexp(-1)
 
 
 def train_feedback_model(
@@ -94,7 +97,10 @@ def train_feedback_model(
     dtype: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune `model` to judge; write a complete model to `out`. Abstentions and ties are left out."""
+    """Fine-tune `model` to judge, and write a complete model to `out`. Returns counts, tokens and losses.
+
+    Abstentions and ties are left out. Raises InputError where no comparison has a label that prefers a side.
+    """
     labelled = [c for c in comparisons if c.label is not None and c.label != 0.5]
     if not labelled:
         raise InputError("no comparison carries a label that prefers a side; a feedback model learns from those")
@@ -110,10 +116,10 @@ def train_feedback_model(
 
     def loss(batch: Sequence[Example]) -> Tensor:
         rows = [b.first for b in batch] + [b.second for b in batch]
-        margin, held = option_scores(lm, rows, options, tokenizer.pad_token_id)
-        combined = (margin[: len(batch)] - margin[len(batch) :]) / 2
+        odds, mass = option_scores(lm, rows, options, tokenizer.pad_token_id)
+        combined = (odds[: len(batch)] - odds[len(batch) :]) / 2
         labels = torch.tensor([b.label for b in batch], device=combined.device)
-        return F.binary_cross_entropy_with_logits(combined, labels) - held.mean()
+        return F.binary_cross_entropy_with_logits(combined, labels) - mass.mean()
 
     fitted = fit(
         encoded,
@@ -127,7 +133,7 @@ def train_feedback_model(
     save_merged(lm, tokenizer, out, base=resolve(model) if adapter else None)
     return {
         "comparisons": len(encoded),
-        "other_principles": sum(own_principle(c, constitution) is None for c in labelled),  # asked the question instead
+        "other_principles": sum(own_principle(c, constitution) is None for c in labelled),  # under `question`
         "left_out": left_out,
         "steps": len(fitted.values),
         "tokens": settings.epochs * sum(len(e.first) + len(e.second) for e in encoded),
@@ -138,17 +144,10 @@ def train_feedback_model(
 def measure_judge(
     model: str, comparisons: Sequence[Comparison], constitution: Constitution, *, system: str | None, dtype: str
 ) -> dict[str, Any]:
-    """How far a judge can be trusted, on comparisons that people labelled, each under its own principle.
+    """The `Trust` summary of a judge on comparisons that people labelled, each under the principle that it names.
 
-    other_principles: of these, asked the general question, as the constitution has no principle that says the same.
+    other_principles: the number of comparisons under the general question, because the constitution lacks the principle.
     """
-    from solon.engines import LazyEngine
-    from solon.feedback.judge import ModelJudge
-    from solon.feedback.labels import as_pairs
-    from solon.feedback.principles import own_principles
-    from solon.feedback.questions import HHH
-    from solon.feedback.trust import Trust
-
     trust = Trust()
     asked, others = own_principles(comparisons, constitution, HHH)
     with LazyEngine(model, system=system, dtype=dtype) as engine:

@@ -1,13 +1,13 @@
-"""The AI judge: which of two responses does a principle favour, and how surely?
+"""The AI judge: which of two responses a principle favours, and with what probability.
 
 Bai et al. 2022 (arXiv 2212.08073), section 4.1: the feedback model sees the conversation, a principle and two options, and
-the label is the normalised probability of the two option letters. Each pair is shown in both orders and the two are
-averaged in log-odds, so a preference for a position cancels. What the judge could not answer is an abstention with its
+the label is the normalised probability of the two option letters. Each pair is shown in both orders, and the log-odds of the
+two orders are averaged, so a preference for a position cancels. A question without an answer is an abstention with its
 reason, never a label.
 
 A `Judge` holds everything that decides its answers: the questions, the principles, the form of the labels, the examples and
-the seed. Pairs, rankings, ratings, the choice of revisions, the checks during PPO and the final evaluation ask the same
-object, so all of them ask the same.
+the seed. Pairs, rankings, ratings, the choice of revisions, the checks during PPO and the final evaluation use one `Judge`, so
+all of them ask the same questions.
 """
 
 from __future__ import annotations
@@ -37,65 +37,59 @@ Asked = Mapping[str, Sequence[Principle]]  # the principles of each pair, by the
 class Judge:
     """Compares, ranks and rates responses.
 
-    Another kind of judge is a subclass with a `name` that defines `first_log_odds`, or `compare` where it judges several
-    pairs together. `feedback/judges` opens it by its name, and sets what follows the name here.
+    Another kind of judge is a subclass with a `name`. The subclass defines `first_log_odds`, or `compare` if it judges
+    several pairs together. `feedback/judges` opens the judge by its name and sets the other attributes.
     """
 
     name: str
     constitution: Constitution
     settings: JudgeSettings
-    engine: Engine  # the model that it asks; for a judge that asks none, an engine that knows its name alone
-    seed: int = 0  # of what is drawn: principles, and who meets whom in a knock-out
-    meta: Callable[[], dict[str, Any]] = dict  # what each record says of its origin
+    engine: Engine  # the model; for a judge that is no model, an engine with the judge's name
+    seed: int = 0  # draws the principles and the matches of a knock-out
+    meta: Callable[[], dict[str, Any]] = dict  # the origin of each record
 
     def first_log_odds(self, pair: Pair) -> float | None:
-        """The log-odds that the pair's first response is better; None: an abstention."""
+        """The log-odds that the first response of the pair is better; None: an abstention."""
         raise NotImplementedError
 
     def compare(
         self, pairs: Iterable[Pair], *, asked: Asked | None = None, failed: OnFailure | None = None
     ) -> Iterator[Comparison]:
-        """One comparison a pair, in the order of `pairs`, in memory that does not grow with their number.
+        """One comparison per pair, in the order of `pairs`. The memory does not grow with the number of pairs.
 
-        asked: the principles of each pair, where they are already decided. failed: called instead of an abstention for
-        a pair without an answer that a later start may get (an outage); such a pair yields no comparison.
+        asked: the principles of each pair, if they are decided already. failed: called for a pair whose answer a later
+        start may get (after an outage). Such a pair yields no comparison, not an abstention.
         """
         for pair in pairs:
             yield comparison_of(pair, (), self.first_log_odds(pair), self.meta())
 
     def rate(self, chats: Iterable[tuple[str, Chat]]) -> Iterator[Rating]:
-        """One rating a conversation, in order. chats: (id, conversation that ends with the response)."""
+        """One rating per conversation, in order. chats: (id, conversation that ends with the response)."""
         raise InputError(f"{self.name}: this judge compares responses and does not rate a single one")
 
     def rank(
         self, candidates: Iterable[Candidates], *, scheme: Scheme = "all", failed: OnFailure | None = None
     ) -> Iterator[Ranking]:
-        """One ranking a prompt, in order, out of comparisons: see `feedback.ranking.rank`."""
+        """One ranking per prompt, in order, from comparisons: see `feedback.ranking.rank`."""
         from solon.feedback.ranking import rank
 
         return rank(candidates, self, scheme=scheme, failed=failed)
 
     def principles_of_prompt(self, name: str) -> list[Principle] | None:
-        """The principles under which all pairs of a prompt are ranked; None: each pair's own."""
+        """The principles for all pairs of a prompt in a ranking; None: each pair draws principles."""
         return None
 
 
 class ModelJudge(Judge):
-    """A model that is asked the comparison questions of a constitution's principles."""
+    """A model that answers the comparison questions of a constitution's principles."""
 
     def __init__(
-        self,
-        engine: Engine,
-        constitution: Constitution,
-        settings: JudgeSettings = JudgeSettings(),  # noqa: B008
-        *,
-        examples: Sequence[Example] = (),
-        seed: int = 0,
-        meta: Callable[[], dict[str, Any]] = dict,
-    ) -> None:
-        """examples: shown before each comparison. meta: what each record says of its origin, called as records are made."""
+        self, engine: Engine, constitution: Constitution, settings: JudgeSettings | None = None, *,
+        examples: Sequence[Example] = (), seed: int = 0, meta: Callable[[], dict[str, Any]] = dict,
+    ) -> None:  # fmt: skip
+        """examples: shown before each comparison. meta: returns the origin of a record; called when a record is made."""
         self.engine: Engine = engine
-        self.constitution, self.settings = constitution, settings
+        self.constitution, self.settings = constitution, settings or JudgeSettings()
         self.examples, self.seed, self.meta = examples, seed, meta
 
     @classmethod
@@ -107,7 +101,7 @@ class ModelJudge(Judge):
         human: Sequence[Comparison] = (),
         **options: Any,
     ) -> ModelJudge:
-        """The judge that these settings describe. human: labelled comparisons, of which the first are shown as examples."""
+        """The judge that the settings describe. human: labelled comparisons; the first `few_shot` are shown as examples."""
         rules = asked_constitution(constitution, settings)
         labelled = human[: settings.few_shot]
         examples = examples_from(labelled, lambda c: question_for(c, rules, settings.question or HHH))
@@ -120,20 +114,20 @@ class ModelJudge(Judge):
     def compare(
         self, pairs: Iterable[Pair], *, asked: Asked | None = None, failed: OnFailure | None = None
     ) -> Iterator[Comparison]:
-        left = iter(pairs)
-        while window := list(islice(left, WINDOW)):
+        remaining = iter(pairs)
+        while window := list(islice(remaining, WINDOW)):
             tasks = [task for pair in window for task in self._tasks(pair, asked)]
             answers = self._answers([t for t in tasks if t.check is None])
             judgements: dict[str, list[Judgement]] = {pair.id: [] for pair in window}
             out_of_reach: dict[str, str] = {}
             for task in tasks:
                 if task.check is not None:
-                    made = judge_by_check(task.check, task.pair.prompt, *task.pair.responses)
+                    judgement = judge_by_check(task.check, task.pair.prompt, *task.pair.responses)
                 else:
-                    made = task.judgement(answers)
-                    for why in filter(None, (answers[i].again for i, _, _ in task.orders())):
-                        out_of_reach[task.pair.id] = why
-                judgements[task.pair.id].append(made)
+                    judgement = task.judgement(answers)
+                    for reason in filter(None, (answers[i].again for i, _, _ in task.orders())):
+                        out_of_reach[task.pair.id] = reason
+                judgements[task.pair.id].append(judgement)
             meta = self.meta()
             for pair in window:
                 if failed and pair.id in out_of_reach:
@@ -147,7 +141,7 @@ class ModelJudge(Judge):
         return rate(chats, self)
 
     def draw(self, *key: Any) -> list[Principle]:
-        """The principles of one question: drawn by the seed and the key, or all."""
+        """The principles of one question: drawn by the key, which holds the seed; or all principles."""
         if self.settings.principles_per_pair is None:
             return list(self.constitution.principles)
         return draw_principles(self.constitution, self.settings.principles_per_pair, *key)
@@ -163,15 +157,15 @@ class ModelJudge(Judge):
         return [Task(pair, n, group) for n, group in enumerate(groups)]
 
     def _answers(self, tasks: Sequence[Task]) -> dict[str, Any]:
-        how = self.settings
-        if not how.rationales:
+        settings = self.settings
+        if not settings.rationales:
             return ask(tasks, self.engine, self.examples)
         return ask_with_rationales(
-            tasks, self.engine, self.examples, rationales=how.rationales, clamp=how.clamp, seed=self.seed,
-            sampling=how.rationale_sampling.sampling(),
+            tasks, self.engine, self.examples, rationales=settings.rationales, clamp=settings.clamp, seed=self.seed,
+            sampling=settings.rationale_sampling.sampling(),
         )  # fmt: skip
 
 
 def asked_constitution(constitution: Constitution, settings: JudgeSettings) -> Constitution:
-    """The constitution whose principles a judge is asked, or the one question that the settings put in its place."""
+    """The constitution, or a constitution of one question if the settings have a `question`."""
     return constitution if settings.question is None else Constitution.from_question(settings.question)

@@ -1,4 +1,4 @@
-"""Under which principle a labelled comparison is judged: its own one, where the constitution has it."""
+"""The principle under which a labelled comparison is judged: the comparison's own principle, if the constitution has it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from solon.records import Comparison
 
 
 def own_principle(comparison: Comparison, constitution: Constitution) -> Principle | None:
-    """The constitution's principle that a comparison was made under; None where it has none that says the same.
+    """The principle that the comparison names, if the constitution has a principle with the same id and words; else None.
 
-    An id alone proves nothing where the comparison names another constitution: two constitutions may call different
-    principles by one name. Of a constitution that ships with Solon the words are known and compared. A comparison that
-    names no constitution is the user's own, and so are its ids.
+    An id alone is not enough if the comparison names another constitution: two constitutions may use one id for
+    different principles. The words of the shipped constitutions are known and compared. A comparison that names no
+    constitution is the user's, and so are its ids.
     """
-    mine = next((p for p in constitution.principles if p.id == comparison.principle), None)
+    principle = next((p for p in constitution.principles if p.id == comparison.principle), None)
     made_under = comparison.meta.get("constitution")
-    if mine is None or made_under in (None, constitution.fingerprint):
-        return mine
-    theirs = _shipped_questions().get((str(made_under), mine.id))
-    return mine if theirs == mine.comparison else None
+    if principle is None or made_under in (None, constitution.fingerprint):
+        return principle
+    question = _shipped_questions().get((str(made_under), principle.id))
+    return principle if question == principle.comparison else None
 
 
-def question_for(comparison: Comparison, constitution: Constitution, otherwise: str) -> str:
-    """The comparison question of its own principle, where the constitution has it."""
-    own = own_principle(comparison, constitution)
-    return otherwise if own is None else own.comparison
+def question_for(comparison: Comparison, constitution: Constitution, default: str) -> str:
+    """The comparison question of the comparison's principle, if the constitution has it; else the default."""
+    principle = own_principle(comparison, constitution)
+    return default if principle is None else principle.comparison
 
 
 @cache
 def _shipped_questions() -> dict[tuple[str, str], str]:
-    """(constitution's fingerprint, principle's id) → its comparison question, of the constitutions that ship."""
+    """(fingerprint of a shipped constitution, id of a principle) → the principle's comparison question."""
     shipped = [load_constitution(name) for name in builtin_names()]
     return {(c.fingerprint, p.id): p.comparison for c in shipped for p in c.principles}
 
@@ -45,19 +45,20 @@ def own_principles(
     principles: int | None = 1,
     seed: int = 0,
 ) -> tuple[dict[str, list[Principle]], int]:
-    """The principles to judge each comparison under, by its id; and how many have no principle of this constitution.
+    """(principles of each comparison, by its id; number of comparisons whose principle the constitution does not have).
 
-    Those are judged under the question; where it is None, under principles drawn as for any pair (None: all of them).
+    The latter comparisons are judged under the question, or, where it is None, under `principles` principles that are
+    drawn as for any pair (None: all principles).
     """
     asked, others = {}, 0
-    general = Constitution.from_question(question).principles[0] if question else None
+    general = list(Constitution.from_question(question).principles[:1]) if question else None
     for c in comparisons:
-        own = own_principle(c, constitution)
-        others += own is None
-        if own is not None:
-            asked[c.id] = [own]
-        elif general is not None:
-            asked[c.id] = [general]
+        if principle := own_principle(c, constitution):
+            asked[c.id] = [principle]
+            continue
+        others += 1
+        if general is not None:
+            asked[c.id] = general
         elif principles is None:
             asked[c.id] = list(constitution.principles)
         else:

@@ -1,4 +1,4 @@
-"""How a judge is asked, and how a feedback model is trained."""
+"""The settings of a judge, and of the training of a feedback model."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
-"""Whether a judge can be trusted: what its own comparisons give away.
+"""Measures of how far a judge can be trusted, from the judge's comparisons.
 
-`Trust` takes in comparisons one by one and keeps counts, so that a labelling run of any size is measured as it goes.
-Most measures need nothing but the judge's answers (does the verdict turn with the order? does the longer response
-win?); where people labelled the same pairs, theirs stands beside it, because longer may simply be better. `summary`
-gives every number with its n and its 95 % interval, and `findings` says in words which of them are beyond what a
-judge without that fault would show.
+`Trust` takes comparisons one by one and keeps counts, so a labelling run of any size is measured while it runs. Most measures
+need the judge's answers only (does the verdict change with the order? does the longer response win?). Where people labelled
+the same pairs, their choices are measured as well, because the longer response may be the better one. `summary` gives every
+number with its n and its 95 % interval. `findings` names the faults in words.
 
-Terms: a *pair* is one comparison; a *judgement* is what one principle said of a pair, asked in both orders; an
-*answer* is one order of it. Sides are "chosen" (what the label favours) and "rejected", as in `Comparison`.
-
-Left out: biases towards style, flattery or authority. They need pairs made for the purpose.
+Terms: a *pair* is one comparison; a *judgement* is the verdict of one principle on a pair, asked in both orders; an *answer*
+is one order of a judgement. The sides are "chosen" (the response that the label favours) and "rejected", as in `Comparison`.
+Biases towards style, flattery or authority are not measured: they need pairs that are written for the purpose.
 """
 
 from __future__ import annotations
@@ -40,66 +38,66 @@ from solon.records import Comparison, Judgement, fingerprint, text_of
 
 ABOVE: Side = "above"
 BELOW: Side = "below"
-# What an interval must lie beyond before a finding is raised. The margins are there so that with thousands of pairs
-# a difference too small to matter raises none.
-CONTRADICTIONS = 0.25  # a judge that knows half of its answers and throws a coin for the rest contradicts as often
-POSITION = 0.05  # from 0.5. Both orders are asked and averaged: a lean smaller than this turns few labels
-BESIDE_PEOPLE = 0.05  # from the people's share on the same pairs, and the opportunity gap from 0
-WITHOUT_PEOPLE = 0.10  # from 0.5, where nobody says whether the longer (or the judge's own) is better: it often is
-TIES = 0.25  # of pairs: they teach a reward model nothing
-ABSTENTIONS = 0.05  # of judgements: what is left may no longer be a fair sample of the pairs
-OVERCONFIDENCE = 0.05  # mean confidence less share right
-REASONS = 20  # different reasons of abstentions that are told apart; a server's messages may differ without end
+# An interval must lie beyond these bounds before a finding is raised. Without them, a difference too small to matter would be
+# a finding among thousands of pairs.
+CONTRADICTIONS = 0.25  # share of judgements; a judge that knows half of its answers and guesses the rest has this share
+POSITION = 0.05  # distance from 0.5; both orders are averaged, so a smaller position bias changes few labels
+BESIDE_PEOPLE = 0.05  # distance from the people's share on the same pairs, and of the opportunity gap from 0
+WITHOUT_PEOPLE = 0.10  # distance from 0.5 where no people labelled: the longer response is often the better one
+TIES = 0.25  # share of pairs; a tie teaches a reward model nothing
+ABSTENTIONS = 0.05  # share of judgements; with more, the other judgements may not represent the pairs
+OVERCONFIDENCE = 0.05  # mean confidence less the share of right labels
+REASONS = 20  # number of abstention reasons that are counted separately; a server's messages may all differ
 
 
 @dataclass
-class Beside:
-    """How often the judge picks one kind of response (the longer, its own), beside how often people do."""
+class KindPreference:
+    """How often the judge picks one kind of response (the longer one, or its own), and how often people do."""
 
     judge: Ratio = field(default_factory=Ratio)
-    judge_where_people: Ratio = field(default_factory=Ratio)  # on the pairs that people decided too
+    judge_where_people: Ratio = field(default_factory=Ratio)  # on the pairs that people also decided
     people: Ratio = field(default_factory=Ratio)
-    more: Ratio = field(default_factory=Ratio)  # 1 where the judge alone picks it, -1 where people alone do
-    both: Counter[tuple[bool, bool]] = field(default_factory=Counter)  # (judge, people) picked it, where people chose
+    difference: Ratio = field(default_factory=Ratio)  # 1 where the judge alone picks the kind, -1 where people alone do
+    both: Counter[tuple[bool, bool]] = field(default_factory=Counter)  # (judge picks the kind, people pick the kind)
 
     def add(self, judge: bool, people: bool | None, prompt: str) -> None:
         self.judge.add(judge, 1, prompt)
         if people is not None:
             self.judge_where_people.add(judge, 1, prompt)
             self.people.add(people, 1, prompt)
-            self.more.add(judge - people, 1, prompt)
+            self.difference.add(judge - people, 1, prompt)
             self.both[judge, people] += 1
 
     def summary(self) -> dict[str, Any]:
-        """judge: share on all pairs. The others are on the pairs that people decided too.
+        """judge: the share on all pairs. The other measures are on the pairs that people also decided.
 
-        opportunity_gap: P(judge picks it | people pick it) - P(judge picks the other | people pick the other), 0 for
-        a judge that errs as often either way (Wataoka et al. 2024, arXiv 2410.21819); its interval takes each pair
-        for itself, also where a prompt has several.
+        opportunity_gap: P(judge picks the kind | people pick the kind) - P(judge picks the other | people pick the
+        other). The gap is 0 for a judge that errs equally often in both directions (Wataoka et al. 2024, arXiv
+        2410.21819). The interval of the gap treats all pairs as independent, also several pairs of one prompt.
         """
         yes, missed = self.both[True, True], self.both[False, True]
         wrong, no = self.both[True, False], self.both[False, False]
         n = yes + missed + wrong + no
-        alone = self.more.clusters == n
-        found = {
+        independent = self.difference.clusters == n  # each prompt has one pair
+        estimates = {
             "judge": self.judge.share(),
             "judge_beside_people": self.judge_where_people.share(),
             "people": self.people.share(),
-            "difference": paired_difference_of_shares(wrong, missed, n) if alone else self.more.mean(),
+            "difference": paired_difference_of_shares(wrong, missed, n) if independent else self.difference.mean(),
             "opportunity_gap": difference_of_shares((yes, yes + missed), (no, no + wrong)),
         }
-        return {name: value.to_json() for name, value in found.items()}
+        return {name: estimate.to_json() for name, estimate in estimates.items()}
 
 
 @dataclass
-class OfPrinciple:
-    """One principle's judgements."""
+class PrincipleCounts:
+    """Counts of one principle's judgements."""
 
     kind: Literal["model", "check"]
     abstained: int = 0
     ties: int = 0
     confidence: Ratio = field(default_factory=Ratio)  # |log-odds|
-    right: Ratio = field(default_factory=Ratio)  # judgements of pairs that people decided; a tie counts half
+    right: Ratio = field(default_factory=Ratio)  # on the pairs that people decided; a tie counts half
 
     def summary(self, name: str) -> dict[str, Any]:
         return {
@@ -108,17 +106,17 @@ class OfPrinciple:
             "n": self.confidence.n,
             "abstained": self.abstained,
             "ties": self.ties,
-            # a check knows yes and no only: its certainty measures nothing
+            # a check says yes or no only, so its confidence measures nothing
             "confidence": None if self.kind == "check" else self.confidence.mean().to_json(),
             "agrees_with_people": self.right.share().to_json(),
         }
 
 
 class Trust:
-    """Takes in the comparisons of one judge and says how far it can be trusted. Memory does not grow with the pairs.
+    """Counts over the comparisons of one judge. The memory does not grow with the number of pairs.
 
-    judge: its name as it stands in `Comparison.authors`; None where self-preference is not asked for. Comparisons of
-    one prompt that follow each other are one cluster: they are not independent.
+    judge: the judge's name in `Comparison.authors`; None: do not measure self-preference. Successive comparisons of one
+    prompt are one cluster, because they are not independent.
     """
 
     def __init__(self, judge: str | None = None) -> None:
@@ -126,15 +124,15 @@ class Trust:
         self.pairs = 0
         self.contradictory_ties = 0
         self.tied_pairs, self.abstained_pairs = Ratio(), Ratio()
-        # a share over judgements or answers each; checks take no part in the first three
+        # shares of judgements or of answers; the first three leave checks out
         self.contradictions, self.first_shown, self.first_position = Ratio(), Ratio(), Ratio()
         self.tied, self.abstained, self.agreed = Ratio(), Ratio(), Ratio()
         self.tied_by_contradiction = 0
         self.reasons: Counter[str] = Counter()
-        self.longer = {"words": Beside(), "characters": Beside()}
-        self.own = Beside()
-        self.wins: dict[str, Ratio] = {}  # author → pairs won of those decided against other authors
-        self.principles: dict[str, OfPrinciple] = {}
+        self.longer = {"words": KindPreference(), "characters": KindPreference()}
+        self.self_preference = KindPreference()
+        self.wins: dict[str, Ratio] = {}  # author → share of pairs won against other authors
+        self.principles: dict[str, PrincipleCounts] = {}
         # (principle, principle) → [[both first, first and second], [second and first, both second]]
         self.verdicts: dict[tuple[str, str], list[list[int]]] = {}
         self.calibration = Calibration()
@@ -157,22 +155,21 @@ class Trust:
             return
         chosen, rejected = text_of(c.chosen), text_of(c.rejected)
         for unit, size in (("words", words), ("characters", len)):
-            a, b = size(chosen), size(rejected)
-            if a != b:
-                self.longer[unit].add(verdict == (a > b), None if people is None else people == (a > b), prompt)
+            if size(chosen) != size(rejected):
+                chosen_is_longer = size(chosen) > size(rejected)
+                self.longer[unit].add(*_picks(verdict, people, chosen_is_longer), prompt)
         if c.authors and c.authors[0] != c.authors[1]:
             for author, won in zip(c.authors, (verdict, not verdict), strict=True):
                 self.wins.setdefault(author, Ratio()).add(won, 1, prompt)
             if self.judge in c.authors:
-                chosen_is_own = c.authors[0] == self.judge
-                self.own.add(verdict == chosen_is_own, None if people is None else people == chosen_is_own, prompt)
+                self.self_preference.add(*_picks(verdict, people, c.authors[0] == self.judge), prompt)
 
     def _judgements(self, judgements: Sequence[Judgement], people: bool | None, prompt: str) -> None:
-        """Position, ties, abstentions, and each principle's row."""
-        turned = judged = firsts = answers = tied = answered = 0
-        towards_first = 0.0
+        """Count position, ties and abstentions, and the judgements of each principle."""
+        contradictory = judged = firsts = answers = tied = answered = 0
+        position_odds = 0.0
         for j in judgements:
-            row = self.principles.setdefault(j.principle, OfPrinciple(j.kind))
+            row = self.principles.setdefault(j.principle, PrincipleCounts(j.kind))
             odds = odds_of(j)
             if odds is None:
                 row.abstained += 1
@@ -189,25 +186,25 @@ class Trust:
                 row.right.add(0.5 if verdict is None else verdict == people, 1, prompt)
             if j.kind == "model":
                 judged += 1
-                turned += contradicts(j)
-                shown_first = [prefers(odds[0]), prefers(-odds[1])]  # True: the answer names what was shown first
+                contradictory += contradicts(j)
+                shown_first = [prefers(odds[0]), prefers(-odds[1])]  # True: the answer names the response shown first
                 firsts += shown_first.count(True)
                 answers += 2 - shown_first.count(None)
-                towards_first += (odds[0] - odds[1]) / 2
-        self.contradictions.add(turned, judged, prompt)
+                position_odds += (odds[0] - odds[1]) / 2
+        self.contradictions.add(contradictory, judged, prompt)
         self.first_shown.add(firsts, answers, prompt)
-        self.first_position.add(towards_first, judged, prompt)
+        self.first_position.add(position_odds, judged, prompt)
         self.tied.add(tied, answered, prompt)
         self.abstained.add(len(judgements) - answered, len(judgements), prompt)
 
     def _reason(self, text: str | None) -> None:
-        """Counted without what differs from case to case, which stands behind a colon or in brackets."""
+        """Count a reason without its details, which stand after a colon or in brackets."""
         reason = re.split(r":| \(", text or "", maxsplit=1)[0].strip()[:60] or "no reason given"
         known = reason in self.reasons or len(self.reasons) < REASONS
         self.reasons[reason if known else "other reasons"] += 1
 
     def _agreement(self, c: Comparison, prompt: str) -> None:
-        """Every two principles that decided this pair. Which response counts as the first: by the pair's id."""
+        """Count the agreement of every two principles that decided this pair. The pair's id decides which response is first."""
         first = {j.principle: v != flipped(c.id) for j in c.judgements if (v := verdict_of(j)) is not None}
         agreed = n = 0
         for a, b in combinations(sorted(first), 2):
@@ -218,8 +215,8 @@ class Trust:
         self.agreed.add(agreed, n, prompt)
 
     def summary(self) -> dict[str, Any]:
-        """Every measure as plain JSON: an `Estimate` where there is an interval, None where there is nothing to say."""
-        found: dict[str, Any] = {
+        """Every measure as plain JSON: an `Estimate` where there is an interval, None where there is no data."""
+        measures: dict[str, Any] = {
             "judge": self.judge,
             "pairs": self.pairs,
             "judgements": self.abstained.n,
@@ -228,8 +225,8 @@ class Trust:
                 "first_shown": self.first_shown.share().to_json(),  # of answers that prefer either
                 "bias": self.first_position.mean().to_json(),  # log-odds that being shown first adds
             },
-            "length": {unit: beside.summary() for unit, beside in self.longer.items()},
-            "self_preference": self.own.summary() if self.own.judge.n else None,
+            "length": {unit: preference.summary() for unit, preference in self.longer.items()},
+            "self_preference": self.self_preference.summary() if self.self_preference.judge.n else None,
             "authors": [{"author": name, "wins": wins.share().to_json()} for name, wins in sorted(self.wins.items())],
             "ties": {
                 "pairs": self.tied_pairs.share().to_json(),
@@ -242,14 +239,14 @@ class Trust:
                 "judgements": self.abstained.share().to_json(),
                 "reasons": dict(self.reasons.most_common()),
             },
-            "principles": [row.summary(name) for name, row in sorted(self.principles.items())],
+            "principles": [counts.summary(name) for name, counts in sorted(self.principles.items())],
             "agreement": self._agreements(),
             "calibration": self.calibration.summary(),
         }
-        return {**found, "findings": findings(found)}
+        return {**measures, "findings": findings(measures)}
 
     def _agreements(self) -> dict[str, Any]:
-        """The upper half of the K x K matrix, as a list of its cells."""
+        """The agreement of every two principles, as a list of cells."""
         cells: list[dict[str, Any]] = [
             {
                 "a": a,
@@ -267,6 +264,11 @@ class Trust:
         }
 
 
+def _picks(verdict: bool, people: bool | None, chosen_is_kind: bool) -> tuple[bool, bool | None]:
+    """Whether the judge and the people pick the kind of response that is compared; None: people did not decide."""
+    return verdict == chosen_is_kind, None if people is None else people == chosen_is_kind
+
+
 # --- one judgement -------------------------------------------------------------------------------------------
 
 
@@ -276,19 +278,19 @@ def side(p: float | None) -> bool | None:
 
 
 def prefers(odds: float) -> bool | None:
-    """Whether log-odds prefer the first of two; None: a tie."""
+    """Whether log-odds prefer the first of two responses; None: a tie."""
     return None if abs(odds) <= 4 * TIE else odds > 0  # around 0, log-odds are 4 (p - 0.5)
 
 
 def contradicts(j: Judgement) -> bool:
-    """Whether the two orders prefer different responses. A check's never do."""
+    """Whether the two orders prefer different responses. The orders of a check never do."""
     odds = odds_of(j)
     sides = [None] if odds is None else [prefers(x) for x in odds]
     return None not in sides and sides[0] != sides[1]
 
 
 def verdict_of(j: Judgement) -> bool | None:
-    """Whether a judgement prefers the chosen response, by the mean log-odds of both orders; None: tie, abstention."""
+    """Whether the mean log-odds of both orders prefer the chosen response; None: a tie or an abstention."""
     odds = odds_of(j)
     return None if odds is None else prefers(sum(odds) / 2)
 
@@ -296,20 +298,21 @@ def verdict_of(j: Judgement) -> bool | None:
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def findings(found: dict[str, Any]) -> list[str]:
-    """What a summary shows against the judge, in sentences; empty where none of these faults was found.
+def findings(measures: dict[str, Any]) -> list[str]:
+    """The faults of the judge in sentences; empty where there is no fault.
 
-    A fault is named where its interval lies beyond the margin above, with all the faults that are looked for taken
-    together (`beyond_chance`): of a judge without any fault, one in forty is accused of one. Accuracy alone is the
-    other way round: a judge whose interval reaches down to chance has not yet shown that it knows anything.
+    A fault is named where its interval lies beyond the bound above. The test corrects for the number of faults
+    (`beyond_chance`): of forty judges without any fault, one is accused of one. Accuracy works the other way round: a
+    judge whose interval reaches down to chance has not shown that it knows anything.
     """
-    looked_for = [*_of_position(found["position"]), *_beside(found["length"]["words"], "the longer", "the shorter")]
-    if own := found["self_preference"]:
-        looked_for += _beside(own, "its own", "another's")
-    ties, abstained = found["ties"]["pairs"], found["abstentions"]["judgements"]
-    reason = next(iter(found["abstentions"]["reasons"]), "")
-    accuracy, too_sure = found["calibration"]["accuracy"], found["calibration"]["overconfidence"]
-    looked_for += [
+    candidates = _position_faults(measures["position"])
+    candidates += _preference_faults(measures["length"]["words"], "the longer", "the shorter")
+    if measures["self_preference"]:
+        candidates += _preference_faults(measures["self_preference"], "its own", "another's")
+    ties, abstained = measures["ties"]["pairs"], measures["abstentions"]["judgements"]
+    reason = next(iter(measures["abstentions"]["reasons"]), "")
+    accuracy, too_sure = measures["calibration"]["accuracy"], measures["calibration"]["overconfidence"]
+    candidates += [
         (_p(ties, TIES, "above"), f"The judge often prefers neither response: {_share(ties)} pairs are ties."),
         (
             _p(abstained, ABSTENTIONS, "above"),
@@ -324,23 +327,18 @@ def findings(found: dict[str, Any]) -> list[str]:
             f"The judge is too sure: its confidence exceeds its share right by {_points(too_sure)}.",
         ),
     ]
-    *sure, disagrees, overconfident = beyond_chance([p for p, _ in looked_for])
-    coin = accuracy["n"] and not accuracy["low"] > 0.5 and not disagrees
-    a_coin = (
-        "People decided only one pair, which says nothing about the judge."
-        if accuracy["n"] == 1
-        else f"The judge cannot be told from a coin: right in {_share(accuracy)} pairs that people decided."
-    )
-    return [
-        sentence
-        for (_, sentence), yes in zip(
-            [*looked_for[:-1], (None, a_coin), looked_for[-1]], [*sure, disagrees, coin, overconfident], strict=True
+    *shown, overconfident = beyond_chance([p for p, _ in candidates])
+    sentences = [sentence for (_, sentence), is_shown in zip(candidates[:-1], shown, strict=True) if is_shown]
+    if accuracy["n"] and not accuracy["low"] > 0.5 and not shown[-1]:  # the last of `shown` is the disagreement
+        sentences.append(
+            "People decided only one pair, which says nothing about the judge."
+            if accuracy["n"] == 1
+            else f"The judge cannot be told from a coin: right in {_share(accuracy)} pairs that people decided."
         )
-        if yes
-    ]
+    return [*sentences, candidates[-1][1]] if overconfident else sentences
 
 
-def _of_position(position: dict[str, Any]) -> list[tuple[float | None, str]]:
+def _position_faults(position: dict[str, Any]) -> list[tuple[float | None, str]]:
     turns, first = position["contradictions"], position["first_shown"]
     prefers = f"{_share(first)} answers name the response shown first; without such a preference it is 50 %."
     return [
@@ -354,30 +352,30 @@ def _of_position(position: dict[str, Any]) -> list[tuple[float | None, str]]:
     ]
 
 
-def _beside(beside: dict[str, Any], kind: str, other: str) -> list[tuple[float | None, str]]:
-    """One kind of response is preferred more than people prefer it; where no people say, more than half the time.
+def _preference_faults(preference: dict[str, Any], kind: str, other: str) -> list[tuple[float | None, str]]:
+    """The judge prefers one kind of response more often than people do, or more than half the time without people.
 
-    Beside people's, both the share and the opportunity gap must be beyond the margin. A judge that only errs a lot
-    picks each kind nearer to half the time than people do, with no gap; one that sees large differences better than
-    small ones shows a gap, and no larger share.
+    With people, both the share and the opportunity gap must be beyond the bound. A judge that errs often picks each
+    kind nearer to half the time than people do, without a gap. A judge that sees large differences better than small
+    ones has a gap, without a larger share.
     """
-    judge, people, alone = beside["judge_beside_people"], beside["people"], beside["judge"]
-    found: list[tuple[float | None, str]] = []
+    judge, people, alone = preference["judge_beside_people"], preference["people"], preference["judge"]
+    faults: list[tuple[float | None, str]] = []
     for name, side, sign in ((kind, ABOVE, 1), (other, BELOW, -1)):
         if people["n"]:
-            both = [_p(beside[key], sign * BESIDE_PEOPLE, side) for key in ("difference", "opportunity_gap")]
+            both = [_p(preference[key], sign * BESIDE_PEOPLE, side) for key in ("difference", "opportunity_gap")]
             sentence = (
                 f"The judge prefers {name} response more often than people do: it picks {kind} in {_share(judge)} "
                 f"pairs, people in {100 * people['value']:.0f} % of these."
             )
-            found.append((None if None in both else max(p for p in both if p is not None), sentence))
+            faults.append((None if None in both else max(p for p in both if p is not None), sentence))
         else:
             sentence = (
                 f"The judge prefers {name} response: it picks {kind} in {_share(alone)} pairs. Whether that is "
                 "right, only people's labels can tell."
             )
-            found.append((_p(alone, 0.5 + sign * WITHOUT_PEOPLE, side), sentence))
-    return found
+            faults.append((_p(alone, 0.5 + sign * WITHOUT_PEOPLE, side), sentence))
+    return faults
 
 
 def _p(estimate: dict[str, Any], bound: float, side: Side) -> float | None:
@@ -385,12 +383,12 @@ def _p(estimate: dict[str, Any], bound: float, side: Side) -> float | None:
 
 
 def _share(e: dict[str, Any]) -> str:
-    if e["value"] is None or e["low"] is None:
-        return "none"
-    return f"{100 * e['value']:.0f} % [{100 * e['low']:.0f}, {100 * e['high']:.0f}] of {e['n']:,}"
+    return "none" if e["low"] is None else f"{_interval(e, ' %')} of {e['n']:,}"
 
 
 def _points(e: dict[str, Any]) -> str:
-    if e["value"] is None or e["low"] is None:
-        return "none"
-    return f"{100 * e['value']:.0f} points [{100 * e['low']:.0f}, {100 * e['high']:.0f}]"
+    return "none" if e["low"] is None else _interval(e, " points")
+
+
+def _interval(e: dict[str, Any], unit: str) -> str:
+    return f"{100 * e['value']:.0f}{unit} [{100 * e['low']:.0f}, {100 * e['high']:.0f}]"

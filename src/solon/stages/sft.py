@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,18 +31,24 @@ def train_on(
     """Fine-tune a model on examples in a run. Returns the new model's directory.
 
     left_out: by reason, what taught nothing and is not among the examples; beside what training itself leaves out.
+    The examples that the training learns are written to STAGE/examples.jsonl, with the principles of each.
     """
     from solon.engines.identity import of_model
     from solon.identity import of_inputs
+    from solon.publishing import write_whole
     from solon.supervised.sft import sft
 
     recipe, out = run.recipe, run.model(stage)
+
+    def keep(learned: Sequence[SFTExample]) -> None:
+        lines = (json.dumps(example.to_json(), ensure_ascii=False) + "\n" for example in learned)
+        write_whole(run.path(stage, "examples.jsonl"), "".join(lines))
 
     def work(step: Progress) -> dict[str, Any]:
         with run.tracked(stage, step, train) as step:
             result = sft(
                 examples, model, out, settings=train, adapter=adapter or recipe.adapter, system=recipe.system,
-                seed=recipe.seed, dtype=recipe.learning_dtype, progress=step,
+                seed=recipe.seed, dtype=recipe.learning_dtype, progress=step, learned=keep,
             )  # fmt: skip
         return {**result, "left_out": dict(Counter(left_out) + Counter(result.get("left_out") or {}))}
 

@@ -1,10 +1,8 @@
-"""Response → critique → revision, one to N times, each step under a principle of the constitution.
+"""Critique and revision: response → critique → revision, one to N times. Each step applies a principle of the constitution.
 
-Bai et al. 2022 (arXiv 2212.08073), section 3.1: the model answers, is asked to criticise its answer in the light
-of one principle drawn at random, then to rewrite it; the rewritten answer takes the first one's place and the
-step repeats. Each request is simply the next turn of the conversation.
-
-Left out: carrying keys and values from one turn to the next (a matter of speed, not of method).
+Bai et al. 2022 (arXiv 2212.08073), section 3.1: the model answers, criticises the answer under one principle drawn at random,
+and rewrites the answer. The rewritten answer replaces the first answer, and the step repeats. Each request is the next turn of
+the conversation. Keys and values of one turn are not reused for the next turn, which would change the speed only.
 """
 
 from __future__ import annotations
@@ -15,15 +13,15 @@ from typing import Any
 
 from solon.constitution import Constitution, Principle, draw_principles
 from solon.engines.base import Completion, Engine, Failure, GenerationRequest, OnFailure, Sampling
-from solon.records import Chat, Prompt, RevisionChain, RevisionStep, assistant, text_of, user
+from solon.records import Chat, Message, Prompt, RevisionChain, RevisionStep, assistant, text_of, user
 
 _NAMES = re.compile(r"\{(prompt|response|critique)\}")
 
 
 def fill(template: str, **values: str) -> str:
-    """Put values in place of `{prompt}`, `{response}` and `{critique}`; every other brace stays as it is.
+    """The template with `{prompt}`, `{response}` and `{critique}` replaced by the values. Other braces stay.
 
-    One pass: what a value contains is never substituted again.
+    The text is read once, so a name in braces inside a value stays as it is.
     """
     return _NAMES.sub(lambda match: values.get(match[1], match[0]), template)
 
@@ -37,7 +35,7 @@ def critique_chat(prompt: Chat, response: str, principle: Principle, few_shot: i
 def revision_chat(
     prompt: Chat, response: str, critique: str | None, principle: Principle, few_shot: int | None = 0
 ) -> Chat:
-    """The conversation that ends with the revision request; without a critique the revision is direct."""
+    """The conversation that ends with the revision request. Without a critique the revision is direct."""
     request = fill(principle.revision, prompt=text_of(prompt), response=response, critique=critique or "")
     if critique is None:
         return (*examples_chat(principle, few_shot), *prompt, assistant(response), user(request))
@@ -45,19 +43,18 @@ def revision_chat(
 
 
 def examples_chat(principle: Principle, few_shot: int | None) -> Chat:
-    """The first `few_shot` of the principle's examples, or all of them, as earlier turns of the conversation."""
-    turns: list[Any] = []
-    for example in principle.examples[:few_shot]:
-        values = {"prompt": example.prompt, "response": example.response, "critique": example.critique}
-        turns += [
-            user(example.prompt),
-            assistant(example.response),
-            user(fill(principle.critique, **values)),
-            assistant(example.critique),
-            user(fill(principle.revision, **values)),
-            assistant(example.revision),
-        ]
+    """The first `few_shot` examples of the principle (None: all examples) as earlier turns of the conversation."""
+    turns: list[Message] = []
+    for e in principle.examples[:few_shot]:
+        turns += [user(e.prompt), *revision_turns(principle, e.prompt, e.response, e.critique, e.revision)]
     return tuple(turns)
+
+
+def revision_turns(principle: Principle, prompt: str, response: str, critique: str, revision: str) -> Chat:
+    """The turns of one step that is complete: response, critique request, critique, revision request, revision."""
+    values = {"prompt": prompt, "response": response, "critique": critique}
+    asked_critique, asked_revision = fill(principle.critique, **values), fill(principle.revision, **values)
+    return (assistant(response), user(asked_critique), assistant(critique), user(asked_revision), assistant(revision))
 
 
 def revise(
@@ -74,40 +71,32 @@ def revise(
     meta: dict[str, Any] | None = None,
     failed: OnFailure | None = None,
 ) -> Iterator[RevisionChain]:
-    """One chain a prompt, in the order of `prompts`.
+    """One chain per prompt, in the order of `prompts`.
 
-    revisions: steps per chain, at least 1. direct: revise without a critique. few_shot: how many of a principle's
-    examples to show; None: all. responder: writes the first response, where that is another model than the one that
-    criticises. failed: called for each prompt that yields no chain because a completion failed, with the reason.
+    revisions: steps per chain, at least 1. direct: revise without a critique. few_shot: the number of a principle's
+    examples to show; None: all. responder: the model that writes the first response, if it is not `engine`. failed:
+    called with the reason for each prompt that yields no chain because a completion failed.
     """
+
+    def complete(model: Engine, step: str, chats: dict[str, Chat]) -> dict[str, Completion]:
+        return _complete(model, step, chats, sampling, seed, failed)
+
     principles = {p.id: draw_principles(constitution, revisions, seed, p.id) for p in prompts}
-
-    def ask(who: Engine, step: str, chats: dict[str, Chat]) -> dict[str, Completion]:
-        requests = [GenerationRequest(f"{i}/{step}", chat, seed=seed) for i, chat in chats.items()]
-        found = {}
-        for c in who.generate(requests, sampling):
-            name = c.id.rsplit("/", 1)[0]
-            if c.error is None:
-                found[name] = c
-            elif failed:
-                failed(Failure(name, c.error, c.again))
-        return found
-
-    first = ask(responder or engine, "response", {p.id: p.prompt for p in prompts})
+    first = complete(responder or engine, "response", {p.id: p.prompt for p in prompts})
     current = {i: c.text for i, c in first.items()}
     ended = {i: [c.ended] for i, c in first.items()}
     steps: dict[str, list[RevisionStep]] = {i: [] for i in current}
-    by_id = {p.id: p for p in prompts}
+    by_id = {p.id: p.prompt for p in prompts}
     for n in range(revisions):
-        critiques: dict[str, str | None] = {i: None for i in current}
+        critiques: dict[str, str | None] = dict.fromkeys(current)
         if not direct:
-            asked = {i: critique_chat(by_id[i].prompt, text, principles[i][n], few_shot) for i, text in current.items()}
-            critiques = {i: c.text for i, c in ask(engine, f"critique-{n}", asked).items()}
-        asked = {
-            i: revision_chat(by_id[i].prompt, current[i], critique, principles[i][n], few_shot)
+            chats = {i: critique_chat(by_id[i], text, principles[i][n], few_shot) for i, text in current.items()}
+            critiques = {i: c.text for i, c in complete(engine, f"critique-{n}", chats).items()}
+        chats = {
+            i: revision_chat(by_id[i], current[i], critique, principles[i][n], few_shot)
             for i, critique in critiques.items()
         }
-        revised = ask(engine, f"revision-{n}", asked)
+        revised = complete(engine, f"revision-{n}", chats)
         current = {i: c.text for i, c in revised.items()}
         for i, c in revised.items():
             steps[i].append(RevisionStep(principle=principles[i][n].id, critique=critiques[i] or "", revision=c.text))
@@ -120,5 +109,20 @@ def revise(
                 response=first[prompt.id].text,
                 steps=tuple(steps[prompt.id]),
                 source=prompt.source,
-                meta={**(meta or {}), "ended": ended[prompt.id]},  # response, then each revision
+                meta={**(meta or {}), "ended": ended[prompt.id]},  # of the response, then of each revision
             )
+
+
+def _complete(
+    engine: Engine, step: str, chats: dict[str, Chat], sampling: Sampling, seed: int, failed: OnFailure | None
+) -> dict[str, Completion]:
+    """The completion of each chat, by prompt id. Failed completions are reported to `failed` and left out."""
+    requests = [GenerationRequest(f"{i}/{step}", chat, seed=seed) for i, chat in chats.items()]
+    completions = {}
+    for completion in engine.generate(requests, sampling):
+        prompt_id = completion.id.rsplit("/", 1)[0]
+        if completion.error is None:
+            completions[prompt_id] = completion
+        elif failed:
+            failed(Failure(prompt_id, completion.error, completion.again))
+    return completions

@@ -1,15 +1,15 @@
-"""Supervised fine-tuning with TRL's SFTTrainer and PEFT LoRA (or all weights, by a switch).
+"""Supervised fine-tuning with TRL's SFTTrainer and PEFT LoRA, or of all weights.
 
-The trainer is given token ids and labels that Solon made: the loss falls on the assistant's turns only, their
-end-of-turn token included, masked by position and never by pad id (pad = eos would mask the stop token), and text
-that people or models wrote cannot turn into control tokens.
+Solon gives the trainer token ids and labels. The loss falls on the assistant's turns only, with the end-of-turn token. The
+labels are masked by position and never by the padding id: where the padding token is the end-of-turn token, a mask by id would
+hide the end of the turn. Text that people or models wrote cannot become a control token.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ IGNORE = -100  # torch's and transformers' label for "no loss here"
 def encode(
     tokenizer: Any, example: SFTExample, *, system: str | None, limit: Limit = UNLIMITED
 ) -> dict[str, list[int]]:
-    """input_ids and labels of one example, up to the last learned token: what follows it teaches nothing.
+    """input_ids and labels of one example, up to the last learned token. Later tokens would teach nothing.
 
-    Raises Unfit where a learned answer would end beyond the limit (cut, it would teach not to stop), where there is no
-    answer, or where the chat template cannot render the conversation.
+    Raises Unfit where a learned answer would end beyond the limit (a cut answer would teach the model not to stop),
+    where there is no answer, and where the chat template cannot render the conversation.
     """
     ids, spans = chat_ids_and_turns(tokenizer, example.messages, system=system, limit=limit)
     turns = example.train_turns
@@ -50,11 +50,10 @@ def encode(
     labels = [IGNORE] * len(ids)
     last = 0
     for turn in turns:
-        if not without_reasoning(example.messages[turn].content).strip():
-            continue
-        start, stop = spans[turn]
-        labels[start:stop] = ids[start:stop]
-        last = max(last, stop)
+        if without_reasoning(example.messages[turn].content).strip():
+            start, stop = spans[turn]
+            labels[start:stop] = ids[start:stop]
+            last = max(last, stop)
     if not last:
         raise Unfit("no assistant's turn says anything to learn", "no answer to learn")
     limit.check(last)
@@ -64,20 +63,18 @@ def encode(
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length).
 
-    Of several processes each gives its part of the mean over all of their tokens.
+    With several processes, each process gives its part of the mean over the tokens of all processes.
     """
-    rows, target = [], []
-    for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
-        rows.append(ids[mask.bool()].tolist())
-        target.append(labels[mask.bool()][1:])
+    rows, labels = [], []
+    for row_ids, mask, row_labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
+        rows.append(row_ids[mask.bool()].tolist())
+        labels.append(row_labels[mask.bool()][1:])
     layout = lay_out(model, rows, pad=0)
-    hidden, wanted = (
-        layout.gather(layout.hidden_states(model), [range(len(row) - 1) for row in rows]),
-        torch.cat(target),
-    )
-    learned = wanted != IGNORE
+    hidden = layout.gather(layout.hidden_states(model), [range(len(row) - 1) for row in rows])
+    targets = torch.cat(labels)
+    learned = targets != IGNORE
     head = head_of(model)
-    logprobs, _ = logprobs_and_entropy(hidden[learned], head, wanted[learned], temperature=1.0, entropy=False)
+    logprobs, _ = logprobs_and_entropy(hidden[learned], head, targets[learned], temperature=1.0, entropy=False)
     return -logprobs.sum() / distributed.all_reduce_number(float(learned.sum()))
 
 
@@ -92,80 +89,31 @@ def sft(
     seed: int = 0,
     dtype: str = "auto",
     progress: Progress | None = None,
+    learned: Callable[[list[SFTExample]], None] | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune `model` (anything --model takes, less servers) on `examples`; write a complete model to `out`.
+    """Fine-tune `model` (a value of --model that runs in this process) on `examples`; write a complete model to `out`.
 
-    adapter: None trains all weights. progress(step, steps, {"loss": nats per token}).
-    Returns counts, tokens and the mean loss of the first and last tenth of the steps.
+    adapter: None trains all weights. progress: called with (step, steps, {"loss": nats per token}). learned: called
+    before the training with the examples that it learns, which are the examples without those left out.
+    Returns counts, tokens and the mean loss of the first and last tenth of the steps. Raises InputError where no example
+    is left, or where the processes cannot share the batch.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
-        """SFTTrainer whose loss computes scores over the vocabulary for the learned tokens alone.
-
-        The same mean cross-entropy; TRL's own tiles are float32, which on a CPU took half of the time of a step.
-        """
-
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: dict[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
-            # The trainer sets training mode before each step; dropout would make the model that learns another one.
-            return answer_loss(self.accelerator.unwrap_model(model).eval(), inputs)
-
-        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
-            """The loss goes past DistributedDataParallel, which then sums nothing; so it is done here."""
-            loss = super().training_step(model, *args, **kwargs)
-            distributed.all_reduce_gradients(model.parameters())
-            return (
-                loss * distributed.world_size()
-            )  # the trainer logs the mean over processes, and these are parts of a sum
-
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
     limit = context_limit(lm.config, tokenizer).at_most(settings.max_length, "max_length")
-    rows, left_out = encode_all("example", examples, lambda e: encode(tokenizer, e, system=system, limit=limit))
+    encoded, left_out = encode_all("example", examples, lambda e: (e, encode(tokenizer, e, system=system, limit=limit)))
+    rows = [row for _, row in encoded]
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)
-    if distributed.is_sharded():  # DistributedDataParallel takes no shares; what it would do, training_step does
+    if distributed.is_sharded():  # DistributedDataParallel takes no shards; `training_step` sums the gradients
         lm._is_accelerate_prepared = True
+    processes = distributed.world_size()
+    if settings.batch_size % processes:
+        raise InputError(f"--batch-size {settings.batch_size} cannot be shared by {processes} processes")
+    if learned:
+        learned([example for example, _ in encoded])
     losses: list[float] = []
-
-    class Report(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            if logs and "loss" in logs and math.isfinite(float(logs["loss"])):
-                losses.append(float(logs["loss"]))
-                if progress:
-                    progress(state.global_step, state.max_steps, {"loss": losses[-1]})
-
-    if settings.batch_size % distributed.world_size():
-        raise InputError(f"--batch-size {settings.batch_size} cannot be shared by {distributed.world_size()} processes")
-    steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
-    config = trainer_config(
-        SFTConfig,
-        out,
-        seed,
-        per_device_train_batch_size=settings.batch_size // distributed.world_size(),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(0.05 * steps),  # of a single step it would make a learning rate of 0
-        max_length=None,
-        train_sampling_strategy="group_by_length",
-    )
-    trainer = AnswerTrainer(
-        model=lm,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[Report()],
-    )
+    trainer = _trainer(lm, tokenizer, rows, out, settings, seed, losses, progress)
     stopped = run_trainer(trainer)
     save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
     return {
@@ -176,3 +124,60 @@ def sft(
         "learned_tokens": settings.epochs * sum(sum(x != IGNORE for x in r["labels"]) for r in rows),
         **Losses(losses, stopped).to_json(),
     }
+
+
+def _trainer(
+    lm: Any,
+    tokenizer: Any,
+    rows: list[dict[str, list[int]]],
+    out: Path,
+    settings: TrainSettings,
+    seed: int,
+    losses: list[float],
+    progress: Progress | None,
+) -> Any:
+    """TRL's trainer with Solon's loss. The trainer appends the finite losses of its steps to `losses`."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+    class AnswerTrainer(SFTTrainer):
+        """SFTTrainer whose loss computes scores over the vocabulary for the learned tokens alone.
+
+        The mean cross-entropy is the same. TRL computes tiles of scores in float32, which is slow on a CPU.
+        """
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
+            # The trainer sets training mode before each step. Dropout would train another model than the sampled one.
+            return answer_loss(self.accelerator.unwrap_model(model).eval(), inputs)
+
+        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            """The loss does not pass through DistributedDataParallel, so the gradients are summed here."""
+            loss = super().training_step(model, *args, **kwargs)  # type: ignore[no-untyped-call]
+            distributed.all_reduce_gradients(model.parameters())
+            return loss * distributed.world_size()  # the trainer logs the mean over processes; the losses are parts
+
+    class Report(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs and math.isfinite(float(logs["loss"])):
+                losses.append(float(logs["loss"]))
+                if progress:
+                    progress(state.global_step, state.max_steps, {"loss": losses[-1]})
+
+    steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
+    config = trainer_config(
+        SFTConfig,
+        out,
+        seed,
+        per_device_train_batch_size=settings.batch_size // distributed.world_size(),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(0.05 * steps),  # the learning rate of the first warm-up step is 0, so short runs have none
+        max_length=None,
+        train_sampling_strategy="group_by_length",
+    )
+    return AnswerTrainer(
+        model=lm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Report()]
+    )

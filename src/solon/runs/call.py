@@ -234,16 +234,16 @@ class Call:
                 "verb": self.verb.name, "model": of_model(model), **work.made_from, "settings": {**settings, **extra},
                 "system": self.system, "seed": self.seed, "dtype": dtype,
             }  # fmt: skip
-            result = target.settled(identity, restart=self.restart)
+            result = target.earlier_result(identity, restart=self.restart)
             again = result is not None
             if result is None:
                 with self.progress() as line, self._tracked(line, settings) as step:
                     result = work.train(target.path, dtype, step)
                 result["left_out"] = dict(Counter(work.left_out) + Counter(result["left_out"]))
-                target.settle(identity, result)
+                target.write_result(identity, result)
             if work.measure and distributed.is_main() and "heldout" not in result:
                 result["heldout"] = work.measure(target.path, dtype)
-                target.settle(identity, result)
+                target.write_result(identity, result)
         self.tell_again(again)
         self.tell_left_out(result["left_out"], "training")
         return {"trained": not again, **result}

@@ -228,7 +228,7 @@ class PPOVerb(Verb):
                 "settings": settings.model_dump(exclude=GROWS), "adapter": adapter.model_dump(), "system": call.system,
                 "seed": call.seed, "dtype": dtype, "probes": call["probes"] if checked else None, **checks,
             }  # fmt: skip
-            result = target.settled(identity, restart=call.restart)
+            result = target.earlier_result(identity, restart=call.restart)
             if call.restart and distributed.is_main():
                 (kept / CHECKPOINT).unlink(missing_ok=True)
             distributed.barrier()  # until it is gone for all
@@ -248,7 +248,7 @@ class PPOVerb(Verb):
                     "asked_updates": settings.updates,
                     "gamed_after": watch.best.update if watch and watch.checks[-1].gamed else None,
                 }
-                target.settle(identity, result)
+                target.write_result(identity, result)
         assert result is not None
         call.tell_again(again)
         if result["gamed_after"] is not None:

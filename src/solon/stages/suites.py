@@ -40,7 +40,7 @@ class Evaluate(Verb):
         from solon.feedback.judges import open_judge
         from solon.feedback.questions import HHH
         from solon.feedback.settings import JudgeSettings
-        from solon.publishing import check_own_json, checked_place, write_json
+        from solon.publishing import check_json, resolve_output, write_json
         from solon.terminal import Console
 
         suite, file, out = call["suite"], call["file"], call["out"]
@@ -52,7 +52,7 @@ class Evaluate(Verb):
         if suite == "attacks" and (pointwise or broken):
             raise InputError("--suite attacks compares two responses; leave --pointwise and --broken out")
         if out:
-            check_own_json(checked_place(out, [file, call["model"]]))
+            check_json(resolve_output(out, [file, call["model"]]))
         rules = call.constitution if call["constitution"] else Constitution.from_question(HHH)
         how = JudgeSettings(
             principles_per_pair=call["principles"], rationales=rationales, scale="broken" if broken else "levels"

@@ -131,7 +131,7 @@ def env(
 
     from solon.models.dtype import products_are_fast
     from solon.models.weights import cache_dir
-    from solon.runs.run import versions
+    from solon.runs.machine import versions
 
     found: dict[str, Any] = {
         **versions(),

@@ -9,15 +9,7 @@ identity: everything that the output was made from. A command that finds an outp
 
 from solon.publishing.directories import Directory, directory, new_directory, publish, recover, recover_all
 from solon.publishing.files import BEGIN_ANEW, File, check_json, file, mark_path, write_json
-from solon.publishing.places import (
-    MARK,
-    Identity,
-    check_identity,
-    differences,
-    mark_of,
-    resolve_output,
-    write_whole,
-)
+from solon.publishing.places import MARK, Identity, check_identity, differences, mark_of, resolve_output, write_whole
 
 __all__ = [
     "BEGIN_ANEW",

@@ -9,7 +9,7 @@ from typing import Any
 
 from solon.errors import InputError
 from solon.plugins import discover
-from solon.runs.artifacts import Artifact
+from solon.runs import Artifact
 from solon.runs.common import Common
 from solon.runs.options import Verb
 from solon.stages.artifacts import DATA, START_MODEL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from solon.records import Comparison, Pair, RevisionChain
-from solon.runs.artifacts import Artifact
+from solon.runs import Artifact
 from solon.stages.data import Data
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from solon.records import Record
-from solon.runs.artifacts import Artifact
+from solon.runs import Artifact
 from solon.runs.common import Common
 from solon.settings import Settings
 from solon.tables import Section

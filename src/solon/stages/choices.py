@@ -42,5 +42,5 @@ class Choices(Stage):
         asked = {c.id: [known[c.steps[-1].principle]] for c in chains}  # the principle it was last revised by
         with run.engine(run.get(JUDGE)) as engine:
             make = partial(judge_of(run, engine).compare, asked=asked, failed=run.fail)
-            found = run.records(self.name, contests(chains), make, Comparison, engines=(engine,), what="choices")
+            found = run.records(self.name, contests(chains), make, Comparison, engines=(engine,), noun="choices")
         run.put(CHOICES, found)

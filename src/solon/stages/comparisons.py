@@ -48,7 +48,7 @@ class Comparisons(Stage):
         with run.engine(run.get(JUDGE)) as engine:
             make = partial(judge_of(run, engine).compare, failed=run.fail)
             found = run.records(
-                self.name, differing, make, Comparison, engines=(engine,), what="comparisons",
+                self.name, differing, make, Comparison, engines=(engine,), noun="comparisons",
                 left_out={"the two responses are the same": alike} if alike else {},
             )  # fmt: skip
         run.put(COMPARISONS, found)
@@ -181,8 +181,8 @@ def label_file(call: Call, judge: Judge) -> None:
             "examples": fingerprint("examples", [asdict(e) for e in getattr(judge, "examples", ())]),
         }  # fmt: skip
         outcome = call.records(
-            target, lambda: islice(source, call.limit), make, Comparison, identity=identity, made_of=made_of, seen=seen,
-            served=is_remote(engine.name), what="comparisons",
+            target, lambda: islice(source, call.limit), make, Comparison, identity=identity, ids_of=made_of, seen=seen,
+            served=is_remote(engine.name), noun="comparisons",
         )  # fmt: skip
         outcome.abstained = abstained
         summary = trust.summary()

@@ -11,7 +11,7 @@ from pydantic import Field
 from solon.engines import Engine, Failure, GenerationRequest
 from solon.engines.sampling import SamplingSettings
 from solon.records import Comparison, Pair, Prompt, assistant
-from solon.runs.artifacts import Artifact
+from solon.runs import Artifact
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, DATA, JUDGE, POLICY, REWARD, START_MODEL
 from solon.stages.base import Stage
@@ -95,7 +95,7 @@ class Evaluation(Stage):
 
             return run.records(
                 f"evaluation-{name.lower()}", run.get(DATA).heldout, make, Answer, engines=(engine, *reward.engines),
-                what="answers", made_from={"reward": reward.identity},
+                noun="answers", made_from={"reward": reward.identity},
             )  # fmt: skip
 
     def gather(self, run: Run) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def win_rates(
             if a.answer.strip() != start[a.id].answer.strip()
         ]
         stage = f"judging-{name.lower()}-{source.replace('_', '-')}"
-        judged = run.records(stage, pairs, compare, Comparison, engines=(engine,), what="comparisons")
+        judged = run.records(stage, pairs, compare, Comparison, engines=(engine,), noun="comparisons")
         alike = [0.5] * (len(both) - len(pairs))
         found[source] = alike + [preference(c.p_first) for c in judged if c.p_first is not None]
     return found

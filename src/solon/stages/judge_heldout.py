@@ -49,7 +49,7 @@ class JudgeHeldout(Stage):
                 )
             make = partial(judge.compare, asked=asked, failed=run.fail)
             pairs = as_pairs(human, run.recipe.seed)
-            found = run.records(self.name, pairs, make, Comparison, engines=(engine,), what="comparisons")
+            found = run.records(self.name, pairs, make, Comparison, engines=(engine,), noun="comparisons")
         run.put(HELDOUT_JUDGED, found)
 
     def gather(self, run: Run) -> dict[str, Any]:

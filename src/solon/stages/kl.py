@@ -51,8 +51,8 @@ class KLStage(Stage):
             )  # fmt: skip
 
         made_from = {"policy": of_model(policy), "reference": of_model(reference)}
-        total, what = 2 * len(heldout), "responses read"
-        run.put(KL, run.once(self.name, work, total=total, what=what, made_from=made_from))
+        total, noun = 2 * len(heldout), "responses read"
+        run.put(KL, run.once(self.name, work, total=total, noun=noun, made_from=made_from))
 
     def gather(self, run: Run) -> dict[str, Any]:
         return {"kl": {k: v for k, v in run.get(KL).items() if k != "by_prompt"}}

@@ -70,4 +70,4 @@ class Pairs(Stage):
                     )  # fmt: skip
 
             prompts = asked_prompts(run.recipe, run.get(DATA).prompts)
-            run.put(PAIRS, run.records(self.name, prompts, make, Pair, engines=(engine,), what="pairs"))
+            run.put(PAIRS, run.records(self.name, prompts, make, Pair, engines=(engine,), noun="pairs"))

@@ -123,7 +123,7 @@ class PPO(Reinforcement):
         there = {row["id"] for row in run.journalled(self.name)}
         if gone := {f"update-{n}" for n in range(done)} - there:
             (checkpoint / CHECKPOINT).unlink(missing_ok=True)
-            run.reopen(self.name, f"{len(gone)} of {done} updates are gone from {run.path(self.name)}")
+            run.folder(self.name).reopen(f"{len(gone)} of {done} updates are gone from {run.path(self.name)}")
 
     def watch(self, run: Run) -> Watch | None:
         """The probe prompts, half of them red-team, and the judge of the answers to them."""
@@ -250,7 +250,8 @@ class PPOVerb(Verb):
                 }
                 target.write_result(identity, result)
         assert result is not None
-        call.tell_again(again)
+        if again:
+            call.tell_there()
         if result["gamed_after"] is not None:
             call.tell(
                 f"{call.out}: the reward was being gamed; this is the policy after {result['gamed_after']} updates"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from solon.engines import Engine
 from solon.publishing import Identity
 from solon.records import RolloutSummary
-from solon.runs.artifacts import Artifact
+from solon.runs import Artifact
 from solon.runs.common import Common
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, POLICY, REWARD, START_MODEL
@@ -89,9 +89,7 @@ class Reinforcement(Stage):
 
     def run(self, run: Run) -> None:
         out, made_from = run.model("rl-cai"), self.made_from(run)
-        run.take_up(
-            self.name, made_from
-        )  # before its journal is opened: what was made from something else is set aside
+        run.folder(self.name).take_up(made_from)  # may rename the folder, so it comes before the journal is opened
         self.begin(run)
         with run.journal(self.name) as append:
 
@@ -103,7 +101,7 @@ class Reinforcement(Stage):
                 return self.summary(run, sorted(history, key=lambda u: u.update))
 
             run.once(
-                self.name, work, engines=self.engines(run), total=self.updates(run.recipe), what="updates", makes=out,
+                self.name, work, engines=self.engines(run), total=self.updates(run.recipe), noun="updates", makes=out,
                 made_from=made_from,
             )  # fmt: skip
         run.put(POLICY, str(out))

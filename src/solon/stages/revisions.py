@@ -79,7 +79,7 @@ class Revisions(Stage):
                 )  # fmt: skip
 
             prompts, engines = run.get(DATA).prompts, (engine, start)
-            chains = run.records(self.name, prompts, make, RevisionChain, engines=engines, what="chains")
+            chains = run.records(self.name, prompts, make, RevisionChain, engines=engines, noun="chains")
         run.put(CHAINS, chains)
 
 
@@ -138,7 +138,7 @@ class Critique(Verb):
                     identity=identity,
                     seen=seen,
                     served=served,
-                    what="chains",
+                    noun="chains",
                 )
         outcome.abstained = empty
         call.end(outcome, "chains")

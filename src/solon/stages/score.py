@@ -70,6 +70,6 @@ class Score(Verb):
             kind: Any = ScoredPair if sided else ScoredExample
             outcome = call.records(
                 target, lambda: items, make, kind, identity={"reward_model": of_model(where), "dtype": dtype},
-                batch_size=256, what="scores",
+                batch_size=256, noun="scores",
             )  # fmt: skip
         call.end(outcome, "scores")

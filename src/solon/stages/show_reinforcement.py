@@ -82,11 +82,7 @@ def ppo(data: dict[str, Any]) -> list[Section]:
     found = [Section(text(data.get("algorithm") or "ppo").upper(), note, ("update", *CURVES.values()), rows)]
     if any(u.get("watched") for u in updates):
         said = tuple(
-            (
-                number(u.get("update")),
-                *(number(at(u, key)) for key in WATCHED),
-                text(at(u, "watched.phrase")),
-            )
+            (number(u.get("update")), *(number(at(u, key)) for key in WATCHED), text(at(u, "watched.phrase")))
             for u in shown
         )
         note = "Measures of the rollouts' words; a phrase of five words that many answers share is a sign of a gamed reward."

@@ -40,8 +40,8 @@ def chosen(recipe: Recipe, data: Data, asked_dtype: str | None = None) -> Iterat
     measured = " (auto: the faster one here)" if asked_dtype == "auto" else ""
     yield f"model {recipe.model}, dtype {recipe.dtype}{measured}, seed {recipe.seed}"
     for stage in in_order(recipe):
-        yield from stage.told(recipe)
-    yield from data.told()
+        yield from stage.describe(recipe)
+    yield from data.describe()
 
 
 def models_used(recipe: Recipe, start: str) -> dict[str, str]:

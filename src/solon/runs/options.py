@@ -1,7 +1,7 @@
 """Verbs: a verb is a command that does the work of one stage, from file to file.
 
 A verb names its inputs as options. The options that are settings follow from the fields of the settings, so that a verb and a
-recipe have the same default. `cli/derived.py` makes a command of each verb; `runs/call.py` does for a verb what `runs/run.py` does
+recipe have the same default. The command line makes a command of each verb; `runs/call.py` does for a verb what `runs/run.py` does
 for a stage.
 """
 
@@ -61,6 +61,10 @@ MAX_CONNECTIONS = Option(
     "max_connections", int | None, None, "Requests to a server at once; 8 where none is given.", 1, 1000,
     "SOLON_MAX_CONNECTIONS",
 )  # fmt: skip
+REWARD_MODEL = Option("reward_model", str, REQUIRED, "The directory of a reward model that Solon wrote.")
+PRINCIPLES = Option(
+    "principles", int | None, None, "Principles per pair, drawn by the seed; where none is given, all of them.", 1
+)
 SYSTEM = Option("system", str, DEFAULT_SYSTEM, 'The system message every chat starts with; "" sends none.')
 DTYPE = Option("dtype", str, "auto", "auto, float32 or bfloat16; auto takes the faster one on this machine.")
 LIMIT = Option("limit", int | None, None, "Use only this many records, from the first one.", 1)

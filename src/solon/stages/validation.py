@@ -1,9 +1,10 @@
-"""A blind sample of the AI's comparisons for people to check: validation/sample.jsonl."""
+"""A blind sample of the judge's comparisons for people to check: validation/sample.jsonl."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from solon.human.validation import draw_validation_sample
 from solon.runs.common import Common
 from solon.stages.artifacts import COMPARISONS
 from solon.stages.base import Stage
@@ -20,7 +21,5 @@ class Validation(Stage):
         return recipe.human.validation_sample > 0
 
     def run(self, run: Run) -> None:
-        from solon.human.validation import draw_validation_sample
-
         n, seed = run.recipe.human.validation_sample, run.recipe.seed
         draw_validation_sample(run.dir / self.name, run.find(COMPARISONS) or [], n, seed)

@@ -80,6 +80,7 @@ JSON = Option("json_", bool, False, "Print the result as one line of JSON, the l
 SET = Option("set_", list[str] | None, None, "Any other setting, as KEY=VALUE; repeatable.", flag="--set")
 FULL = Option("full", bool, False, "Train all weights instead of LoRA adapters.")
 TO_FILE = (SYSTEM, DTYPE, LIMIT, RESTART, SEED, QUIET, JSON)
+TO_TERMINAL = (SYSTEM, DTYPE, LIMIT, SEED, QUIET, JSON)
 TO_MODEL = (REPORT_TO, *TO_FILE)
 
 

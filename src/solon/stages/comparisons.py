@@ -1,4 +1,7 @@
-"""Comparisons: the judge compares each pair under principles, in both orders (Bai et al. 2022, section 4.1)."""
+"""Comparisons: the judge compares each pair under principles, in both orders (Bai et al. 2022, section 4.1).
+
+The sample of comparisons for people to check, and `solon label`, are here too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from solon.data.readers import first_line, stream_pairs
 from solon.engines import OnFailure, is_remote
 from solon.feedback.questions import TEMPLATE_FINGERPRINT
 from solon.feedback.settings import JudgeSettings
+from solon.human.validation import draw_validation_sample
 from solon.publishing import write_json
 from solon.records import Candidates, Comparison, Pair, fingerprint
 from solon.runs.common import Common
@@ -92,6 +96,20 @@ def by_principle(run: Run) -> list[dict[str, Any]]:
         }
         for name in [*ids, *sorted(set(labels) - set(ids))]
     ]
+
+
+class Validation(Stage):
+    """A blind sample of the judge's comparisons for people to check: validation/sample.jsonl."""
+
+    name = "validation"
+    uses = (COMPARISONS,)
+
+    def runs(self, recipe: Common) -> bool:
+        return recipe.human.validation_sample > 0
+
+    def run(self, run: Run) -> None:
+        n, seed = run.recipe.human.validation_sample, run.recipe.seed
+        draw_validation_sample(run.dir / self.name, run.find(COMPARISONS) or [], n, seed)
 
 
 class Label(Verb):

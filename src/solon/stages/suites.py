@@ -10,20 +10,7 @@ from solon.errors import InputError
 from solon.feedback.questions import HHH
 from solon.feedback.settings import JudgeSettings
 from solon.publishing import check_json, resolve_output, write_json
-from solon.runs.options import (
-    DTYPE,
-    JSON,
-    LIMIT,
-    MAX_CONNECTIONS,
-    MODEL,
-    PRINCIPLES,
-    QUIET,
-    REQUIRED,
-    SEED,
-    SYSTEM,
-    Option,
-    Verb,
-)
+from solon.runs.options import MAX_CONNECTIONS, MODEL, PRINCIPLES, REQUIRED, TO_TERMINAL, Option, Verb
 from solon.terminal import Console
 
 if TYPE_CHECKING:
@@ -49,7 +36,7 @@ class Evaluate(Verb):
         Option("rationales", int, 0, "Chain of thought: number of rationales per order, whose answers are averaged; 0: no rationale.", 0),
         Option("out", Path | None, None, "A JSON file that every number is also written to."),
     )  # fmt: skip
-    common = (SYSTEM, DTYPE, LIMIT, SEED, QUIET, JSON)
+    common = TO_TERMINAL
 
     def run(self, call: Call) -> None:
         from solon.analysis import suites

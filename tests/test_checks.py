@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from solon.cli import app
 from solon.constitution import Constitution, Principle, diff, inline_check, load_constitution, render_diff, to_yaml
 from solon.constitution.check import KINDS, Check, Entry, Length, Pattern, Readability, Repetition
 from solon.constitution.files import parse_constitution
@@ -20,7 +22,9 @@ from solon.errors import InputError
 from solon.feedback import checks
 from solon.feedback.checks import CERTAIN, judge_by_check, require_runnable, satisfies, syllables
 from solon.feedback.labels import combine, log_odds
+from solon.recipes.recipe import load_recipe
 from solon.records import Judgement, user
+from solon.report.run import run_recipe
 
 PROMPT = (user("hello"),)
 calm = settings(deadline=None)  # a busy machine is no fault of the code
@@ -376,3 +380,25 @@ def test_the_documented_constitution_loads_and_every_kind_is_documented() -> Non
 
 def test_certain_is_certain_enough_and_no_more() -> None:
     assert 2.9 < log_odds(CERTAIN) < 3 and math.isfinite(log_odds(1 - CERTAIN))
+
+
+@pytest.mark.parametrize("recipe", ["rlaif", "tiny"])
+def test_a_run_with_a_check_that_cannot_run_here_ends_before_a_model_is_loaded(recipe: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(constitution(Entry(function="no-such-check"))))
+    overrides = {"constitution": str(path), "model": str(tmp_path / "no-model"), "feedback.question": None}
+    with pytest.raises(InputError, match='no installed check is named "no-such-check"'):
+        run_recipe(load_recipe(recipe, overrides), tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["label", "--pairs", "p.jsonl", "--out", "o.jsonl"], ["evaluate", "--suite", "hhh", "--file", "p.jsonl"]],
+)
+def test_a_command_with_a_check_that_cannot_run_here_ends_with_one_line(command: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(constitution(Entry(function="no-such-check"))))
+    done = CliRunner().invoke(app, [*command, "--constitution", str(path), "--model", "tiny-random"])
+    assert isinstance(done.exception, InputError) or done.exit_code == 2
+    assert 'no installed check is named "no-such-check"' in str(done.exception) + done.output

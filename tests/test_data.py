@@ -36,7 +36,7 @@ def test_own_prompts_are_never_measured_on_the_shipped_ones(tmp_path: Path) -> N
     assert len(data.heldout) == 10 and len(data.prompts) == 40  # a fifth
     assert texts(data.heldout) | texts(data.prompts) == {r["prompt"] for r in questions(50)}
     assert not any(name.startswith("solon:") and name.endswith("heldout") for name in data.names)
-    assert any("10 of 50" in line and "kept out of training" in line for line in data.told())
+    assert any("10 of 50" in line and "kept out of training" in line for line in data.describe())
     again = Data(load_recipe("rlaif", {"prompts.helpful": mine, "prompts.n_red_team": 0}))
     other = Data(load_recipe("rlaif", {"prompts.helpful": mine, "prompts.n_red_team": 0, "seed": 1}))
     assert texts(again.heldout) == texts(data.heldout) != texts(other.heldout)
@@ -116,7 +116,7 @@ def test_heldout_prompts_are_taken_out_of_everything_that_is_trained_on(tmp_path
     assert not texts(data.heldout_comparisons) & texts(data.comparisons)
     expected = {"human comparisons": 1, "training prompts": 2, "demonstrations": 1, "revision demonstrations": 1}
     assert data.removed == expected
-    assert "2 training prompts" in list(data.told())[-1] and data.split()["removed"] == expected
+    assert "2 training prompts" in list(data.describe())[-1] and data.split()["removed"] == expected
 
 
 @pytest.mark.parametrize(

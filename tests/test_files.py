@@ -195,8 +195,8 @@ def test_a_directory_that_cannot_be_written_is_refused_before_any_work(
 
 def test_one_process_at_a_time_and_no_lock_outlives_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    code = "import sys, time; from pathlib import Path; from solon.publishing.places import only_one; p = Path(sys.argv[1])\n"
-    code += "with only_one(p, p): print('held', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from solon.publishing.places import exclusive; p = Path(sys.argv[1])\n"
+    code += "with exclusive(p, p): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"held\n"
     with pytest.raises(InputError, match="another solon process is writing there"):
@@ -304,7 +304,7 @@ def test_cut_at_any_byte_it_is_mended_and_reading_writes_nothing(
     assert path.read_bytes() == cut and read == [str(i) for i in range(len(read))]
     assert cut.count(b"\n") <= len(read) <= cut.count(b"\n") + 1
     with Journal(path) as journal:
-        assert [r["id"] for r in journal.records] == read
+        assert [r["id"] for _, r in read_journal(path)] == read
         for i in range(6):
             journal.append({"id": str(i), "text": "ä☃ \u2028 " * i})
     assert path.read_bytes() == whole
@@ -510,12 +510,12 @@ def test_a_directory_whose_files_changed_is_not_told_as_done(tmp_path: Path) -> 
     (part / "model.safetensors").write_text("weights")
     publish(part, out)
     with directory(out) as target:
-        target.settle({"verb": "sft"}, {"loss": 1.0})
-        assert target.settled({"verb": "sft"}, restart=False) == {"loss": 1.0}
+        target.write_result({"verb": "sft"}, {"loss": 1.0})
+        assert target.earlier_result({"verb": "sft"}, restart=False) == {"loss": 1.0}
         (out / "model.safetensors").write_text("weigh")
         with pytest.raises(InputError, match="not those that Solon wrote"):
-            target.settled({"verb": "sft"}, restart=False)
+            target.earlier_result({"verb": "sft"}, restart=False)
         (out / "model.safetensors").unlink()
         with pytest.raises(InputError, match="not those that Solon wrote"):
-            target.settled({"verb": "sft"}, restart=False)
-        assert target.settled({"verb": "sft"}, restart=True) is None
+            target.earlier_result({"verb": "sft"}, restart=False)
+        assert target.earlier_result({"verb": "sft"}, restart=True) is None

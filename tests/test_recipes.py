@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from solon.engines.sampling import SamplingSettings
 from solon.errors import InputError
+from solon.feedback.settings import JudgeSettings
 from solon.models.settings import AdapterSettings
 from solon.recipes.recipe import builtin_recipes, load_recipe
 from solon.reinforcement.settings import PPOSettings, RewardSettings
 from solon.runs.common import dump_recipe
+from solon.stages.pairs import PairSettings
 from solon.stages.revisions import RevisionSettings
 from solon.training.settings import TrainSettings
 from solon.yaml_text import assignment
@@ -68,6 +70,15 @@ def test_a_wrong_recipe_is_said_with_its_line(text: str, says: str, tmp_path: Pa
     with pytest.raises(InputError, match=says) as error:
         load_recipe(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_key_that_a_section_leaves_out_keeps_the_default_of_that_section() -> None:
+    part = load_recipe(
+        "rlaif", {"feedback.sampling": {"max_tokens": 12}, "feedback.rationale_sampling.temperature": 0.1}
+    )
+    pairs, judge = part.of(PairSettings).sampling, part.of(JudgeSettings).rationale_sampling
+    assert pairs == PairSettings().sampling.model_copy(update={"max_tokens": 12})
+    assert judge == JudgeSettings().rationale_sampling.model_copy(update={"temperature": 0.1})
 
 
 def test_a_date_is_a_text(tmp_path: Path) -> None:

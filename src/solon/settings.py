@@ -1,6 +1,6 @@
-"""The base of everything that is set by a recipe or an option: typed, frozen, unknown keys refused, numbers finite.
+"""The base class of recipe sections and options: typed, frozen, without unknown keys, every number finite.
 
-pydantic would take true for 1 and "3" for 3; here a slip of that kind is an error, since it is more often one.
+pydantic alone would take `true` for 1 and "3" for 3. Here a value of the wrong kind is an error, because it is usually a slip.
 """
 
 from __future__ import annotations
@@ -13,33 +13,45 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
-SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no other
-
+SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no larger seed
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 
 class Settings(BaseModel):
-    """Settings whose fields carry a docstring each: `--help` and the recipe reference are made of them."""
+    """Settings. The docstring below each field is its text in `--help` and in the recipe reference."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _of_its_own_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        _fits(value, cls.model_fields[str(info.field_name)].annotation)
+    def _check_and_complete(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        _check_kind(value, field.annotation)
+        return _complete(value, field.default)
+
+
+def _complete(value: Any, default: Any) -> Any:
+    """A section from a recipe with the keys that it leaves out taken from the default of this section.
+
+    Without this the section would fall back to the defaults of its class: `feedback.sampling: {max_tokens: 12}` would be sampled
+    at the temperature of every `SamplingSettings`, and not at the temperature of `feedback.sampling`.
+    """
+    if not (isinstance(value, dict) and isinstance(default, Settings)):
         return value
+    defaults = {name: getattr(default, name) for name in type(default).model_fields}
+    return {**defaults, **{name: _complete(inner, defaults.get(name)) for name, inner in value.items()}}
 
 
-def _fits(value: Any, annotation: Any) -> None:
-    """Raises ValueError where a number, a text or a truth value stands for one of the others."""
+def _check_kind(value: Any, annotation: Any) -> None:
+    """Raises ValueError where a number, a text or a truth value stands for one of the other kinds."""
     if isinstance(value, list | tuple):
         for item in value:
-            _fits(item, typing.Union[tuple(_items(annotation))])  # noqa: UP007 (made at run time)
+            _check_kind(item, typing.Union[tuple(_item_types(annotation))])  # noqa: UP007 (made at run time)
         return
     if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
         raise ValueError("holds half of a surrogate pair; write the whole character")
-    kinds = _kinds(annotation)
+    kinds = _plain_types(annotation)
     if Any in kinds:
         return
     wanted = "a number" if kinds & {int, float} else "true or false" if bool in kinds else ""
@@ -51,7 +63,7 @@ def _fits(value: Any, annotation: Any) -> None:
         raise ValueError(f"{value!r:.40} is a number; expected {wanted}")
 
 
-def _kinds(annotation: Any) -> set[Any]:
+def _plain_types(annotation: Any) -> set[Any]:
     """The plain types that an annotation allows for one value; str for a Literal of words."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
@@ -59,14 +71,14 @@ def _kinds(annotation: Any) -> set[Any]:
     if origin in (tuple, list, dict):
         return {origin}
     if origin is Annotated:
-        return _kinds(inner[0])
-    return set().union(*map(_kinds, inner)) if inner else {annotation}
+        return _plain_types(inner[0])
+    return set().union(*map(_plain_types, inner)) if inner else {annotation}
 
 
-def _items(annotation: Any) -> list[Any]:
-    """What the items of a list may be, for an annotation that allows one; otherwise anything."""
+def _item_types(annotation: Any) -> list[Any]:
+    """The types that the items of a list may have; Any where the annotation allows no list."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (tuple, list):
-        return [x for x in inner if x is not ...]
-    found = [x for part in inner if typing.get_args(part) for x in _items(part)] if origin else []
-    return found or [Any]
+        return [item for item in inner if item is not ...]
+    types = [item for part in inner if typing.get_args(part) for item in _item_types(part)] if origin else []
+    return types or [Any]

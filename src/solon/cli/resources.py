@@ -83,7 +83,7 @@ def recipes_validate(recipe: str, seed: Seed = None, quiet: Quiet = False, json_
     load_constitution(loaded.constitution)
     data = Data(loaded)
     print(f"{recipe}: fine; {len(data.prompts)} prompts, {len(data.heldout)} held out")
-    for line in data.told():
+    for line in data.describe():
         print(line)
     split = data.split()
     last_line(json_, {key: split[key] for key in ("prompts", "heldout", "heldout_from", "removed")})
@@ -129,7 +129,7 @@ def env(
 
     from solon.models.dtype import products_are_fast
     from solon.models.weights import cache_dir
-    from solon.runs.run import versions
+    from solon.runs.machine import versions
 
     facts: dict[str, Any] = {
         **versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -20,60 +21,58 @@ from solon.publishing.places import (
     MARK,
     Identity,
     check_identity,
-    checked_place,
+    exclusive,
     free_name,
     mark_of,
-    only_one,
+    resolve_output,
     write_whole,
 )
 from solon.terminal import note
 
 
-def strangers(directory: Path) -> list[str]:
-    """The names of what is in a directory and was not put there by Solon, sorted."""
+def foreign_files(directory: Path) -> list[str]:
+    """The relative paths in a directory that Solon did not write, sorted: files, links and empty folders."""
     mark = mark_of(directory / MARK)
-    ours = {MARK, *map(str, mark.get("files", []))} if mark else set()
-    found = []
+    known = {MARK, *map(str, mark.get("files", []))} if mark else set()
+    unfinished_mark = re.compile(rf"\.{re.escape(MARK)}\.\d+")  # a kill may leave one
+    foreign = []
     for folder, names, files in os.walk(directory):
-        inside = Path(folder).relative_to(directory)
-        for name in [*files, *[n for n in names if (Path(folder) / n).is_symlink()]]:
-            at = (inside / name).as_posix()
-            if at not in ours and not re.fullmatch(
-                rf"\.{re.escape(MARK)}\.\d+", at
-            ):  # a mark that a kill left unfinished
-                found.append(at)
-        if not names and not files and folder != str(directory):  # an empty folder of the user's is theirs too
-            found.append(inside.as_posix())
-    return sorted(found)
+        relative = Path(folder).relative_to(directory)
+        links = [name for name in names if (Path(folder) / name).is_symlink()]
+        paths = [(relative / name).as_posix() for name in (*files, *links)]
+        foreign += [path for path in paths if path not in known and not unfinished_mark.fullmatch(path)]
+        if not names and not files and folder != str(directory):
+            foreign.append(relative.as_posix())
+    return sorted(foreign)
 
 
-def check_directory(place: Path, out: Path) -> None:
-    """Raises InputError unless a directory may be written or replaced there. out: as the user called it."""
-    if place in (Path.cwd(), *Path.cwd().parents, Path.home()):
-        raise InputError(f"--out {out}: is the folder you are in, or one that holds it; give a folder of its own")
-    if not os.path.lexists(place):
+def check_directory(path: Path, out: Path) -> None:
+    """Raises InputError unless a directory may be written or replaced at `path`. out: the path as the user wrote it."""
+    if path in (Path.cwd(), *Path.cwd().parents, Path.home()):
+        raise InputError(f"--out {out}: is the folder you are in, or one that holds it; give another folder")
+    if not os.path.lexists(path):
         return
-    if not place.is_dir():
+    if not path.is_dir():
         raise InputError(f"--out {out}: is a file; give the name of a new directory")
-    if found := strangers(place):
-        names = ", ".join(printable(n, 40) for n in found[:3]) + (", …" if len(found) > 3 else "")
+    if foreign := foreign_files(path):
+        names = ", ".join(printable(name, 40) for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise InputError(
-            f"--out {out}: holds {len(found)} files that Solon did not put there ({names}); nothing was changed. Give a "
-            "new or empty directory; what an older Solon wrote you can remove or move away yourself"
+            f"--out {out}: holds {len(foreign)} files that Solon did not put there ({names}); nothing was changed. Give a "
+            "new or empty directory; you can remove or move away what an older Solon wrote"
         )
 
 
 def new_directory(out: Path) -> Path:
-    """A directory beside `out` to write in; `publish` then puts it in the place of `out`."""
+    """A directory beside `out` to write in. `publish` then moves it to `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f".{out.name}.solon-part-", dir=out.parent))
 
 
 def publish(part: Path, out: Path) -> None:
-    """Put a finished directory in its place: everything on disk first, then old aside, new in place, old deleted.
+    """Move a finished directory to `out`: sync its files, rename the old directory aside, rename the new one, delete the old one.
 
-    A process that is killed in between leaves both; `recover` ends what it began. An old directory whose files somebody
-    changed since is not deleted but kept beside, as NAME.earlier, and said.
+    A process that is killed in between leaves both directories, and `recover` finishes its work. An old directory in which a person
+    changed files is not deleted. Solon keeps it beside `out` as NAME.earlier and says so.
     """
     out = Path(os.path.realpath(out))
     _finish(out)
@@ -87,30 +86,30 @@ def publish(part: Path, out: Path) -> None:
         finally:
             os.close(handle)
     part.chmod(0o755)
-    os.rename(part, _beside(out, "new"))
+    os.rename(part, _aside(out, "new"))
     _finish(out)
 
 
 def recover(out: Path) -> None:
-    """End what a killed start began there: `out` is the new directory where that was whole, and else the old one.
+    """Finish what a killed process began at `out`: take the new directory where it is whole, and else the old one.
 
-    Call with the lock of `out` held.
+    The caller holds the lock of `out`.
     """
     _finish(out)
-    for part in out.parent.glob(f".{_literal(out.name)}.solon-part-*"):
+    for part in out.parent.glob(f".{glob.escape(out.name)}.solon-part-*"):
         shutil.rmtree(part, ignore_errors=True)
 
 
 def recover_all(folder: Path) -> None:
-    """`recover` every directory in a folder that a killed start left something of."""
+    """Call `recover` for every directory in a folder of which a killed process left parts."""
     if folder.is_dir():
         for path in list(folder.iterdir()):
-            if found := re.fullmatch(r"\.(.+)\.solon-(?:new|old|part-.*)", path.name):
-                recover(folder / found[1])
+            if name := re.fullmatch(r"\.(.+)\.solon-(?:new|old|part-.*)", path.name):
+                recover(folder / name[1])
 
 
 def _finish(out: Path) -> None:
-    new, old = _beside(out, "new"), _beside(out, "old")
+    new, old = _aside(out, "new"), _aside(out, "old")
     if mark_of(new / MARK):
         if os.path.lexists(out):
             check_directory(out, out)
@@ -120,48 +119,40 @@ def _finish(out: Path) -> None:
         os.rename(new, out)
     elif mark_of(old / MARK) and not os.path.lexists(out):
         os.rename(old, out)
-    if mark_of(old / MARK) or _is_empty(old):
+    if mark_of(old / MARK) or (old.is_dir() and not any(old.iterdir())):
         _drop(old, out)
 
 
 def _drop(old: Path, out: Path) -> None:
-    """Delete what a new directory has replaced, or keep it where it may hold somebody's own changes."""
-    written = (mark_of(old / MARK) or {}).get("files")  # a list: by an older Solon, which kept no contents
+    """Delete the replaced directory. Keep it where it may hold changes of a person."""
+    written = (mark_of(old / MARK) or {}).get("files")  # an older Solon wrote a list, without the contents
     written = written if isinstance(written, dict) else {}
     if any(written.get(name) != content for name, content in of_files(old).items()):
         kept = free_name(out.with_name(f"{out.name}.earlier"))
         os.rename(old, kept)
         note(f"{out}: the old files are kept in {kept}, since they are not known to be as Solon wrote them")
         return
-    going = free_name(out.with_name(f".{out.name}.solon-part-{os.getpid()}"))
-    os.rename(old, going)  # a kill while it is deleted leaves what `recover` deletes
-    shutil.rmtree(going)
+    # A kill during the deletion leaves a directory that `recover` deletes.
+    deleted = free_name(out.with_name(f".{out.name}.solon-part-{os.getpid()}"))
+    os.rename(old, deleted)
+    shutil.rmtree(deleted)
 
 
-def _beside(out: Path, state: str) -> Path:
+def _aside(out: Path, state: str) -> Path:
     return out.with_name(f".{out.name}.solon-{state}")
-
-
-def _is_empty(directory: Path) -> bool:
-    return directory.is_dir() and not any(directory.iterdir())
-
-
-def _literal(name: str) -> str:
-    """`name` as a glob pattern that matches itself alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 @dataclass
 class Directory:
-    """A directory that a command may write, and nobody else writes meanwhile."""
+    """A directory that this command may write. No other process writes it meanwhile."""
 
     path: Path
     out: Path  # as the user called it
 
-    def settled(self, identity: Identity, *, restart: bool) -> dict[str, Any] | None:
-        """What an earlier start of the same command noted here, or None where the work is to be done.
+    def earlier_result(self, identity: Identity, *, restart: bool) -> dict[str, Any] | None:
+        """The result that an earlier start of the same command wrote down; None where the work must be done.
 
-        Raises InputError where something of another identity stands here, unless `restart`.
+        Raises InputError where the directory holds an output of another identity, unless `restart`.
         """
         mark = mark_of(self.path / MARK)
         if mark is None or restart:
@@ -177,12 +168,12 @@ class Directory:
 
     @property
     def identity(self) -> Identity:
-        """Of what stands there already; empty where nothing does."""
-        found = (mark_of(self.path / MARK) or {}).get("identity")
-        return found if isinstance(found, dict) else {}
+        """The identity of the existing output; empty where there is none."""
+        identity = (mark_of(self.path / MARK) or {}).get("identity")
+        return identity if isinstance(identity, dict) else {}
 
-    def settle(self, identity: Identity, result: Mapping[str, Any]) -> None:
-        """Note what made the directory, and what was found. Of several processes the first one does."""
+    def write_result(self, identity: Identity, result: Mapping[str, Any]) -> None:
+        """Write the identity and the result into the mark. Of several processes only the first one writes."""
         if not distributed.is_main():
             return
         mark = mark_of(self.path / MARK) or {"solon": __version__, "files": []}
@@ -192,39 +183,33 @@ class Directory:
 
 @contextmanager
 def directory(out: Path, inputs: Iterable[str | Path | None] = (), beside: Iterable[Path] = ()) -> Iterator[Directory]:
-    """Take a directory for writing, before any work. beside: other directories that the command writes in.
+    """Open a directory for writing, before any work. beside: other directories that the command writes in.
 
-    Raises InputError where one of them is not Solon's to write, and where another process writes there.
+    Raises InputError where one of the directories is not Solon's to write, and where another process writes there.
     """
-    inputs = list(inputs)
-    place = checked_place(out, inputs)
-    if not distributed.is_main():  # of several processes that train one model the first one writes
-        check_directory(place, out)
-        yield Directory(place, out)
+    inputs, beside = list(inputs), list(beside)
+    path = resolve_output(out, inputs)
+    if not distributed.is_main():  # where several processes train one model, the first one writes
+        check_directory(path, out)
+        yield Directory(path, out)
         return
-    beside = list(beside)
     for folder in beside:
-        check_folder(checked_place(folder, inputs), folder)
-    with only_one(place, out):
-        recover(place)
-        check_directory(place, out)
+        _check_folder(resolve_output(folder, inputs), folder)
+    with exclusive(path, out):
+        recover(path)
+        check_directory(path, out)
         for folder in beside:
-            claim_folder(folder)
-        yield Directory(place, out)
+            folder.mkdir(exist_ok=True)
+            if mark_of(folder / MARK) is None:
+                write_whole(folder / MARK, json.dumps({"solon": __version__, "files": []}) + "\n")
+        yield Directory(path, out)
 
 
-def check_folder(place: Path, out: Path) -> None:
-    """Raises InputError unless Solon may add files to a folder of its own: absent, empty or marked."""
-    if os.path.lexists(place) and not place.is_dir():
+def _check_folder(path: Path, out: Path) -> None:
+    """Raises InputError unless Solon may add files to a folder: the folder is absent, empty or marked as Solon's."""
+    if os.path.lexists(path) and not path.is_dir():
         raise InputError(f"{out}: is a file, and Solon needs a folder of this name; move it, or give another --out")
-    if place.is_dir() and any(place.iterdir()) and mark_of(place / MARK) is None:
+    if path.is_dir() and any(path.iterdir()) and mark_of(path / MARK) is None:
         raise InputError(
             f"{out}: holds files that Solon did not put there, and Solon needs a folder of this name; move it, or give another --out"
         )
-
-
-def claim_folder(folder: Path) -> None:
-    """Make a folder that Solon adds files to, such as one of curves, and mark it. It was checked before."""
-    folder.mkdir(exist_ok=True)
-    if mark_of(folder / MARK) is None:
-        write_whole(folder / MARK, json.dumps({"solon": __version__, "files": []}) + "\n")

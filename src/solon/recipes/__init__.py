@@ -1,1 +1,1 @@
-"""Recipes: the schema that the stages make, the recipes that ship, and a run of one from its first stage to its last."""
+"""Recipes: the schema that the stages make, the recipes that ship, and the run of a recipe from its first stage to its last."""

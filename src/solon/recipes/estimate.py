@@ -1,4 +1,4 @@
-"""`--dry-run`: what a recipe will do, before it is done."""
+"""`--dry-run`: an estimate of the records, tokens, time and cost of a recipe."""
 
 from __future__ import annotations
 
@@ -16,33 +16,30 @@ from solon.stages.plan import Plan
 
 
 def estimate(recipe: Recipe) -> list[dict[str, Any]]:
-    """One row a stage: records, tokens read, written and trained on, cost, and seconds on this machine.
+    """One row per stage: records, tokens read, written and trained on, cost in US dollars, and seconds on this machine.
 
-    Seconds come from this machine's rate of matrix products and the model's size; where the size is not known
-    (a server, a hub id that is not here), seconds are None. The cost is that of the judges behind endpoints, by genai-prices;
-    None where the price of one is not known, which `unpriced` names. Good to about a factor of two.
+    Seconds follow from this machine's rate of matrix products and the model's size. They are None where the size is not known (a
+    server, a hub id that is not downloaded). The cost is that of the judges behind endpoints, by genai-prices. It is None where the
+    price of a judge is not known; `unpriced` names that judge. The estimate is good to about a factor of two.
     """
     plan = Plan(recipe)
     for stage in in_order(recipe):
         stage.estimate(plan)
     speed = _rates(recipe)
-    for r in plan.rows:
-        here, elsewhere = r.pop("here"), r["endpoints"]
-        computed = {**r, "prompt_tokens": here}
-        known = speed and not elsewhere
-        r["seconds"] = round(sum(computed[k] / speed[k] for k in speed)) if speed and known else None
+    for row in plan.rows:
+        computed = {**row, "prompt_tokens": row.pop("here")}
+        known = speed and not row["endpoints"]
+        row["seconds"] = round(sum(computed[k] / speed[k] for k in speed)) if speed and known else None
     return plan.rows
 
 
 def estimate_table(recipe: Recipe, rows: list[dict[str, Any]]) -> Table:
+    """The rows of `estimate` as a table for the terminal."""
     table = Table(title=Text(f"{recipe.name}: what would run"))
     for name in ("stage", "records", "tokens read", "written", "trained on", "time", "cost"):
-        table.add_column(
-            name,
-            justify="left" if name in ("stage", "cost") else "right",
-            no_wrap=name == "stage",
-            min_width=9 if name == "cost" else None,
-        )
+        justify = "left" if name in ("stage", "cost") else "right"
+        width = 9 if name == "cost" else None
+        table.add_column(name, justify=justify, no_wrap=name == "stage", min_width=width)  # type: ignore[arg-type]
     for r in rows:
         seconds = "unknown" if r["seconds"] is None else _clock(r["seconds"])
         tokens = (f"{r[k]:,}" for k in ("prompt_tokens", "completion_tokens", "trained_tokens"))

@@ -1,4 +1,4 @@
-"""A run: the stages of its recipe, one after the other. Which stages there are, is theirs to say."""
+"""A run: the stages of its recipe, one after the other. This file names no stage."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from solon.constitution import load_constitution
 from solon.engines import scheme_of
 from solon.engines.identity import of_model
+from solon.feedback.checks import require_runnable
+from solon.feedback.judge import asked_constitution
+from solon.feedback.settings import JudgeSettings
 from solon.models.dtype import Work, decide
 from solon.models.weights import resolve
 from solon.recipes.recipe import Recipe, RecipeBase, load_recipe
@@ -15,10 +19,12 @@ from solon.runs.run import Run
 from solon.stages import in_order
 from solon.stages.artifacts import DATA, START_MODEL
 from solon.stages.data import Data
+from solon.stages.feedback_model import asks_judge
+from solon.stages.ppo import GoldSettings
 
 
 def run_stages(run: Run, asked_dtype: str | None = None) -> None:
-    """Run every stage of the run's recipe, or what is left of them. asked_dtype: as `chosen` takes it."""
+    """Run every stage of the run's recipe that is not finished. asked_dtype: as `chosen` takes it."""
     recipe, data = run.recipe, Data(run.recipe)
     assert isinstance(recipe, RecipeBase)
     run.claim("inputs.json", json.dumps(data.inputs(), indent=1) + "\n")
@@ -33,42 +39,44 @@ def run_stages(run: Run, asked_dtype: str | None = None) -> None:
 
 
 def chosen(recipe: Recipe, data: Data, asked_dtype: str | None = None) -> Iterator[str]:
-    """What this run takes where the recipe leaves it open, and what it holds out: a few lines for a person.
+    """Lines for the user: the values that this run takes where the recipe leaves them open, and the held-out data.
 
-    asked_dtype: the dtype before it was decided, where that was done.
+    asked_dtype: the recipe's dtype before `resolved` decided it.
     """
     measured = " (auto: the faster one here)" if asked_dtype == "auto" else ""
     yield f"model {recipe.model}, dtype {recipe.dtype}{measured}, seed {recipe.seed}"
     for stage in in_order(recipe):
-        yield from stage.told(recipe)
-    yield from data.told()
+        yield from stage.describe(recipe)
+    yield from data.describe()
 
 
 def models_used(recipe: Recipe, start: str) -> dict[str, str]:
-    """The fingerprint of each model that the recipe names: a resumed run must have the same weights."""
-    named = {**recipe.models(), "model": start}
-    return {role: of_model(spec)["fingerprint"] for role, spec in named.items()}
+    """The fingerprint of each model that the recipe names, by key. A resumed run must have the same weights."""
+    return {key: of_model(spec)["fingerprint"] for key, spec in {**recipe.models(), "model": start}.items()}
 
 
 def resolved(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with each `auto` dtype decided once for the whole run, however often it is resumed."""
-    wanted: dict[str, str] = {"dtype": recipe.dtype, "training_dtype": recipe.training_dtype or recipe.dtype}
+    """The recipe with each `auto` dtype decided once for the whole run, also where the run is resumed.
+
+    Raises InputError where a principle that the judge is asked has a check that cannot run here. No model is loaded before that.
+    """
+    judging = recipe.of(JudgeSettings)
+    if asks_judge(recipe) or recipe.of(GoldSettings).judge is not None:
+        require_runnable(asked_constitution(load_constitution(recipe.constitution), judging).principles)
+    dtypes: dict[str, str] = {"dtype": recipe.dtype, "training_dtype": recipe.training_dtype or recipe.dtype}
     works: dict[str, Work] = {"dtype": "generation", "training_dtype": "training"}
-    kept = out / "recipe.yaml"
-    before = load_recipe(str(kept)).model_dump() if kept.is_file() else {}
+    path = out / "recipe.yaml"
+    before = load_recipe(str(path)).model_dump() if path.is_file() else {}
     for name, work in works.items():
-        if wanted[name] == "auto":
-            wanted[name] = before.get(name) or decided(recipe.model, work)
-    return recipe.model_copy(update=wanted)
-
-
-def decided(model: str, work: Work) -> str:
-    """The dtype for this work with the run's own model; float32 where the model is not in this process."""
-    return "float32" if scheme_of(model) else decide(resolve(model), work)
+        if dtypes[name] == "auto":  # a model outside this process has no dtype to measure
+            dtypes[name] = before.get(name) or (
+                "float32" if scheme_of(recipe.model) else decide(resolve(recipe.model), work)
+            )
+    return recipe.model_copy(update=dtypes)
 
 
 def start_model(run: Run) -> str:
-    """The recipe's model; `tiny-random` is made on the spot (for tests: it knows nothing)."""
+    """The recipe's model. `tiny-random`, a model with random weights for tests, is made now."""
     if run.recipe.model != "tiny-random":
         return run.recipe.model
     from solon.models.tiny import make_tiny_model

@@ -1,7 +1,7 @@
-"""A recipe: everything a run is made of, in one typed file.
+"""A recipe: everything that a run is made of, in one typed file.
 
-RLHF, RLAIF, Constitutional AI and the hybrid are recipes of one pipeline. A part that is left out is a stage that
-is skipped. Defaults stand here, each with its unit; an unknown key is an error that names the nearest right one.
+RLHF, RLAIF, Constitutional AI and the hybrid are recipes of one pipeline. A run skips an optional stage whose section is left out.
+An unknown key is an error that names the nearest known key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from solon.yaml_text import read_bytes
 
 
 class RecipeBase(Common):
-    """What a recipe can do beside holding its settings."""
+    """A recipe with its methods. `Recipe` adds the sections of the stages."""
 
     def models(self) -> dict[str, str]:
         """Every model that the recipe names, by its key."""
@@ -35,10 +35,8 @@ class RecipeBase(Common):
     def _consistent(self) -> Self:
         known = [s.name for s in all_stages() if isinstance(s, Reinforcement)]
         if self.algorithm not in known:
-            raise ValueError(
-                f"algorithm: {quoted(self.algorithm)}: the algorithms are {', '.join(sorted(known))}"
-                f"{nearest(self.algorithm, known)}"
-            )
+            names = f"{', '.join(sorted(known))}{nearest(self.algorithm, known)}"
+            raise ValueError(f"algorithm: {quoted(self.algorithm)}: the algorithms are {names}")
         for stage in all_stages():
             if stage.settings is None or self.find(stage.settings) is not None:
                 stage.check(self)
@@ -50,7 +48,7 @@ class RecipeBase(Common):
 
 
 def _parts() -> dict[str, Any]:
-    """A field for each part that stages have in a recipe; several stages may share one."""
+    """A field for each section that stages have in a recipe; several stages may share one section."""
     kinds: dict[str, list[type[Settings]]] = {}
     optional: dict[str, bool] = {}
     for stage in all_stages():
@@ -60,14 +58,12 @@ def _parts() -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for part, settings in kinds.items():
         kind = settings[0]
-        if len(settings) > 1:  # named in this module, so that a recipe can be sent to another process
+        if len(settings) > 1:  # the class has a name in this module, so that a recipe can be sent to another process
             name = f"{part.title().replace('_', '')}Part"
             kind = globals()[name] = create_model(name, __base__=tuple(settings), __module__=__name__)
         about = " ".join(dict.fromkeys((s.__doc__ or "").split("\n")[0] for s in settings))
-        if optional[part]:
-            fields[part] = (kind | None, Field(None, description=about))
-        else:
-            fields[part] = (kind, Field(kind(), description=about))
+        annotation, default = (kind | None, None) if optional[part] else (kind, kind())
+        fields[part] = (annotation, Field(default, description=about))
     return fields
 
 
@@ -83,7 +79,7 @@ def builtin_recipes() -> dict[str, Path]:
 
 
 def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """A shipped recipe by name, or a file. overrides: dotted keys to values, which win over the file's.
+    """A shipped recipe by name, or a file. overrides: values by dotted key, in place of the file's values.
 
     Raises InputError: one line that begins with FILE:LINE, or with the override that is wrong.
     """
@@ -92,8 +88,8 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         data = read_bytes(path)
     except FileNotFoundError:
         known = list(builtin_recipes())
-        names = ", ".join(known)
-        raise InputError(f"no recipe and no file is named {quoted(name)}; the recipes are {names}{nearest(name, known)}") from None  # fmt: skip
+        advice = f"the recipes are {', '.join(known)}{nearest(name, known)}"
+        raise InputError(f"no recipe and no file is named {quoted(name)}; {advice}") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot read {quoted(name)}: {why}; give a recipe's file or name") from None

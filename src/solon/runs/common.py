@@ -1,4 +1,4 @@
-"""The keys of a recipe that belong to no single stage: the model, the seed, the data."""
+"""The keys of a recipe that belong to no single stage (the model, the seed, the data), and reading and writing a recipe."""
 
 from __future__ import annotations
 
@@ -23,94 +23,94 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 class Prompts(Settings):
     """Prompt files, or shipped sets (`solon:…`).
 
-    Where the held-out prompts are not named, they are those that ship with a shipped set; of a file of yours, a share of
-    its prompts is drawn by the seed and kept out of training.
+    Where a recipe names no held-out prompts, a shipped set brings its held-out prompts with it. Of a user's file a share of the
+    prompts is drawn by the seed and kept out of training.
     """
 
     red_team: str = "solon:red-team"
-    """Prompts that ask for something harmful."""
+    """Prompts that ask for something harmful: a JSON Lines file, or a shipped set such as solon:red-team."""
     helpful: str = "solon:helpful"
-    """Prompts that ask for something harmless."""
+    """Prompts that ask for something harmless: a JSON Lines file, or a shipped set such as solon:helpful."""
     heldout_red_team: str | None = None
-    """Red-team prompts that the models are measured on."""
+    """Red-team prompts that the models are measured on and never trained on; null: those of the shipped set, or `heldout_share`."""
     heldout_helpful: str | None = None
-    """Helpful prompts that the models are measured on."""
+    """Helpful prompts that the models are measured on and never trained on; null: those of the shipped set, or `heldout_share`."""
     heldout_share: float = Field(0.2, gt=0, le=0.5)
-    """Share of the different prompts of a file of yours that is held out, where no held-out file is named."""
+    """Share of the distinct prompts of your own file that is kept out of training, where no held-out file is named."""
     n_red_team: int | None = Field(None, ge=0)
-    """How many of the red-team prompts to train on, from the front of an order drawn by the seed; null: all."""
+    """Number of red-team prompts to train on, drawn by the seed; null: all; 0: none, and none is held out."""
     n_helpful: int | None = Field(None, ge=0)
-    """The same for helpful prompts."""
+    """Number of helpful prompts to train on, drawn by the seed; null: all; 0: none, and none is held out."""
     n_heldout: int | None = Field(None, ge=1)
-    """How many held-out prompts of each kind; null: all."""
+    """Number of held-out prompts of each kind (red-team, helpful); null: all."""
 
 
 class Human(Settings):
-    """What people wrote and chose. The shipped sets stand where a user's own data goes."""
+    """Data from people: demonstrations and labelled comparisons. The shipped sets are examples for your own data."""
 
     demonstrations: tuple[str, ...] = ()
-    """Files of conversations in which people show how to answer."""
+    """Files of conversations in which a person wrote the answers; shipped sets may be named too."""
     revision_demonstrations: str | None = None
-    """A file of revision chains in which people show how to criticise and revise."""
+    """A file of revision chains in which a person wrote the critiques and the revisions; null: none."""
     comparisons: tuple[str, ...] = ()
-    """Files of comparisons that people labelled."""
+    """Files of comparisons in which a person chose the better of two responses."""
     heldout_comparisons: int = Field(60, ge=0)
-    """How many comparisons are kept out of all training, to measure the judge and the reward model on."""
+    """Number of comparisons that are kept out of all training, to measure the judge and the reward model; 0: none."""
     n_demonstrations: int | None = Field(None, ge=1)
-    """How many demonstrations (and as many revision demonstrations) to use; null: all."""
+    """Number of demonstrations to use, and the same number of revision demonstrations; null: all."""
     n_comparisons: int | None = Field(None, ge=2)
-    """How many comparisons to use; null: all."""
+    """Number of comparisons to use, the held-out ones included; null: all."""
     validation_sample: int = Field(0, ge=0)
-    """How many of the AI's comparisons are drawn for people to check."""
+    """Number of the judge's comparisons that are drawn for people to check with `solon review`; 0: none."""
 
 
 class Common(Settings):
-    """The keys of every recipe. `runs/recipe.py` adds one for each stage's settings."""
+    """The keys of every recipe. `recipes/recipe.py` adds a key for the settings of each stage."""
 
     name: str
-    """What the recipe is called."""
+    """Name of the recipe, for messages and the report."""
     description: str = ""
-    """What the recipe does, in a sentence."""
+    """One sentence about the recipe."""
     seed: SeedNumber = 0
-    """Seed of everything random."""
+    """Seed of all random choices: the data's order, principles, sampling and training."""
     model: str = "smollm2"
-    """The model to start from: smollm2, a directory, a .gguf file or a hub id."""
+    """The model that the run starts from: smollm2, a directory, a .gguf file or a hub id."""
     constitution: str = "solon"
-    """A built-in constitution (solon, simple, bank) or a file."""
+    """A built-in constitution (solon, simple, bank) or a YAML file."""
     system: str | None = DEFAULT_SYSTEM
-    """The system message of every conversation; null sends none."""
+    """The system message at the start of every conversation; null: no system message."""
     dtype: Dtype = "auto"
-    """Dtype of models that generate or judge; auto takes the one that is faster on this machine."""
+    """Number format of models that generate or judge; auto: the faster one on this machine, measured once."""
     training_dtype: Dtype | None = None
-    """Dtype of models that learn; null: as `dtype`."""
+    """Number format of models in training; null: the same as `dtype`."""
     batch_size: int = Field(64, ge=1)
-    """Prompts that are worked on together. A killed run computes at most one such batch again."""
+    """Number of prompts in one batch of generation and judging. A killed run computes at most one batch again."""
     adapter: AdapterSettings | None = AdapterSettings()
-    """LoRA adapters of every training that has none of its own; null trains all weights."""
+    """LoRA adapters of every training whose section names none. Every reinforcement algorithm needs them, so null is an error."""
     prompts: Prompts = Prompts()
-    """The prompts: those that are trained on, and those that the models are measured on."""
+    """The prompts that the models are trained on, and the prompts that they are measured on."""
     human: Human = Human()
-    """What people wrote and chose."""
+    """Data from people: demonstrations and labelled comparisons."""
     algorithm: str = "ppo"
-    """The reinforcement algorithm: ppo, or TRL's rloo, grpo, dpo. Each has its own settings under its own name."""
+    """The reinforcement algorithm: ppo, or TRL's rloo, grpo or dpo. The section of the same name holds its settings."""
     report_to: tuple[str, ...] = ()
-    """Trackers beside TensorBoard: wandb, trackio, mlflow, comet_ml, aim, clearml, dvclive, swanlab."""
+    """Trackers of training curves beside TensorBoard: wandb, trackio, mlflow, comet_ml, aim, clearml, dvclive, swanlab."""
 
     @property
     def learning_dtype(self) -> str:
-        """The dtype of models that learn."""
+        """The dtype of models in training."""
         return self.training_dtype or self.dtype
 
     def find(self, kind: type[S]) -> S | None:
-        """The recipe's settings of this kind; None where the recipe leaves them out."""
+        """The section of the recipe that holds settings of this kind; None where the recipe leaves it out."""
         return next((v for name in type(self).model_fields if isinstance(v := getattr(self, name), kind)), None)
 
     def of(self, kind: type[S]) -> S:
-        """The recipe's settings of this kind, which it must have."""
-        found = self.find(kind)
-        if found is None:
+        """The section of the recipe that holds settings of this kind. Raises LookupError where the recipe has none."""
+        section = self.find(kind)
+        if section is None:
             raise LookupError(f"the recipe has no {kind.__name__}")
-        return found
+        return section
 
 
 def read_recipe(kind: type[C], data: bytes, file: str, overrides: dict[str, Any] | None = None) -> C:
@@ -126,8 +126,8 @@ def read_recipe(kind: type[C], data: bytes, file: str, overrides: dict[str, Any]
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        at, where = _at(source, first["loc"], overrides or {}), printable(".".join(map(str, first["loc"])), 120)
-        raise InputError(f"{at}: {_wrong(kind, first, '' if at == f'--set {where}' else where)}") from error
+        place, key = _place(source, first["loc"], overrides or {}), printable(".".join(map(str, first["loc"])), 120)
+        raise InputError(f"{place}: {_message(kind, first, '' if place == f'--set {key}' else key)}") from error
 
 
 def dump_recipe(recipe: Common) -> str:
@@ -138,7 +138,7 @@ def dump_recipe(recipe: Common) -> str:
 
 
 def _writable(node: Any) -> Any:
-    """The same for the YAML writer: a text with line breaks or control characters goes into double quotes, escaped."""
+    """The node for the YAML writer: a text with line breaks or control characters goes into double quotes, escaped."""
     if isinstance(node, dict):
         return {k: _writable(v) for k, v in node.items()}
     if isinstance(node, list):
@@ -146,11 +146,11 @@ def _writable(node: Any) -> Any:
     return DoubleQuotedScalarString(node) if isinstance(node, str) and not node.isprintable() else node
 
 
-def _wrong(recipe: type[BaseModel], error: Any, where: str) -> str:
-    """What is wrong with a recipe, for one of pydantic's errors. where: the key, unless it has been said."""
+def _message(recipe: type[BaseModel], error: Any, key: str) -> str:
+    """The message for one of pydantic's errors. key: the dotted key; empty where the message's beginning already names it."""
     if error["type"] == "extra_forbidden":
-        key = ".".join(str(x) for x in error["loc"])
-        return f"unknown key {quoted(key)}{nearest(str(error['loc'][-1]), _keys(recipe, error['loc'][:-1]))}"
+        unknown = quoted(".".join(map(str, error["loc"])))
+        return f"unknown key {unknown}{nearest(str(error['loc'][-1]), _keys(recipe, error['loc'][:-1]))}"
     message = printable(error["msg"].removeprefix("Value error, "))
     if error["type"] == "string_type":
         message = f"expected a text; put quotes around {quoted(str(error['input']))[1:-1]}"
@@ -158,19 +158,20 @@ def _wrong(recipe: type[BaseModel], error: Any, where: str) -> str:
         message = f"expected keys with values; the keys here are {', '.join(_keys(recipe, error['loc']))}"
     elif error["type"] == "tuple_type":
         message = "expected a list, such as [a, b]"
-    return f"{where + ': ' if where else ''}{message[:1].lower() + message[1:]}"
+    return f"{key + ': ' if key else ''}{message[:1].lower() + message[1:]}"
 
 
-def _at(source: YamlText, loc: Where, overrides: dict[str, Any]) -> str:
-    """The place of an error: the override that set it, or file and line of the deepest part of `loc` in the file."""
-    dotted = ".".join(str(x) for x in loc)
+def _place(source: YamlText, loc: Where, overrides: dict[str, Any]) -> str:
+    """The place of an error: the override that set the key, or file and line of the deepest part of `loc` in the file."""
+    dotted = ".".join(map(str, loc))
     for key in overrides:
         if f"{dotted}.".startswith(f"{key}.") or (key.startswith(f"{dotted}.") and loc not in source.places):
             return f"--set {key}"
     return f"{source.file}:{source.line(source.place(loc).key)}"
 
 
-def _keys(recipe: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+def _keys(recipe: type[BaseModel], loc: Where) -> list[str]:
+    """The keys that the section at `loc` may have."""
     kind: Any = recipe
     for key in loc:
         field = kind.model_fields.get(key) if hasattr(kind, "model_fields") else None
@@ -184,8 +185,7 @@ def _keys(recipe: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        inner = values.get(parent)
-        if not isinstance(inner, dict):
-            inner = values[parent] = {}
-        values = inner
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
     values[last] = value

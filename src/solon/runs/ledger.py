@@ -1,4 +1,4 @@
-"""What each stage cost and what it left out, in words."""
+"""The cost of each stage and the items that it left out, in words."""
 
 from __future__ import annotations
 
@@ -15,47 +15,46 @@ def cost(stage: Mapping[str, Any]) -> str:
     """`$0.00, runs here`; `$0.0123, gpt-x`; or the models whose price is not known."""
     if unpriced := stage.get("unpriced"):
         return f"price of {clean(', '.join(unpriced))} not known"
-    usd, asked = stage.get("cost_usd"), stage.get("endpoints") or []
+    usd, endpoints = stage.get("cost_usd"), stage.get("endpoints") or []
     if usd is None:
         return MISSING
-    return f"{money(usd)}, {clean(', '.join(asked)) if asked else 'runs here'}"
+    return f"{money(usd)}, {clean(', '.join(endpoints)) if endpoints else 'runs here'}"
 
 
 def total_cost(stages: Sequence[Mapping[str, Any]]) -> float | None:
-    """US dollars of all stages; None where the price of a model that was asked is not known."""
-    spent = [stage.get("cost_usd") for stage in stages]
-    return None if any(usd is None for usd in spent) else sum(usd for usd in spent if usd is not None)
+    """The US dollars of all stages together; None where the price of one model is not known."""
+    costs = [stage.get("cost_usd") for stage in stages]
+    return None if None in costs else sum(usd for usd in costs if usd is not None)
 
 
 def left_out(stage: Mapping[str, Any]) -> tuple[dict[str, int], int]:
-    """By reason, how many of a stage's items came to nothing; and how many items there were."""
+    """The number of items that a stage left out, by reason; and the number of all items."""
     result = stage.get("result") or {}
-    found: Counter[str] = Counter()
-    for given in (stage.get("left_out"), result.get("left_out"), stage.get("abstained")):
-        found.update({str(k): int(n) for k, n in (given or {}).items() if n})
+    counts: Counter[str] = Counter()
     missing, reasons = int(stage.get("missing") or 0), stage.get("reasons") or {}
-    found.update({str(k): int(n) for k, n in reasons.items() if n})
+    for group in (stage.get("left_out"), result.get("left_out"), stage.get("abstained"), reasons):
+        counts.update({str(reason): int(n) for reason, n in (group or {}).items() if n})
     if missing > sum(reasons.values()):
-        found[FAILED] += missing - sum(reasons.values())
+        counts[FAILED] += missing - sum(reasons.values())
     if isinstance(result.get("abstained"), int) and result["abstained"]:
-        found["without a label"] += result["abstained"]
+        counts["without a label"] += result["abstained"]
     if result.get("not_finite"):
-        found["log-probability is no number"] += result["not_finite"]
+        counts["log-probability is no number"] += result["not_finite"]
     for source, measured in (result.get("heldout") or {}).items():
         if n := int(measured.get("left_out") or 0):
-            found[f"held-out {source} comparison too long"] += n
-    if "left_out_of" in result:  # PPO's records are updates, and what it leaves out are prompts
-        return dict(found), int(result["left_out_of"])
-    # What abstained or is no number is still among the records.
-    among = sum((stage.get("abstained") or {}).values()) + int(result.get("not_finite") or 0)
-    among += int(result.get("abstained") or 0) if stage.get("name") == "judge-reward" else 0
-    return dict(found), int(stage.get("records") or 0) + sum(found.values()) - among
+            counts[f"held-out {source} comparison too long"] += n
+    if "left_out_of" in result:  # the records of PPO are updates, but it leaves out prompts
+        return dict(counts), int(result["left_out_of"])
+    # An abstention, or a score that is no number, is still one of the records.
+    kept = sum((stage.get("abstained") or {}).values()) + int(result.get("not_finite") or 0)
+    kept += int(result.get("abstained") or 0) if stage.get("name") == "judge-reward" else 0
+    return dict(counts), int(stage.get("records") or 0) + sum(counts.values()) - kept
 
 
 def left_out_line(stage: Mapping[str, Any]) -> str:
-    """`revisions: left out 3 of 96 (2 empty revision, 1 too long)`; empty where nothing was."""
-    reasons, of = left_out(stage)
+    """`revisions: left out 3 of 96 (2 empty revision, 1 too long)`; empty where nothing was left out."""
+    reasons, total = left_out(stage)
     if not reasons:
         return ""
     name = clean(str(stage.get("name")))
-    return f"{name}: left out {number(sum(reasons.values()))} of {number(of)} ({counted(reasons)})"
+    return f"{name}: left out {number(sum(reasons.values()))} of {number(total)} ({counted(reasons)})"

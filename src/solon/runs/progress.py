@@ -1,4 +1,4 @@
-"""One line of progress on stderr, with rate and time left."""
+"""One line of progress on stderr, with the rate and the remaining time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from solon.training.settings import Progress as Training
 
 
 @contextmanager
-def progress_line(console: Console, name: str, total: int, what: str) -> Iterator[Callable[..., None]]:
-    """Yields advance(n, {"shown": number}, total=None); drawn on `console` unless it is quiet.
+def progress_line(console: Console, name: str, total: int, noun: str) -> Iterator[Callable[..., None]]:
+    """Yields advance(n, {name: number to show}, total=None), which counts n more. noun: the word for the things counted.
 
-    Where stderr is no terminal (a log file, CI), a plain line every half minute and at the end.
+    A quiet console shows nothing. Where stderr is no terminal (a log file, CI), a plain line is printed every half minute and at
+    the end.
     """
     began = printed = time.monotonic()
     with Progress(
@@ -32,7 +33,7 @@ def progress_line(console: Console, name: str, total: int, what: str) -> Iterato
         TextColumn("{task.description:<18}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn(what, markup=False),
+        TextColumn(noun, markup=False),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -42,33 +43,35 @@ def progress_line(console: Console, name: str, total: int, what: str) -> Iterato
         disable=console.quiet or not console.is_terminal,
     ) as bar:
         task = bar.add_task(name, total=total, rate="", shown="")
-        done, whole = 0, total
+        done, expected = 0, total
 
         def advance(n: int, shown: dict[str, float], total: int | None = None) -> None:
-            nonlocal done, printed, whole
-            done, whole = done + n, total or whole
+            nonlocal done, printed, expected
+            done, expected = done + n, total or expected
             rate = done / max(time.monotonic() - began, 1e-3)
             pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s each"
             text = "  ".join(f"{k} {v:.3g}" for k, v in shown.items())
             bar.update(task, advance=n, rate=pace if done else "", shown=text, total=total)
             now = time.monotonic()
-            if not console.is_terminal and (now - printed > 30 or done == whole) and n:
+            if not console.is_terminal and (now - printed > 30 or done == expected) and n:
                 printed = now
-                left = (whole - done) / max(rate, 1e-6)
-                console.print(f"{name}: {done}/{whole} {what}, {pace}, {now - began:.0f} s, {left:.0f} s left  {text}")
+                left = (expected - done) / max(rate, 1e-6)
+                console.print(
+                    f"{name}: {done}/{expected} {noun}, {pace}, {now - began:.0f} s, {left:.0f} s left  {text}"
+                )
 
         yield advance
 
 
 @contextmanager
-def training_line(console: Console, name: str, total: int = 1, what: str = "steps") -> Iterator[Training]:
-    """The same as a trainer's callback, which says where it is, of how many, and what to show."""
-    with progress_line(console, name, total, what) as advance:
-        done = 0
+def training_line(console: Console, name: str, total: int = 1, noun: str = "steps") -> Iterator[Training]:
+    """Yields a trainer's callback step(done, total, {name: number to show}) that draws the line of `progress_line`."""
+    with progress_line(console, name, total, noun) as advance:
+        before = 0
 
-        def step(at: int, of: int, shown: dict[str, float]) -> None:
-            nonlocal done
-            advance(at - done, shown, of)
-            done = at
+        def step(done: int, total: int, shown: dict[str, float]) -> None:
+            nonlocal before
+            advance(done - before, shown, total)
+            before = done
 
         yield step

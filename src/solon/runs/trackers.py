@@ -1,7 +1,7 @@
-"""Training curves for TensorBoard, always, and for whatever other trackers the user names.
+"""Training curves: always for TensorBoard, and for the other trackers that the user names.
 
-They are accelerate's own (`report_to` as in transformers and TRL): tensorboard, wandb, trackio, mlflow, comet_ml, aim,
-clearml, dvclive, swanlab, with the settings that each reads from its environment.
+The trackers are those of accelerate (`report_to` as in transformers and TRL): tensorboard, wandb, trackio, mlflow, comet_ml, aim,
+clearml, dvclive and swanlab. Each tracker reads its settings from the environment.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from solon.training.settings import Log, Progress
 
 
 def check_trackers(names: Sequence[str]) -> dict[str, Any]:
-    """The trackers that accelerate knows, by name. Raises InputError for a name that is none of them."""
+    """The classes of accelerate's trackers, by name. Raises InputError for a name that accelerate does not know."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    known = {str(getattr(k, "value", k)): found for k, found in LOGGER_TYPE_TO_CLASS.items()}
+    known = {str(getattr(name, "value", name)): kind for name, kind in LOGGER_TYPE_TO_CLASS.items()}
     for name in names:
         if name not in known:
             raise InputError(
@@ -33,9 +33,9 @@ def check_trackers(names: Sequence[str]) -> dict[str, Any]:
 def trackers(
     directory: Path, name: str, report_to: Sequence[str] = (), config: Mapping[str, Any] | None = None
 ) -> Iterator[Log]:
-    """Something to log with. TensorBoard's files go to directory/name."""
+    """Yields a function that logs values by name at a step. TensorBoard's files go to directory/name."""
     known = check_trackers(report_to)
-    open_: list[Any] = []
+    started: list[Any] = []
     if not distributed.is_main():
         yield lambda values, step: None
         return
@@ -47,17 +47,17 @@ def trackers(
                 tracker.start()
             except ImportError as error:
                 raise InputError(f"report_to: {kind} is not installed ({error}); pip install {kind}") from error
-            if kind != "tensorboard":  # its own form of this writes a second event file for every start
+            if kind != "tensorboard":  # TensorBoard would write a second event file at every start
                 tracker.store_init_configuration(dict(config or {}))
-            open_.append(tracker)
+            started.append(tracker)
 
         def log(values: Mapping[str, float], step: int) -> None:
-            for tracker in open_:
+            for tracker in started:
                 tracker.log(dict(values), step=step)
 
         yield log
     finally:
-        for tracker in open_:
+        for tracker in started:
             tracker.finish()
 
 
@@ -65,14 +65,14 @@ def trackers(
 def tracked(
     step: Progress, directory: Path, name: str, report_to: Sequence[str] = (), config: Mapping[str, Any] | None = None
 ) -> Iterator[Progress]:
-    """A trainer's progress callback that also logs what it shows, from its beginning: curves of an earlier start go."""
+    """Yields a progress callback that also logs the values it shows. The curves of an earlier start are deleted."""
     if distributed.is_main():
         for old in (directory / name).glob("events.out.tfevents.*"):
             old.unlink()
     with trackers(directory, name, report_to, config) as log:
 
-        def both(at: int, of: int, shown: dict[str, float]) -> None:
-            log(shown, at)
-            step(at, of, shown)
+        def logged_step(done: int, total: int, shown: dict[str, float]) -> None:
+            log(shown, done)
+            step(done, total, shown)
 
-        yield both
+        yield logged_step

@@ -1,42 +1,37 @@
-"""What a stage is. Each stage is one file in this folder, or in another package, and that file says everything about it.
+"""The base class of stages. Each stage is one file in this folder, or in another package, and the file holds all of the stage.
 
-A stage has a name, settings (which are its part of the recipe and its verb's options), what it needs and makes, what it
-will cost, how it runs, and what it has to show in the report. The recipe's schema, `--dry-run`, the order of a run, resume,
-the ledger, the command line, the report and the reference page follow from these. `docs/extending.md` adds one step by step.
+A stage has a name, settings (its section of the recipe and the options of its verb), artifacts that it needs and makes, an estimate
+of its cost, its work, and the tables that it shows in the report. The recipe's schema, `--dry-run`, the order of a run, resume, the
+ledger, the command line, the report and the reference page follow from these. `docs/extending.md` adds a stage step by step.
 
-Stages pass `Artifact`s to each other. A stage runs after every stage that makes something it needs or uses.
+Stages pass `Artifact`s to each other. A stage runs after every stage that makes an artifact it needs or uses.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from solon.records import Record
-from solon.runs.artifacts import Artifact
+from solon.runs import Artifact
 from solon.runs.common import Common
 from solon.settings import Settings
+from solon.stages.plan import Plan
 from solon.tables import Section
 
 if TYPE_CHECKING:
     from solon.runs.run import Run
-    from solon.stages.plan import Plan
-
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-R = TypeVar("R", bound=Record)
 
 
 class Stage(ABC):
-    """One stage. Define `name` and `run`; everything else has a default."""
+    """One stage. A subclass defines `name` and `run`; everything else has a default."""
 
     name: ClassVar[str]
-    part: ClassVar[str] = ""  # the key of its settings in a recipe; several stages may share one
+    part: ClassVar[str] = ""  # the key of the stage's settings in a recipe; several stages may share one
     settings: ClassVar[type[Settings] | None] = None
-    optional: ClassVar[bool] = False  # without the part in its recipe, a run leaves the stage out
+    optional: ClassVar[bool] = False  # a run whose recipe has no such section leaves the stage out
     needs: ClassVar[tuple[Artifact[Any], ...]] = ()
-    uses: ClassVar[tuple[Artifact[Any], ...]] = ()  # taken where a stage of this run makes them
+    uses: ClassVar[tuple[Artifact[Any], ...]] = ()  # the stage takes these where a stage of this run makes them
     makes: ClassVar[tuple[Artifact[Any], ...]] = ()
 
     def runs(self, recipe: Common) -> bool:
@@ -44,37 +39,37 @@ class Stage(ABC):
         return self.settings is None or recipe.find(self.settings) is not None
 
     def check(self, recipe: Common) -> None:
-        """Raises ValueError, in one line, where the recipe's settings do not go together."""
+        """Raises ValueError, in one line, where the recipe's settings contradict each other."""
         return None
 
     def models(self, recipe: Common) -> dict[str, str]:
         """Every model that the stage's settings name, by the recipe's key."""
         return {}
 
-    def told(self, recipe: Common) -> Iterable[str]:
-        """What a run takes where the recipe leaves it open, in lines for a person."""
+    def describe(self, recipe: Common) -> Iterable[str]:
+        """Lines for the user that say what a run takes where the recipe leaves it open."""
         return ()
 
     def estimate(self, plan: Plan) -> None:
-        """Add the stage's rows to what `--dry-run` shows."""
+        """Add the stage's rows to the table of `--dry-run`."""
         return None
 
     @abstractmethod
     def run(self, run: Run) -> None:
-        """Do the work, and put what the stage makes into the run."""
+        """Do the work, and put the artifacts that the stage makes into the run."""
 
     def gather(self, run: Run) -> dict[str, Any]:
-        """What the stage adds to the report's data, as JSON."""
+        """The stage's part of the report's data, as JSON."""
         return {}
 
     def warnings(self, run: Run) -> list[str]:
-        """What a reader of the report must know before believing a number."""
+        """Sentences that a reader of the report must know before believing a number."""
         return []
 
     def sections(self, data: dict[str, Any]) -> list[Section]:
-        """What the stage shows, out of the report's data."""
+        """The stage's tables in the report, made from the report's data."""
         return []
 
     def checks(self, run: Run, data: dict[str, Any]) -> list[dict[str, Any]]:
-        """What a run of this stage should show, and whether this one does: see `analysis.checks.check`."""
+        """The expectations of a run of this stage, each with whether this run meets it: see `analysis.checks.check`."""
         return []

@@ -1,30 +1,40 @@
-"""Comparisons: the judge compares each pair under principles, in both orders (Bai et al. 2022, section 4.1)."""
+"""Comparisons: the judge compares each pair under principles, in both orders (Bai et al. 2022, section 4.1).
+
+The sample of comparisons for people to check, and `solon label`, are here too.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
-from solon.engines import OnFailure
+from solon.constitution import of_constitution
+from solon.data import read_comparisons
+from solon.data.readers import first_line, stream_pairs
+from solon.engines import OnFailure, is_remote
+from solon.feedback.questions import TEMPLATE_FINGERPRINT
 from solon.feedback.settings import JudgeSettings
-from solon.records import Candidates, Comparison, Pair
+from solon.human import draw_validation_sample
+from solon.publishing import write_json
+from solon.records import Candidates, Comparison, Pair, fingerprint
 from solon.runs.common import Common
-from solon.runs.options import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, REQUIRED, Option, Verb
+from solon.runs.options import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, PRINCIPLES, REQUIRED, Option, Verb
 from solon.stages.artifacts import CHAINS, COMPARISONS, JUDGE, PAIRS
 from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
-from solon.stages.judging import judge_of, trust_in
+from solon.stages.judging import judge_pairs, trust_in
+from solon.stages.pairs import asked_prompts, response_tokens
+from solon.stages.plan import Plan
 from solon.tables import Section, number, text
+from solon.terminal import note
 
 if TYPE_CHECKING:
     from solon.feedback.judge import Judge
     from solon.runs.call import Call
     from solon.runs.run import Run
-    from solon.stages.plan import Plan
 
 
 class Comparisons(Stage):
@@ -36,26 +46,19 @@ class Comparisons(Stage):
         return asks_judge(recipe) and not recipe.of(LabelSettings).direct
 
     def estimate(self, plan: Plan) -> None:
-        from solon.stages.pairs import asked_prompts, response_tokens
-
-        n, response = len(asked_prompts(plan.recipe, plan.data.prompts)), response_tokens(plan.recipe)
-        plan.add(self.name, n, questions=[plan.comparing(judge_spec(plan.recipe), n, response)])
+        n = len(asked_prompts(plan.recipe, plan.data.prompts))
+        plan.add(self.name, n, questions=[plan.comparing(judge_spec(plan.recipe), n, response_tokens(plan.recipe))])
 
     def run(self, run: Run) -> None:
         pairs = run.get(PAIRS)
         differing = [p for p in pairs if p.responses[0].strip() != p.responses[1].strip()]
-        alike = len(pairs) - len(differing)
-        with run.engine(run.get(JUDGE)) as engine:
-            make = partial(judge_of(run, engine).compare, failed=run.fail)
-            found = run.records(
-                self.name, differing, make, Comparison, engines=(engine,), what="comparisons",
-                left_out={"the two responses are the same": alike} if alike else {},
-            )  # fmt: skip
-        run.put(COMPARISONS, found)
+        equal = len(pairs) - len(differing)
+        left_out = {"the two responses are the same": equal} if equal else {}
+        run.put(COMPARISONS, judge_pairs(run, run.get(JUDGE), self.name, differing, left_out=left_out))
 
     def gather(self, run: Run) -> dict[str, Any]:
-        found = run.get(COMPARISONS)
-        trust = {"trust": {"labels": trust_in(found, run.get(JUDGE))}} if found else {}
+        comparisons = run.get(COMPARISONS)
+        trust = {"trust": {"labels": trust_in(comparisons, run.get(JUDGE))}} if comparisons else {}
         return {**trust, "principles": by_principle(run)}
 
     def sections(self, data: dict[str, Any]) -> list[Section]:
@@ -76,23 +79,37 @@ class Comparisons(Stage):
 
 
 def by_principle(run: Run) -> list[dict[str, Any]]:
-    """How often each principle was used, and P(the first of the two responses is better) by it, on average."""
+    """For each principle: the revisions and the comparisons under it, and the mean P(the first response is better)."""
     revised = Counter(step.principle for chain in run.find(CHAINS) or [] for step in chain.steps)
-    found: dict[str, list[float]] = {}
-    for c in run.find(COMPARISONS) or []:
-        for j in c.judgements_of_first:
-            if j.forward is not None and j.swapped is not None:
-                found.setdefault(j.principle, []).append((j.forward + j.swapped) / 2)
+    labels: dict[str, list[float]] = {}
+    for comparison in run.find(COMPARISONS) or []:
+        for judgement in comparison.judgements_of_first:
+            if judgement.forward is not None and judgement.swapped is not None:
+                labels.setdefault(judgement.principle, []).append((judgement.forward + judgement.swapped) / 2)
     ids = [p.id for p in run.constitution.principles]
     return [
         {
-            "id": i,
-            "revisions": revised[i],
-            "comparisons": len(found.get(i, [])),
-            "mean_label": sum(found[i]) / len(found[i]) if i in found else None,
+            "id": name,
+            "revisions": revised[name],
+            "comparisons": len(labels.get(name, [])),
+            "mean_label": sum(labels[name]) / len(labels[name]) if name in labels else None,
         }
-        for i in [*ids, *sorted(set(found) - set(ids))]
+        for name in [*ids, *sorted(set(labels) - set(ids))]
     ]
+
+
+class Validation(Stage):
+    """A blind sample of the judge's comparisons for people to check: validation/sample.jsonl."""
+
+    name = "validation"
+    uses = (COMPARISONS,)
+
+    def runs(self, recipe: Common) -> bool:
+        return recipe.human.validation_sample > 0
+
+    def run(self, run: Run) -> None:
+        n, seed = run.recipe.human.validation_sample, run.recipe.seed
+        draw_validation_sample(run.dir / self.name, run.find(COMPARISONS) or [], n, seed)
 
 
 class Label(Verb):
@@ -103,67 +120,59 @@ class Label(Verb):
 
     name = "label"
     takes = (
-        Option("pairs", str, REQUIRED, "Pairs of responses: Solon's, TRL preference or HH form."),
-        OUT, CONSTITUTION, MODEL, MAX_CONNECTIONS,
-        Option("principles", int | None, None, "Principles per pair, drawn by the seed; all where none is given.", 1),
-        Option("hard", bool, False, "Labels 1 or 0; 0.5 where the two orders contradict each other."),
-        Option("examples", str | None, None, "Labelled comparisons to show the judge first."),
-        Option("few_shot", int, 4, "How many of them.", 0),
-        Option("tournament", bool, False, "More than two responses: a knock-out instead of all pairs."),
+        Option("pairs", str, REQUIRED, "Pairs of responses: a file of Solon's, in TRL's preference form or in HH form."),
+        OUT, CONSTITUTION, MODEL, MAX_CONNECTIONS, PRINCIPLES,
+        Option("hard", bool, False, "Labels are 1 or 0, and 0.5 where the two orders contradict each other."),
+        Option("examples", str | None, None, "A file of labelled comparisons; the judge is shown the first ones as examples."),
+        Option("few_shot", int, 4, "Number of these examples before each question.", 0),
+        Option("tournament", bool, False, "Compare more than two responses in a knock-out instead of in all pairs."),
     )  # fmt: skip
     settings = (JudgeSettings,)
     hidden = ("question", "principles_per_pair", "soft_labels", "rationale_sampling", "scale",
               "max_tokens", "temperature", "top_p", "repetition_penalty")  # fmt: skip
 
     def run(self, call: Call) -> None:
-        from solon.data import read_comparisons
+        from solon.feedback.checks import require_runnable
         from solon.feedback.judges import open_judge
-        from solon.feedback.questions import TEMPLATE_FINGERPRINT
 
-        how = call.of(
+        settings = call.of(
             JudgeSettings,
             principles_per_pair=call["principles"],
             soft_labels=not call["hard"],
             few_shot=call["few_shot"],
         )
+        require_runnable(call.constitution.principles)
         labelled = read_comparisons(call["examples"]) if call["examples"] else []
         with call.engine() as engine:
             judge = open_judge(
-                engine, call.constitution, how, labelled, seed=call.seed,
+                engine, call.constitution, settings, labelled, seed=call.seed,
                 meta=lambda: call.meta(engine, template=TEMPLATE_FINGERPRINT),
             )  # fmt: skip
             label_file(call, judge)
 
 
 def label_file(call: Call, judge: Judge) -> None:
-    """Comparisons of a file's pairs in --out, and how far the judge can be trusted beside it, in OUT.trust.json.
+    """Write the comparisons of a file's pairs to --out, and how far the judge can be trusted to OUT.trust.json.
 
-    A prompt with more than two responses becomes comparisons of all its pairs, on one scale.
+    A prompt with more than two responses becomes comparisons of all pairs of its responses, on one scale.
     """
-    from solon.constitution import of_constitution
-    from solon.data.readers import first_line, stream_pairs
-    from solon.engines import is_remote
     from solon.engines.identity import of_engine
-    from solon.feedback.questions import TEMPLATE_FINGERPRINT
     from solon.feedback.ranking import Scheme, preferences
     from solon.feedback.trust import Trust
-    from solon.publishing import write_json
-    from solon.records import fingerprint
-    from solon.terminal import note
 
     trust, abstained, aside = Trust(judge=judge.name), Counter[str](), call.out.with_suffix(".trust.json")
     scheme: Scheme = "tournament" if call["tournament"] else "all"
     source = stream_pairs(call["pairs"])
 
-    def made_of(item: Pair | Candidates) -> list[str]:
+    def ids_of(item: Pair | Candidates) -> list[str]:
         if isinstance(item, Pair):
             return [item.id]
         return [f"{item.id}/{i}-{j}" for i, j in combinations(range(len(item.responses)), 2)]
 
     def make(batch: Sequence[Pair | Candidates], failed: OnFailure) -> Iterator[Comparison]:
         yield from judge.compare([item for item in batch if isinstance(item, Pair)], failed=failed)
-        more = [item for item in batch if isinstance(item, Candidates)]
-        for ranking in judge.rank(more, scheme=scheme, failed=failed):
+        candidates = [item for item in batch if isinstance(item, Candidates)]
+        for ranking in judge.rank(candidates, scheme=scheme, failed=failed):
             yield from preferences(ranking)
 
     def seen(record: Comparison) -> None:
@@ -174,15 +183,15 @@ def label_file(call: Call, judge: Judge) -> None:
 
     engine = judge.engine
     with call.file([call["pairs"], engine.name], [aside]) as target:
-        first_line(call["pairs"])  # a file that is not there is said before anything is timed for `dtype: auto`
+        first_line(call["pairs"])  # a missing file is an error before anything is timed for `dtype: auto`
         identity = {
             **of_engine(engine, target.identity), **of_constitution(judge.constitution), "seed": judge.seed,
             "scheme": scheme, "judging": judge.settings.model_dump(mode="json"), "template": TEMPLATE_FINGERPRINT,
             "examples": fingerprint("examples", [asdict(e) for e in getattr(judge, "examples", ())]),
         }  # fmt: skip
         outcome = call.records(
-            target, lambda: islice(source, call.limit), make, Comparison, identity=identity, made_of=made_of, seen=seen,
-            served=is_remote(engine.name), what="comparisons",
+            target, lambda: islice(source, call.limit), make, Comparison, identity=identity, ids_of=ids_of, seen=seen,
+            served=is_remote(engine.name), noun="comparisons",
         )  # fmt: skip
         outcome.abstained = abstained
         summary = trust.summary()

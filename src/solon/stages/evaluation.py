@@ -1,4 +1,4 @@
-"""Evaluation: every model answers the held-out prompts, the answers are measured, and the judge compares them."""
+"""Evaluation: every model answers the held-out prompts, Solon measures the answers, and the judge compares them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pydantic import Field
 from solon.engines import Engine, Failure, GenerationRequest
 from solon.engines.sampling import SamplingSettings
 from solon.records import Comparison, Pair, Prompt, assistant
-from solon.runs.artifacts import Artifact
+from solon.runs import Artifact
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, DATA, JUDGE, POLICY, REWARD, START_MODEL
 from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
 from solon.stages.judging import judge_of
+from solon.stages.plan import FILLED, Plan
 from solon.stages.reinforcement import policy_name
 from solon.stages.revisions import RevisionSettings
 from solon.stages.warmup import WarmupSettings
@@ -25,21 +26,20 @@ from solon.tables import Section
 if TYPE_CHECKING:
     from solon.analysis.measures import Answer
     from solon.runs.run import Run
-    from solon.stages.plan import Plan
 
 Answers = dict[str, list["Answer"]]  # by the model's name, from "start" to the last
-Wins = dict[str, dict[str, list[float]]]  # by the model's name and the prompts' source: who the judge preferred
+Wins = dict[str, dict[str, list[float]]]  # by the model's name and the prompts' source, the values of `win_rates`
 ANSWERS = Artifact[Answers]("answers")
 WINS = Artifact[Wins]("judge's preferences")
 
 
 class EvaluationSettings(Settings):
-    """How the models are measured at the end."""
+    """Measuring the models at the end of a run."""
 
     sampling: SamplingSettings = SamplingSettings()
-    """How the models answer the held-out prompts."""
+    """Sampling of the answers to the held-out prompts."""
     judge_comparisons: int = Field(48, ge=0)
-    """How many answers of each model the judge compares with those of the start model; 0: none."""
+    """Number of answers of each model that the judge compares with the start model's answers to the same prompts; 0: none."""
 
 
 class Evaluation(Stage):
@@ -48,8 +48,6 @@ class Evaluation(Stage):
     needs, uses, makes = (DATA, START_MODEL, POLICY, REWARD), (*BASE_MODEL, JUDGE), (ANSWERS, WINS)
 
     def estimate(self, plan: Plan) -> None:
-        from solon.stages.plan import FILLED
-
         recipe, settings, heldout = plan.recipe, plan.recipe.of(EvaluationSettings), len(plan.data.heldout)
         middle = recipe.find(WarmupSettings) is not None or recipe.find(RevisionSettings) is not None
         models, response = 2 + middle, settings.sampling.max_tokens * FILLED
@@ -73,7 +71,7 @@ class Evaluation(Stage):
         run.put(WINS, wins)
 
     def answer(self, run: Run, name: str, spec: str) -> list[Answer]:
-        """One answer a prompt. All models see the same seeds, so differences are paired."""
+        """One answer per prompt. All models get the same seeds, so that differences between models are paired."""
         from solon.analysis.measures import Answer
 
         reward, seed = run.get(REWARD), run.recipe.seed
@@ -82,20 +80,20 @@ class Evaluation(Stage):
 
             def make(batch: Sequence[Prompt]) -> Iterator[Answer]:
                 by_id = {p.id: p for p in batch}
-                good = []
+                answered = []
                 for c in engine.generate([GenerationRequest(p.id, p.prompt, seed) for p in batch], sampling):
                     if c.error is None:
-                        good.append(c)
+                        answered.append(c)
                     else:
                         run.fail(Failure(c.id, c.error, c.again))
-                scores = reward.measure([(*by_id[c.id].prompt, assistant(c.text)) for c in good])
-                for c, score in zip(good, scores, strict=True):
+                scores = reward.measure([(*by_id[c.id].prompt, assistant(c.text)) for c in answered])
+                for c, score in zip(answered, scores, strict=True):
                     p = by_id[c.id]
                     yield Answer(id=p.id, prompt=p.prompt, answer=c.text, ended=c.ended, source=p.source, reward=score)
 
             return run.records(
                 f"evaluation-{name.lower()}", run.get(DATA).heldout, make, Answer, engines=(engine, *reward.engines),
-                what="answers", made_from={"reward": reward.identity},
+                noun="answers", made_from={"reward": reward.identity},
             )  # fmt: skip
 
     def gather(self, run: Run) -> dict[str, Any]:
@@ -103,12 +101,12 @@ class Evaluation(Stage):
         from solon.analysis.measures.builtin import REWARD as REWARD_NAME
 
         answers, wins = run.get(ANSWERS), run.get(WINS)
-        moved = changes(answers, wins)
+        steps = changes(answers, wins)
         return {
             "models": list(answers),
             "measures": measures(answers, wins),
-            "changes": moved,
-            "differences": next(c["steps"] for c in moved if c["name"] == REWARD_NAME),
+            "changes": steps,
+            "differences": next(c["steps"] for c in steps if c["name"] == REWARD_NAME),
             "answers": side_by_side(answers),
         }
 
@@ -124,7 +122,7 @@ class Evaluation(Stage):
 
 
 def models_of(run: Run) -> dict[str, str]:
-    """The models that are compared, by name: start, the supervised one where there is one, and the policy."""
+    """The models that are compared, by name: the start model, the supervised model where there is one, and the policy."""
     start, base = run.get(START_MODEL), run.get(*BASE_MODEL)
     middle = "SFT" if run.recipe.find(RevisionSettings) is None else "SL-CAI"
     return {"start": start, **({middle: base} if base != start else {}), policy_name(run.recipe): run.get(POLICY)}
@@ -133,7 +131,7 @@ def models_of(run: Run) -> dict[str, str]:
 def win_rates(
     run: Run, name: str, answers: Answers, engine: Engine, compare: Callable[[Sequence[Pair]], Iterable[Comparison]]
 ) -> dict[str, list[float]]:
-    """By source, of each pair: 1 where the judge prefers the model's answer to the start's, 0 where it does not.
+    """By source, for each pair: 1 where the judge prefers the model's answer to the start model's, 0 where it does not.
 
     Equal answers, and ties, count one half. Abstentions are left out.
     """
@@ -141,17 +139,17 @@ def win_rates(
     from solon.measures.statistics import preference
 
     start, limit = {a.id: a for a in answers["start"]}, run.recipe.of(EvaluationSettings).judge_comparisons
-    kinds = [source for source, _ in SOURCES if any(a.source == source for a in answers[name])]
-    found: dict[str, list[float]] = {source: [] for source, _ in SOURCES}
-    for source in kinds:
-        both = [a for a in answers[name] if a.source == source and a.id in start][: -(-limit // len(kinds))]
+    sources = [source for source, _ in SOURCES if any(a.source == source for a in answers[name])]
+    wins: dict[str, list[float]] = {source: [] for source, _ in SOURCES}
+    for source in sources:
+        both = [a for a in answers[name] if a.source == source and a.id in start][: -(-limit // len(sources))]
         pairs = [
             Pair(id=a.id, prompt=a.prompt, responses=(a.answer, start[a.id].answer), source=a.source)
             for a in both
             if a.answer.strip() != start[a.id].answer.strip()
         ]
         stage = f"judging-{name.lower()}-{source.replace('_', '-')}"
-        judged = run.records(stage, pairs, compare, Comparison, engines=(engine,), what="comparisons")
-        alike = [0.5] * (len(both) - len(pairs))
-        found[source] = alike + [preference(c.p_first) for c in judged if c.p_first is not None]
-    return found
+        judged = run.records(stage, pairs, compare, Comparison, engines=(engine,), noun="comparisons")
+        equal = [0.5] * (len(both) - len(pairs))
+        wins[source] = equal + [preference(c.p_first) for c in judged if c.p_first is not None]
+    return wins

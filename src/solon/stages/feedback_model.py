@@ -1,4 +1,4 @@
-"""The feedback model: the judge, first trained on human comparisons where the recipe says so."""
+"""The feedback model: the judge, first trained on human comparisons where the recipe says so, and `solon feedback-model`."""
 
 from __future__ import annotations
 
@@ -6,40 +6,45 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from solon.constitution import of_constitution
+from solon.data import read_comparisons
+from solon.data.heldout import split_by_prompt
 from solon.engines import scheme_of
+from solon.feedback.questions import HHH
 from solon.feedback.settings import FeedbackTrainSettings, JudgeSettings
+from solon.identity import of_inputs, of_records
 from solon.models.settings import AdapterSettings
 from solon.runs.common import Common
 from solon.runs.options import CONSTITUTION, OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Option, Training, Verb
 from solon.settings import Settings
 from solon.stages.artifacts import DATA, JUDGE, START_MODEL, WARM_MODEL
 from solon.stages.base import Stage
+from solon.stages.plan import Plan
 from solon.training.settings import Progress
 
 if TYPE_CHECKING:
     from solon.runs.call import Call
     from solon.runs.run import Run
-    from solon.stages.plan import Plan
 
 
 class LabelSettings(Settings):
-    """Whose comparisons the reward model learns."""
+    """The comparisons that the reward model learns."""
 
     labels: Literal["ai", "human", "both"] = "ai"
-    """The judge's, people's, or both; with `human` no judge is asked at all."""
+    """Comparisons to learn from: `ai` the judge's, `human` people's (then no judge is asked at all), `both` all of them."""
     direct: bool = False
-    """Direct RLAIF: the judge's rating is the reward of PPO, and no reward model is trained."""
+    """Direct RLAIF: true trains no reward model, and the judge's rating of a response is the reward."""
 
 
 class FeedbackModelSettings(Settings):
-    """Who judges."""
+    """The model that judges."""
 
     judge: str = "self"
-    """The judge: self (the model in training), or anything that --model takes."""
+    """The judge: self is the run's own model, after the warm-up where there is one; or any model, named as for --model."""
     warmup: FeedbackTrainSettings | None = None
-    """Train the judge on the human comparisons first; null: use it as it is."""
+    """Training of the judge on the human comparisons before it judges; null: the judge is used as it is."""
     adapter: AdapterSettings | None = None
-    """Adapters of that training instead of the recipe's: judging is learned in the lower blocks too."""
+    """LoRA adapters of that training, because judging is learned in the lower blocks too; null: the recipe's `adapter`."""
 
 
 def asks_judge(recipe: Common) -> bool:
@@ -48,7 +53,7 @@ def asks_judge(recipe: Common) -> bool:
 
 
 def judge_spec(recipe: Common) -> str:
-    """The judge's model, as far as it is known before a run."""
+    """The judge's model, as far as the recipe names it before a run."""
     judge = recipe.of(FeedbackModelSettings).judge
     return recipe.model if judge == "self" else judge
 
@@ -78,9 +83,9 @@ class FeedbackModel(Stage):
         judge = recipe.of(FeedbackModelSettings).judge
         return {} if judge == "self" or not asks_judge(recipe) else {"feedback.judge": judge}
 
-    def told(self, recipe: Common) -> Iterable[str]:
+    def describe(self, recipe: Common) -> Iterable[str]:
         part = recipe.of(FeedbackModelSettings)
-        judge = "the model in training" if part.judge == "self" else part.judge
+        judge = "the run's own model" if part.judge == "self" else part.judge
         yield f"judge: {judge}{', first trained on the human comparisons' if part.warmup else ''}"
 
     def gather(self, run: Run) -> dict[str, Any]:
@@ -90,8 +95,8 @@ class FeedbackModel(Stage):
         if run.recipe.of(FeedbackModelSettings).judge != "self":
             return []
         return [
-            "The judge is the model's own kin: reward and judge columns are measured by what trained the model, so read them "
-            "beside the measures that nothing was trained on."
+            "The judge is the run's own model: the reward and judge columns are measured by the models that trained it, so "
+            "read them beside the measures that nothing was trained on."
         ]
 
     def estimate(self, plan: Plan) -> None:
@@ -103,21 +108,19 @@ class FeedbackModel(Stage):
         from solon.engines.identity import of_model
         from solon.feedback.feedback_model import train_feedback_model
         from solon.feedback.judge import asked_constitution
-        from solon.feedback.questions import HHH
-        from solon.identity import of_inputs
 
         recipe, part = run.recipe, run.recipe.of(FeedbackModelSettings)
         judge = run.get(WARM_MODEL, START_MODEL) if part.judge == "self" else part.judge
         if part.warmup is None:
             run.put(JUDGE, judge)
             return
-        settings, out, how = part.warmup, run.model(self.name), recipe.of(JudgeSettings)
+        settings, out, judging = part.warmup, run.model(self.name), recipe.of(JudgeSettings)
         comparisons = run.get(DATA).comparisons
 
         def work(step: Progress) -> dict[str, Any]:
             with run.tracked(self.name, step, settings) as step:
                 return train_feedback_model(
-                    comparisons, asked_constitution(run.constitution, how), judge, out, question=how.question or HHH,
+                    comparisons, asked_constitution(run.constitution, judging), judge, out, question=judging.question or HHH,
                     settings=settings, adapter=part.adapter or recipe.adapter, system=recipe.system, seed=recipe.seed,
                     dtype=recipe.learning_dtype, progress=step,
                 )  # fmt: skip
@@ -135,52 +138,45 @@ class FeedbackModelVerb(Verb):
 
     name = "feedback-model"
     takes = (
-        Option("comparisons", list[str], REQUIRED, "Labelled comparisons (TRL preference, HH, or Solon's); repeatable."),
+        Option("comparisons", list[str], REQUIRED, "A file of labelled comparisons (TRL preference, HH, or Solon's), or a shipped set; repeatable."),
         OUT, CONSTITUTION, TRAINED_MODEL,
-        Option("heldout", float, 0.2, "Share kept out of training, to measure on.", 0, 0.9),
+        Option("heldout", float, 0.2, "Share of the comparisons kept out of training, to measure the judge; 0: none.", 0, 0.9),
     )  # fmt: skip
     settings = (FeedbackTrainSettings, AdapterSettings)
     common = TO_MODEL
     trains = True
 
     def run(self, call: Call) -> None:
-        from solon.constitution import of_constitution
-        from solon.data import read_comparisons
-        from solon.data.heldout import split_by_prompt
         from solon.feedback.feedback_model import measure_judge, train_feedback_model
-        from solon.feedback.questions import HHH
-        from solon.identity import of_records
 
-        rules, settings, adapter = call.constitution, call.of(FeedbackTrainSettings), call.of(AdapterSettings)
+        constitution, settings, adapter = call.constitution, call.of(FeedbackTrainSettings), call.of(AdapterSettings)
         files: list[str] = call["comparisons"]
 
         def prepare() -> Training:
             rows = [c for name in files for c in read_comparisons(name)][: call.limit]
-            training, kept = split_by_prompt(rows, call["heldout"], call.seed)
+            training, heldout = split_by_prompt(rows, call["heldout"], call.seed)
 
             def train(out: Path, dtype: str, step: Progress) -> dict[str, Any]:
                 return train_feedback_model(
-                    training, rules, call["model"], out, question=HHH, settings=settings, adapter=adapter,
+                    training, constitution, call["model"], out, question=HHH, settings=settings, adapter=adapter,
                     system=call.system, seed=call.seed, dtype=dtype, progress=step,
                 )  # fmt: skip
 
             def measure(out: Path, dtype: str) -> dict[str, Any]:
-                return measure_judge(str(out), kept, rules, system=call.system, dtype=dtype)
+                return measure_judge(str(out), heldout, constitution, system=call.system, dtype=dtype)
 
-            made_from = {"comparisons": of_records(rows), **of_constitution(rules), "heldout": call["heldout"]}
-            return Training(made_from, train, measure if kept else None)
+            made_from = {"comparisons": of_records(rows), **of_constitution(constitution), "heldout": call["heldout"]}
+            return Training(made_from, train, measure if heldout else None)
 
         result = call.training(files, prepare)
         if "heldout" in result:
-            found = result["heldout"]["calibration"]["accuracy"]
-            if None in (found["value"], found["low"], found["high"]):
-                told = (
+            accuracy = result["heldout"]["calibration"]["accuracy"]
+            value, low, high = accuracy["value"], accuracy["low"], accuracy["high"]
+            if None in (value, low, high):
+                line = (
                     "agreement could not be measured: no held-out comparison prefers a side, or the judge answered none"
                 )
             else:
-                told = (
-                    f"agrees with {found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}] of {found['n']} held-out "
-                    "comparisons"
-                )
-            call.tell(f"{call.out}: {told}")
+                line = f"agrees with {value:.1%} [{low:.1%}, {high:.1%}] of {accuracy['n']} held-out comparisons"
+            call.tell(f"{call.out}: {line}")
         call.result(result)

@@ -1,4 +1,4 @@
-"""How far the policy that was written has moved from the model it started from, on the held-out prompts."""
+"""The KL of the written policy to the model that its training started from, on the held-out prompts."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ from typing import TYPE_CHECKING, Any
 from solon.runs.common import Common
 from solon.stages.artifacts import BASE_MODEL, DATA, KL, POLICY, START_MODEL
 from solon.stages.base import Stage
+from solon.stages.plan import FILLED, Plan
+from solon.stages.reinforcement import Reinforcement
 from solon.tables import Section
 from solon.training.settings import Progress
 
 if TYPE_CHECKING:
     from solon.runs.run import Run
-    from solon.stages.plan import Plan
-    from solon.stages.reinforcement import Reinforcement
 
 
 def algorithm_of(recipe: Common) -> Reinforcement:
     """The stage of the recipe's algorithm."""
-    from solon.stages import stage_named
-    from solon.stages.reinforcement import Reinforcement
+    from solon.stages import all_stages  # imports every stage, so only when a stage is asked
 
-    found = stage_named(recipe.algorithm)
-    assert isinstance(found, Reinforcement)
-    return found
+    return next(s for s in all_stages() if isinstance(s, Reinforcement) and s.name == recipe.algorithm)
 
 
 class KLStage(Stage):
@@ -31,10 +28,8 @@ class KLStage(Stage):
     needs, uses, makes = (DATA, POLICY, START_MODEL), BASE_MODEL, (KL,)
 
     def estimate(self, plan: Plan) -> None:
-        from solon.stages.plan import FILLED
-
         n, response = len(plan.data.heldout), algorithm_of(plan.recipe).sampling(plan.recipe)[1] * FILLED
-        read = 3 * n * plan.prompt + 2 * n * response  # sampled once, read by two models
+        read = 3 * n * plan.prompt + 2 * n * response  # responses are sampled once and read by two models
         plan.add(self.name, n, read=read, written=n * response)
 
     def run(self, run: Run) -> None:
@@ -51,8 +46,7 @@ class KLStage(Stage):
             )  # fmt: skip
 
         made_from = {"policy": of_model(policy), "reference": of_model(reference)}
-        total, what = 2 * len(heldout), "responses read"
-        run.put(KL, run.once(self.name, work, total=total, what=what, made_from=made_from))
+        run.put(KL, run.once(self.name, work, total=2 * len(heldout), noun="responses read", made_from=made_from))
 
     def gather(self, run: Run) -> dict[str, Any]:
         return {"kl": {k: v for k, v in run.get(KL).items() if k != "by_prompt"}}

@@ -1,4 +1,4 @@
-"""Pairs: two responses to each prompt, from the model that reinforcement starts from."""
+"""Pairs: the model that reinforcement starts from gives two responses to each prompt."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, DATA, PAIRS, START_MODEL
 from solon.stages.base import Stage
 from solon.stages.feedback_model import asks_judge
+from solon.stages.plan import FILLED, Plan
 
 if TYPE_CHECKING:
     from solon.runs.run import Run
-    from solon.stages.plan import Plan
 
 
 class PairSettings(Settings):
-    """What is compared."""
+    """The pairs of responses that are compared."""
 
     n_prompts: int | None = Field(None, ge=1)
-    """How many of the training prompts are answered twice; null: all."""
+    """Number of training prompts that get a pair of responses, from the first one; null: all."""
     sampling: SamplingSettings = SamplingSettings(temperature=1.0)
-    """How the two responses are sampled."""
+    """Sampling of the two responses."""
 
 
 def response_tokens(recipe: Common) -> float:
-    """Tokens of a response, about."""
-    return recipe.of(PairSettings).sampling.max_tokens * 0.75
+    """The estimated number of tokens of a sampled response."""
+    return recipe.of(PairSettings).sampling.max_tokens * FILLED
 
 
 def asked_prompts(recipe: Common, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts that get a pair of responses."""
     return prompts[: recipe.of(PairSettings).n_prompts]
 
 
@@ -70,4 +71,4 @@ class Pairs(Stage):
                     )  # fmt: skip
 
             prompts = asked_prompts(run.recipe, run.get(DATA).prompts)
-            run.put(PAIRS, run.records(self.name, prompts, make, Pair, engines=(engine,), what="pairs"))
+            run.put(PAIRS, run.records(self.name, prompts, make, Pair, engines=(engine,), noun="pairs"))

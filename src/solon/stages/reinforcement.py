@@ -1,4 +1,4 @@
-"""What the stages of all reinforcement algorithms share. The recipe's `algorithm` names the one that runs."""
+"""The common part of the stages of all reinforcement algorithms. The recipe's `algorithm` names the one that runs."""
 
 from __future__ import annotations
 
@@ -6,35 +6,32 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from solon.analysis.kl import at_same_kl
 from solon.engines import Engine
 from solon.publishing import Identity
 from solon.records import RolloutSummary
-from solon.runs.artifacts import Artifact
+from solon.runs import Artifact
 from solon.runs.common import Common
-from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, POLICY, REWARD, START_MODEL
 from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings
+from solon.stages.revisions import RevisionSettings
 from solon.tables import Section
 from solon.training.settings import Log, Progress
 
 if TYPE_CHECKING:
     from solon.runs.run import Run
 
-    pass
-
 
 def policy_name(recipe: Common) -> str:
-    """What the reinforced model is called in the report."""
-    from solon.stages.revisions import RevisionSettings
-
+    """The name of the reinforced model in the report."""
     if recipe.find(RevisionSettings) is not None:
         return "RL-CAI"
     return "RLHF" if recipe.of(LabelSettings).labels == "human" else "RLAIF"
 
 
 class Reinforcement(Stage):
-    """An algorithm of this name. Define `settings`, `train` and `estimate`; the rest is here."""
+    """A reinforcement algorithm. A subclass defines `name`, `settings`, `train`, `sampling` and `estimate`."""
 
     needs: ClassVar[tuple[Artifact[Any], ...]] = (DATA, START_MODEL, REWARD)
     uses: ClassVar[tuple[Artifact[Any], ...]] = (*BASE_MODEL, LEARNED, PAIRS, COMPARISONS)
@@ -42,20 +39,21 @@ class Reinforcement(Stage):
 
     @abstractmethod
     def train(self, run: Run, log: Log, step: Progress) -> Iterator[RolloutSummary]:
-        """Train the policy and write it to `run.model("rl-cai")`; one summary an update."""
+        """Train the policy and write it to `run.model("rl-cai")`. Yields one summary per update."""
 
     @abstractmethod
     def sampling(self, recipe: Common) -> tuple[float, int]:
-        """Temperature and token limit with which the policy answers, to measure how far it moved."""
+        """Temperature and token limit of the policy's answers, for the measure of its KL to the reference."""
 
     def summary(self, run: Run, history: Sequence[RolloutSummary]) -> dict[str, Any]:
-        """What stage.json keeps of the training."""
-        learned_from = run.get(DATA).prompts
+        """The result of the training in stage.json."""
         return {
             "examples": len(history),
             "left_out": history[-1].meta.get("left_out", {}) if history else {},
-            "left_out_of": len(learned_from),
-            "last_rollouts_kl_nats": history[-1].kl_nats if history else None,  # before the last update's steps
+            "left_out_of": len(run.get(DATA).prompts),
+            "last_rollouts_kl_nats": history[-1].kl_nats
+            if history
+            else None,  # measured before the last update's steps
             "written_after": len(history),
             "gamed": False,
             **usage(history),
@@ -67,20 +65,20 @@ class Reinforcement(Stage):
         return {"model": of_model(run.get(*BASE_MODEL)), "reward": run.get(REWARD).identity}
 
     def engines(self, run: Run) -> list[Engine]:
-        """Those that are asked while the policy trains."""
+        """The engines that are asked while the policy trains."""
         return list(run.get(REWARD).engines)
 
     def updates(self, recipe: Common) -> int:
-        """How many updates the progress line counts."""
+        """The number of updates that the progress line counts."""
         return 1
 
     def begin(self, run: Run) -> None:
-        """What is done before the stage's journal is opened."""
+        """Prepare the training, before the stage's journal is opened."""
 
     def runs(self, recipe: Common) -> bool:
         return recipe.algorithm == self.name
 
-    def told(self, recipe: Common) -> Iterable[str]:
+    def describe(self, recipe: Common) -> Iterable[str]:
         yield f"{policy_name(recipe)} by {self.name}"
 
     def check(self, recipe: Common) -> None:
@@ -89,33 +87,25 @@ class Reinforcement(Stage):
 
     def run(self, run: Run) -> None:
         out, made_from = run.model("rl-cai"), self.made_from(run)
-        run.take_up(
-            self.name, made_from
-        )  # before its journal is opened: what was made from something else is set aside
+        run.folder(self.name).take_up(made_from)  # may rename the folder, so it comes before the journal is opened
         self.begin(run)
         with run.journal(self.name) as append:
 
             def work(step: Progress) -> dict[str, Any]:
-                with run.log(self.name, self.config(run.recipe)) as log:
+                config = run.recipe.of(self.settings).model_dump(mode="json") if self.settings else {}
+                with run.log(self.name, config) as log:
                     for summary in self.train(run, log, step):
                         append({"id": f"update-{summary.update}", **summary.to_json()})
                 history = [RolloutSummary.model_validate(row) for row in run.journalled(self.name)]
                 return self.summary(run, sorted(history, key=lambda u: u.update))
 
             run.once(
-                self.name, work, engines=self.engines(run), total=self.updates(run.recipe), what="updates", makes=out,
+                self.name, work, engines=self.engines(run), total=self.updates(run.recipe), noun="updates", makes=out,
                 made_from=made_from,
             )  # fmt: skip
         run.put(POLICY, str(out))
 
-    def config(self, recipe: Common) -> dict[str, Any]:
-        """The settings, for the trackers."""
-        kind: type[Settings] | None = self.settings
-        return {} if kind is None else recipe.of(kind).model_dump(mode="json")
-
     def gather(self, run: Run) -> dict[str, Any]:
-        from solon.analysis.kl import at_same_kl
-
         updates = run.journalled(self.name)
         return {"algorithm": self.name, "ppo": updates, "same_kl": at_same_kl(updates)}
 
@@ -126,7 +116,7 @@ class Reinforcement(Stage):
 
 
 def usage(history: Sequence[RolloutSummary]) -> dict[str, Any]:
-    """Tokens that the rollouts read and wrote, for the ledger."""
+    """The tokens that the rollouts read and wrote, for the ledger."""
     sampled = round(sum((h.response_tokens or 0.0) * h.meta["rollouts"] for h in history))
     prompts = sum(h.meta["prompt_tokens"] for h in history)
     return {"usage": (prompts, sampled), "tokens": prompts + sampled}

@@ -1,4 +1,4 @@
-"""The reward model, trained on the comparisons that the recipe names, and measured on comparisons kept out of training."""
+"""The reward model, trained on the recipe's comparisons and measured on held-out ones, and `solon reward-model`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from solon.data.heldout import prompt_keys, split_comparisons, taught_keys
+from solon import distributed
+from solon.data import read_comparisons
+from solon.data.heldout import prompt_keys, split_by_prompt, split_comparisons, taught_keys
+from solon.errors import InputError
+from solon.identity import of_chats, of_inputs, of_records
 from solon.models.settings import AdapterSettings
 from solon.records import Comparison, assistant
 from solon.reinforcement.settings import RewardSettings
@@ -18,24 +22,25 @@ from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, REWARD, START_MODEL
 from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings
+from solon.stages.pairs import asked_prompts, response_tokens
+from solon.stages.plan import Plan
 from solon.tables import Section
 from solon.training.settings import Progress
 
 if TYPE_CHECKING:
     from solon.runs.call import Call
     from solon.runs.run import Run
-    from solon.stages.plan import Plan
 
-REFERENCE = 128  # responses that the score is normalised on
+REFERENCE = 128  # number of responses that the score is normalised on
 
 
 class RewardModelSettings(Settings):
-    """The reward model."""
+    """The reward model and its training."""
 
     train: RewardSettings = RewardSettings()
-    """How it is trained."""
+    """Training of the reward model."""
     heldout_ai: float = Field(0.15, ge=0, lt=1)
-    """Share of the AI comparisons that is kept out of training, to measure on."""
+    """Share of the judge's comparisons that is kept out of training, to measure the reward model; 0: none."""
 
 
 class RewardModelStage(Stage):
@@ -47,15 +52,12 @@ class RewardModelStage(Stage):
         return not recipe.of(LabelSettings).direct
 
     def estimate(self, plan: Plan) -> None:
-        from solon.stages.pairs import response_tokens
-
         train, n = plan.recipe.of(RewardModelSettings).train, labelled(plan)
         each = 2 * (plan.prompt + response_tokens(plan.recipe))
         plan.add(self.name, n, trained=train.members * train.epochs * n * each)
 
     def run(self, run: Run) -> None:
         from solon.engines.identity import of_model
-        from solon.identity import of_chats, of_inputs
         from solon.reinforcement.reward import Reward
         from solon.reinforcement.reward_model import RewardModel
         from solon.reinforcement.reward_quality import measure
@@ -92,10 +94,10 @@ class RewardModelStage(Stage):
         by_source = [
             {
                 "source": source,
-                "accuracy": share(found["correct"]).to_json(),
-                **{k: found.get(k) for k in ("n", "longer_is_better", "length_correlation", "calibration")},
+                "accuracy": share(measured["correct"]).to_json(),
+                **{k: measured.get(k) for k in ("n", "longer_is_better", "length_correlation", "calibration")},
             }
-            for source, found in trained.get("heldout", {}).items()
+            for source, measured in trained.get("heldout", {}).items()
         ]
         known = {k: trained.get(k) for k in ("comparisons", "abstained", "loss_first", "loss_last")}
         return {"reward_model": {"by_source": by_source, **known}}
@@ -112,14 +114,14 @@ class RewardModelStage(Stage):
 
 
 def to_learn_from(run: Run) -> tuple[list[Comparison], list[Comparison]]:
-    """The comparisons that the recipe's labels name, and those of the judge that are kept out to measure on.
+    """The comparisons to train on, as `feedback.labels` says, and the judge's held-out comparisons to measure on.
 
-    No prompt is on both sides, neither of the judge's comparisons nor of people's.
+    No prompt is on both sides.
     """
     labels, share = run.recipe.of(LabelSettings).labels, run.recipe.of(RewardModelSettings).heldout_ai
-    made = list(run.find(COMPARISONS) or [])
-    random.Random(run.recipe.seed).shuffle(made)
-    heldout, training = split_comparisons(made, round(share * len(made)), "reward_model.heldout_ai")
+    judged = list(run.find(COMPARISONS) or [])
+    random.Random(run.recipe.seed).shuffle(judged)
+    heldout, training = split_comparisons(judged, round(share * len(judged)), "reward_model.heldout_ai")
     held = {key for c in heldout for key in prompt_keys(c.prompt)}
     if labels == "human":
         training = []
@@ -129,12 +131,10 @@ def to_learn_from(run: Run) -> tuple[list[Comparison], list[Comparison]]:
 
 
 def labelled(plan: Plan) -> int:
-    """How many comparisons there will be to learn from."""
-    from solon.stages.pairs import asked_prompts
-
+    """The estimated number of comparisons to learn from."""
     labels = plan.recipe.of(LabelSettings).labels
-    made = len(asked_prompts(plan.recipe, plan.data.prompts)) if labels != "human" else 0
-    return made + (len(plan.data.comparisons) if labels != "ai" else 0)
+    judged = len(asked_prompts(plan.recipe, plan.data.prompts)) if labels != "human" else 0
+    return judged + (len(plan.data.comparisons) if labels != "ai" else 0)
 
 
 class RewardModelVerb(Verb):
@@ -145,10 +145,10 @@ class RewardModelVerb(Verb):
 
     name = "reward-model"
     takes = (
-        Option("comparisons", str, REQUIRED, "Comparisons (TRL preference, HH, or Solon's)."),
+        Option("comparisons", str, REQUIRED, "A file of labelled comparisons (TRL preference, HH, or Solon's), or a shipped set."),
         OUT, TRAINED_MODEL,
-        Option("heldout", float, 0.1, "Share kept out of training, to measure on.", 0, 0.9),
-        Option("skip_ties", bool, False, "Leave labels of 0.5 out; otherwise they pull the two scores together."),
+        Option("heldout", float, 0.1, "Share of the comparisons kept out of training, to measure the reward model; 0: none.", 0, 0.9),
+        Option("skip_ties", bool, False, "Leave out comparisons whose label is 0.5; otherwise they pull the two scores together."),
         Option("human_weight", float, 1.0, "Weight of a person's comparison in the loss.", 0),
         Option("ai_weight", float, 1.0, "Weight of a judge's comparison in the loss.", 0),
     )  # fmt: skip
@@ -158,14 +158,9 @@ class RewardModelVerb(Verb):
     trains = processes = True
 
     def run(self, call: Call) -> None:
-        from solon import distributed
-        from solon.data import read_comparisons
-        from solon.data.heldout import split_by_prompt
-        from solon.errors import InputError
-        from solon.identity import of_records
-        from solon.reinforcement import reward_training
         from solon.reinforcement.reward_model import RewardModel
-        from solon.reinforcement.reward_quality import measure as quality
+        from solon.reinforcement.reward_quality import measure
+        from solon.reinforcement.reward_training import train_reward_model
 
         if call["uncertainty_penalty"] and call["members"] == 1:
             raise InputError("--uncertainty-penalty: one member cannot disagree with itself; add --members 3")
@@ -175,32 +170,32 @@ class RewardModelVerb(Verb):
 
         def prepare() -> Training:
             rows = [c for c in read_comparisons(call["comparisons"])[: call.limit] if c.label is not None]
-            training, kept = split_by_prompt(rows, call["heldout"], call.seed)
+            training, heldout = split_by_prompt(rows, call["heldout"], call.seed)
 
             def train(out: Path, dtype: str, step: Progress) -> dict[str, Any]:
-                return reward_training.train_reward_model(
+                return train_reward_model(
                     training, call["model"], out, settings=settings, adapter=adapter, system=call.system,
                     reference=[(*c.prompt, *s) for c in training[:64] for s in (c.chosen, c.rejected)], seed=call.seed,
                     dtype=dtype, progress=step,
                 )  # fmt: skip
 
-            def measure(out: Path, dtype: str) -> dict[str, Any]:
-                on = "cpu" if distributed.is_sharded() else None
-                return quality(RewardModel.load(str(out), dtype, on), kept)
+            def measure_heldout(out: Path, dtype: str) -> dict[str, Any]:
+                device = "cpu" if distributed.is_sharded() else None
+                return measure(RewardModel.load(str(out), dtype, device), heldout)
 
             made_from = {"comparisons": of_records(rows), "heldout": call["heldout"]}
-            return Training(made_from, train, measure if kept else None)
+            return Training(made_from, train, measure_heldout if heldout else None)
 
         result = call.training([call["comparisons"]], prepare)
         if "heldout" in result:
-            correct = [right for found in result["heldout"].values() for right in found["correct"]]
+            correct = [right for measured in result["heldout"].values() for right in measured["correct"]]
             result["heldout_n"] = len(correct)
             result["heldout_accuracy"] = sum(correct) / len(correct) if correct else None
-            for source, found in result["heldout"].items():
-                right, length = found["calibration"]["accuracy"], found["length_correlation"]["value"]
+            for source, measured in result["heldout"].items():
+                right, length = measured["calibration"]["accuracy"], measured["length_correlation"]["value"]
                 follows = "" if length is None else f"; its score's rank correlation with length is {length:+.2f}"
                 call.tell(
-                    f"{call.out}: right on {found['accuracy']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of {found['n']} "
-                    f"held-out comparisons ({source}), always the longer on {found['longer_is_better']['value']:.1%}{follows}"
+                    f"{call.out}: right on {measured['accuracy']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of {measured['n']} "
+                    f"held-out comparisons ({source}), always the longer on {measured['longer_is_better']['value']:.1%}{follows}"
                 )
         call.result(result)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from solon.data import read_demonstrations, read_pairs
+from solon.data.readers import first_line
 from solon.engines import Failure, OnFailure
 from solon.records import Chat, Pair, SFTExample, assistant
-from solon.runs.options import DTYPE, JSON, LIMIT, OUT, QUIET, REQUIRED, RESTART, SEED, Option, Verb
+from solon.runs.options import DTYPE, JSON, LIMIT, OUT, QUIET, REQUIRED, RESTART, REWARD_MODEL, SEED, Option, Verb
 
 if TYPE_CHECKING:
     from solon.runs.call import Call
@@ -29,15 +31,12 @@ class Score(Verb):
 
     name = "score"
     takes = (
-        Option("reward_model", str, REQUIRED, "A reward model written by Solon."),
-        Option("input_", str, REQUIRED, "Conversations (TRL `messages`), pairs or comparisons.", flag="--input"),
-        OUT,
-    )
+        REWARD_MODEL, OUT,
+        Option("input_", str, REQUIRED, "A file of conversations (TRL `messages`), pairs or comparisons.", flag="--input"),
+    )  # fmt: skip
     common = (DTYPE, LIMIT, RESTART, SEED, QUIET, JSON)
 
     def run(self, call: Call) -> None:
-        from solon.data import read_demonstrations, read_pairs
-        from solon.data.readers import first_line
         from solon.engines.identity import decided_dtype, of_model
         from solon.reinforcement.reward_model import RewardModel
 
@@ -50,12 +49,12 @@ class Score(Verb):
             chats: list[Chat] = []
             readable: list[Any] = []
             for item in batch:
-                own = [(*item.prompt, assistant(text)) for text in item.responses] if sided else [item.messages]
-                if why := next(filter(None, map(loaded[0].unfit, own)), None):
+                sides = [(*item.prompt, assistant(text)) for text in item.responses] if sided else [item.messages]
+                if why := next(filter(None, map(loaded[0].unfit, sides)), None):
                     failed(Failure(item.id, why))
                 else:
                     readable.append(item)
-                    chats += own
+                    chats += sides
             scores = loaded[0].score(chats)
             for n, item in enumerate(readable):
                 if sided:
@@ -70,6 +69,6 @@ class Score(Verb):
             kind: Any = ScoredPair if sided else ScoredExample
             outcome = call.records(
                 target, lambda: items, make, kind, identity={"reward_model": of_model(where), "dtype": dtype},
-                batch_size=256, what="scores",
+                batch_size=256, noun="scores",
             )  # fmt: skip
         call.end(outcome, "scores")

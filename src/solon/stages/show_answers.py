@@ -1,4 +1,4 @@
-"""What the report shows of the evaluation: measures by model, and their changes."""
+"""The report's tables of the evaluation: measures by model, and their changes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def measures(data: dict[str, Any]) -> list[Section]:
         ),
         None: ("Other measures", "The data does not say whether training pushed on these."),
     }
-    given = data.get("measures") or []
-    found = []
+    rows_by_model = data.get("measures") or []
+    sections = []
     for trained_on, (title, note) in groups.items():
-        rows = tuple(measure_row(m, models(data)) for m in given if m.get("trained_on") is trained_on)
+        rows = tuple(measure_row(m, models(data)) for m in rows_by_model if m.get("trained_on") is trained_on)
         if rows or trained_on is not None:
             head = ("measure", "better", *map(clean, models(data)))
-            found.append(Section(title, note, head, rows, first=True))
-    return found
+            sections.append(Section(title, note, head, rows, first=True))
+    return sections
 
 
 def measure_row(row: dict[str, Any], names: Sequence[str]) -> tuple[str, ...]:
@@ -46,8 +46,8 @@ def measure_row(row: dict[str, Any], names: Sequence[str]) -> tuple[str, ...]:
 
 
 def changes(data: dict[str, Any]) -> Section:
-    given = data.get("changes") or []
-    steps = list(dict.fromkeys(step for c in given for step in c.get("steps") or {}))
+    changed = data.get("changes") or []
+    steps = list(dict.fromkeys(step for c in changed for step in c.get("steps") or {}))
     rows = tuple(
         (
             text(c.get("name")),
@@ -55,7 +55,7 @@ def changes(data: dict[str, Any]) -> Section:
             "yes" if c.get("trained_on") else "no",
             *(_change(c, step) for step in steps),
         )
-        for c in sorted(given, key=lambda c: bool(c.get("trained_on")))
+        for c in sorted(changed, key=lambda c: bool(c.get("trained_on")))
     )
     note = (
         "The later model less the earlier one, prompt by prompt; the judge's preference less 50 %. An interval that holds 0 "
@@ -66,5 +66,5 @@ def changes(data: dict[str, Any]) -> Section:
 
 
 def _change(row: dict[str, Any], step: str) -> str:
-    found = (row.get("steps") or {}).get(step)
-    return "–" if found is None else estimate(found, row.get("unit") or "", sign=True)
+    change = (row.get("steps") or {}).get(step)
+    return "–" if change is None else estimate(change, row.get("unit") or "", sign=True)

@@ -1,4 +1,4 @@
-"""What the report says of the judge: how far to trust it, against people and by principle."""
+"""The report's tables of the judge: how far to trust it, against people and by principle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from solon.stages.plots import reliability
 from solon.tables import Section, at, estimate, number, text
 
 TRUST_PARTS = {"labels": "labels of this run", "heldout": "held-out human comparisons"}
-# what is shown, where it stands in the summary of `feedback.trust`, its unit and scale
+# label, path in the summary of `feedback.trust`, unit, factor
 TRUST_ROWS = (
     ("contradicts itself when the order is swapped", "position.contradictions", "%", 100.0),
     ("prefers what is shown first", "position.first_shown", "%", 100.0),
@@ -39,7 +39,7 @@ CALIBRATION_ROWS = (
 
 
 def judge(data: dict[str, Any]) -> list[Section]:
-    """The judge as reports had it before trust was measured."""
+    """The judge in a report.json of an older Solon, which did not measure trust."""
     judge = data.get("judge")
     if not judge:
         return []
@@ -55,23 +55,23 @@ def judge(data: dict[str, Any]) -> list[Section]:
 
 
 def trust(data: dict[str, Any]) -> list[Section]:
-    """Can the judge be trusted? Left out where no judge was measured."""
-    parts = {name: found for key, name in TRUST_PARTS.items() if (found := (data.get("trust") or {}).get(key))}
+    """Whether the judge can be trusted; no section where no judge was measured."""
+    parts = {name: part for key, name in TRUST_PARTS.items() if (part := (data.get("trust") or {}).get(key))}
     if not parts:
         return []
-    said = tuple(
+    findings = tuple(
         f"{name[0].upper()}{name[1:]}: {sentence}"
-        for name, found in parts.items()
-        for sentence in found.get("findings") or ["None of the faults that are looked for was found."]
+        for name, part in parts.items()
+        for sentence in part.get("findings") or ["None of the faults that are looked for was found."]
     )
     rows = [
-        (label, *(estimate(at(found, path), unit, scale) for found in parts.values()))
+        (label, *(estimate(at(part, path), unit, scale) for part in parts.values()))
         for label, path, unit, scale in TRUST_ROWS
-        if any(at(found, path) for found in parts.values())
+        if any(at(part, path) for part in parts.values())
     ]
     reasons = [
-        "; ".join(f"{text(k)}: {number(n)}" for k, n in (at(found, "abstentions.reasons") or {}).items())
-        for found in parts.values()
+        "; ".join(f"{text(k)}: {number(n)}" for k, n in (at(part, "abstentions.reasons") or {}).items())
+        for part in parts.values()
     ]
     if any(reasons):
         rows.append(("reasons of abstentions (judgements)", *(text or "–" for text in reasons)))
@@ -79,12 +79,11 @@ def trust(data: dict[str, Any]) -> list[Section]:
         "Value [95 % interval], n. A judge that throws a coin contradicts itself in 50 % and prefers what is shown "
         "first in 50 %; a longer response may be better, so people's share stands beside the judge's."
     )
-    first = Section("Can the judge be trusted?", note, ("judge", *parts), tuple(rows), said)
-    found = [first]
+    sections = [Section("Can the judge be trusted?", note, ("judge", *parts), tuple(rows), findings)]
     for key, name in TRUST_PARTS.items():
         if name in parts:
-            found += _against_people(key, name, parts[name]) + _by_principle(name, parts[name])
-    return found
+            sections += _against_people(key, name, parts[name]) + _by_principle(name, parts[name])
+    return sections
 
 
 def _against_people(key: str, name: str, trust: dict[str, Any]) -> list[Section]:
@@ -95,7 +94,7 @@ def _against_people(key: str, name: str, trust: dict[str, Any]) -> list[Section]
     shown = {"all pairs": measured}
     note = (
         "P(first is better) against people's choice. Confidence is that of the favoured side; Brier score, log loss "
-        "and calibration error are 0 at best. With so many pairs a perfectly calibrated judge has a calibration error "
+        "and calibration error are 0 at best. With this number of pairs a perfectly calibrated judge has a calibration error "
         f"under {number(measured.get('error_by_chance'), 3)} in 95 of 100 samples."
     )
     if fitted := measured.get("temperature"):
@@ -107,7 +106,7 @@ def _against_people(key: str, name: str, trust: dict[str, Any]) -> list[Section]
             f"half: {estimate(fitted.get('log_loss_saved'))}."
         )
     rows = tuple(
-        (label, *(estimate(at(found, path), unit, scale) if at(found, path) else "–" for found in shown.values()))
+        (label, *(estimate(at(part, path), unit, scale) if at(part, path) else "–" for part in shown.values()))
         for label, path, unit, scale in CALIBRATION_ROWS
     )
     bins = measured.get("bins") or []
@@ -127,7 +126,7 @@ def _against_people(key: str, name: str, trust: dict[str, Any]) -> list[Section]
 
 
 def _by_principle(name: str, trust: dict[str, Any]) -> list[Section]:
-    """A row a principle, how often every two of them agree, and who won by author."""
+    """One row per principle, the agreement of every two principles, and the wins by author."""
     rows = tuple(
         (
             text(p.get("principle")),
@@ -141,7 +140,7 @@ def _by_principle(name: str, trust: dict[str, Any]) -> list[Section]:
         for p in trust.get("principles") or []
     )
     head = ("principle", "judged by", "judgements", "abstained", "ties", "mean |log-odds|", "agrees with people")
-    found = [Section(f"Judge by principle: {name}", "", head, rows, level=3)] if rows else []
+    sections = [Section(f"Judge by principle: {name}", "", head, rows, level=3)] if rows else []
     if cells := at(trust, "agreement.cells"):
         names = sorted({c["a"] for c in cells} | {c["b"] for c in cells})
         by_pair = {(c["a"], c["b"]): c for c in cells}
@@ -154,11 +153,11 @@ def _by_principle(name: str, trust: dict[str, Any]) -> list[Section]:
             f"{number(at(trust, 'agreement.mean_kappa'), 2)}."
         )
         columns = ("principle", *(f"{i}. {text(b)}" for i, b in enumerate(names[1:], 2)))
-        found.append(Section(f"Agreement between principles: {name}", note, columns, matrix, level=3))
+        sections.append(Section(f"Agreement between principles: {name}", note, columns, matrix, level=3))
     if authors := trust.get("authors"):
         wins = tuple((text(a.get("author")), estimate(a.get("wins"), "%", 100.0)) for a in authors)
-        found.append(Section(f"Wins by author: {name}", "", ("author", "preferred by the judge"), wins, level=3))
-    return found
+        sections.append(Section(f"Wins by author: {name}", "", ("author", "preferred by the judge"), wins, level=3))
+    return sections
 
 
 def _agreement(cell: dict[str, Any] | None) -> str:

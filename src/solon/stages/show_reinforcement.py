@@ -1,4 +1,4 @@
-"""What the report says of the reinforcement stage: the reward model, PPO's updates, its checks, its curves."""
+"""The report's tables of reinforcement: the reward model, PPO's updates, checks and curves, and the KL of the policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from solon.tables import Section, at, estimate, number, source, text
 
-PPO_ROWS = 12  # of a long run, the table shows this many updates, first and last among them
+PPO_ROWS = 12  # the table of a long run shows this number of updates, the first and the last among them
 CURVES = {
     "reward": "reward (sd)",
     "kl_nats": "KL to the reference (nats per response)",
@@ -32,7 +32,7 @@ class Curve:
     """One value of PPO over its updates, drawn in a box of 300 by 80."""
 
     title: str
-    lines: tuple[str, ...]  # points of one SVG polyline each; broken where a value is missing
+    lines: tuple[str, ...]  # the points of SVG polylines; a missing value ends one polyline and begins the next
     low: str
     high: str
 
@@ -58,7 +58,7 @@ def reward_model(data: dict[str, Any]) -> list[Section]:
         "probabilities mean what they say (0 at best; above 0 in the last it is too sure)."
     )
     head = ("comparisons", "right", "longer is right", "follows length", "calibration error", "too sure by")
-    found = [Section("Reward model", note, head, rows)]
+    sections = [Section("Reward model", note, head, rows)]
     labels = {
         "comparisons": "comparisons trained on",
         "abstained": "comparisons without a label",
@@ -67,8 +67,8 @@ def reward_model(data: dict[str, Any]) -> list[Section]:
     }
     known = tuple((label, number(trained[key])) for key, label in labels.items() if key in trained)
     if known:
-        found.append(Section("Reward model training", "", ("", "value"), known))
-    return found
+        sections.append(Section("Reward model training", "", ("", "value"), known))
+    return sections
 
 
 def ppo(data: dict[str, Any]) -> list[Section]:
@@ -79,18 +79,16 @@ def ppo(data: dict[str, Any]) -> list[Section]:
         shown = [updates[i] for i in sorted(steps)]
     rows = tuple((number(u.get("update")), *(number(u.get(key)) for key in CURVES)) for u in shown)
     note = f"{len(shown)} of {len(updates)} updates; means over each update's rollouts." if updates else ""
-    found = [Section(text(data.get("algorithm") or "ppo").upper(), note, ("update", *CURVES.values()), rows)]
+    sections = [Section(text(data.get("algorithm") or "ppo").upper(), note, ("update", *CURVES.values()), rows)]
     if any(u.get("watched") for u in updates):
-        said = tuple(
-            (
-                number(u.get("update")),
-                *(number(at(u, key)) for key in WATCHED),
-                text(at(u, "watched.phrase")),
-            )
+        phrases = tuple(
+            (number(u.get("update")), *(number(at(u, key)) for key in WATCHED), text(at(u, "watched.phrase")))
             for u in shown
         )
         note = "Measures of the rollouts' words; a phrase of five words that many answers share is a sign of a gamed reward."
-        found.append(Section("What the rollouts say", note, ("update", *WATCHED.values(), "the phrase"), said, level=3))
+        sections.append(
+            Section("What the rollouts say", note, ("update", *WATCHED.values(), "the phrase"), phrases, level=3)
+        )
     checks = [u["check"] for u in updates if u.get("check")]
     if checks:
         rows = tuple(
@@ -105,27 +103,27 @@ def ppo(data: dict[str, Any]) -> list[Section]:
             for c in checks
         )
         note = (
-            "The same probe prompts after so many updates: the reward of the answers, how often the judge prefers them to "
+            "The same probe prompts after the updates of the first column: the reward of the answers, how often the judge prefers them to "
             "those before the first update, and whether the reward has since risen while the judge's preference fell."
         )
         head = ("updates", "reward", "preferred to update 0", "abstained", "benign refused (share)", "reward gamed")
-        found.append(Section("Checks while training", note, head, rows, level=3))
+        sections.append(Section("Checks while training", note, head, rows, level=3))
     if reached := data.get("same_kl"):
         path = [(number(r["kl_nats"]), number(r["reward"], 2), number(r["update"])) for r in reached]
         last: dict[str, Any] = next((u for u in reversed(updates) if u.get("kl_nats") is not None), {})
         at_end = (number(last.get("reward"), 2), number(last.get("update")))
         path.append((f"{number(last.get('kl_nats'))} (the last update)", *at_end))
         note = (
-            "Mean reward of the rollouts where training first reached so many nats. More KL buys more reward, so two runs are "
+            "Mean reward of the rollouts where training first reached the KL of the first column. More KL buys more reward, so two runs are "
             "compared at the same KL. Successive updates are one path, not independent samples: there is no interval."
         )
         columns = ("KL (nats per response)", "reward (sd)", "update")
-        found.append(Section("Reward at the same KL", note, columns, tuple(path), level=3))
-    return found
+        sections.append(Section("Reward at the same KL", note, columns, tuple(path), level=3))
+    return sections
 
 
 def kl(data: dict[str, Any]) -> Section:
-    """The KL of the policy that is written, which is the one a user gets."""
+    """The KL of the written policy, which is the policy that a user gets."""
     measured = data.get("kl")
     title = "KL of the policy that is written"
     if not measured:
@@ -149,7 +147,7 @@ def kl(data: dict[str, Any]) -> Section:
 
 
 def curves(data: dict[str, Any]) -> list[Curve]:
-    """A curve a value of PPO that has at least two finite points side by side."""
+    """One curve for each value of PPO that has at least two finite points next to each other."""
     updates = data.get("ppo") or []
     return [c for key, title in CURVES.items() if (c := _curve(title, [u.get(key) for u in updates])).lines]
 

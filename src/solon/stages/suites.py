@@ -1,47 +1,48 @@
-"""How good is a judge? On questions that people answered, beside answers that need no judge; or against attacks."""
+"""`solon evaluate`: measures a judge against people's answers, beside answers that need no judge, or against attacks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from solon.constitution import Constitution
 from solon.errors import InputError
-from solon.runs.options import DTYPE, JSON, LIMIT, MAX_CONNECTIONS, MODEL, QUIET, REQUIRED, SEED, SYSTEM, Option, Verb
+from solon.feedback.questions import HHH
+from solon.feedback.settings import JudgeSettings
+from solon.publishing import check_json, resolve_output, write_json
+from solon.runs.options import MAX_CONNECTIONS, MODEL, PRINCIPLES, REQUIRED, TO_TERMINAL, Option, Verb
+from solon.terminal import Console
 
 if TYPE_CHECKING:
     from solon.runs.call import Call
 
 
 class Evaluate(Verb):
-    """How good is a judge? Against people, beside answers that need no judge; or against attacks.
+    """Measure a judge: against people's answers, beside answers that need no judge, or against attacks.
 
     Example: `solon evaluate --suite hhh --file comparisons.jsonl --model judge`
     """
 
     name = "evaluate"
     takes = (
-        Option("suite", str, REQUIRED, "hhh: questions people answered. attacks: texts that try to sway a judge."),
+        Option("suite", str, REQUIRED, "hhh: questions that people answered. attacks: texts that try to sway a judge."),
         MODEL, MAX_CONNECTIONS,
-        Option("file", str | None, None, "For hhh: multiple-choice comparisons of the paper's form, or compared pairs."),
+        Option("file", str | None, None, "For hhh: multiple-choice comparisons in the paper's form, or compared pairs."),
         Option("constitution", str | None, None, "Ask these principles instead of the one HHH question.",
                environment="SOLON_CONSTITUTION"),
-        Option("principles", int | None, None, "Principles per pair, drawn by the seed; all where none is given.", 1),
+        PRINCIPLES,
         Option("pointwise", bool, False, "Rate each response by itself, 1 to 10, instead of comparing."),
-        Option("broken", bool, False, "Ask of each response by itself whether it breaks the principle, yes or no."),
-        Option("rationales", int, 0, "Chain of thought: rationales per order, averaged; 0 answers at once.", 0),
-        Option("out", Path | None, None, "Also write every number here (JSON)."),
+        Option("broken", bool, False, "Ask of each response by itself, yes or no, whether it breaks the principle."),
+        Option("rationales", int, 0, "Chain of thought: number of rationales per order, whose answers are averaged; 0: no rationale.", 0),
+        Option("out", Path | None, None, "A JSON file that every number is also written to."),
     )  # fmt: skip
-    common = (SYSTEM, DTYPE, LIMIT, SEED, QUIET, JSON)
+    common = TO_TERMINAL
 
     def run(self, call: Call) -> None:
         from solon.analysis import suites
-        from solon.constitution import Constitution
         from solon.feedback import attacks
+        from solon.feedback.checks import require_runnable
         from solon.feedback.judges import open_judge
-        from solon.feedback.questions import HHH
-        from solon.feedback.settings import JudgeSettings
-        from solon.publishing import check_own_json, checked_place, write_json
-        from solon.terminal import Console
 
         suite, file, out = call["suite"], call["file"], call["out"]
         pointwise, broken, rationales = call["pointwise"], call["broken"], call["rationales"]
@@ -52,13 +53,14 @@ class Evaluate(Verb):
         if suite == "attacks" and (pointwise or broken):
             raise InputError("--suite attacks compares two responses; leave --pointwise and --broken out")
         if out:
-            check_own_json(checked_place(out, [file, call["model"]]))
-        rules = call.constitution if call["constitution"] else Constitution.from_question(HHH)
-        how = JudgeSettings(
+            check_json(resolve_output(out, [file, call["model"]]))
+        constitution = call.constitution if call["constitution"] else Constitution.from_question(HHH)
+        require_runnable(constitution.principles)
+        settings = JudgeSettings(
             principles_per_pair=call["principles"], rationales=rationales, scale="broken" if broken else "levels"
         )
         with call.engine() as engine:
-            judge = open_judge(engine, rules, how, seed=call.seed)
+            judge = open_judge(engine, constitution, settings, seed=call.seed)
             if suite == "attacks":
                 rows = attacks.read_attacks(file or "solon:judge-attacks")[: call.limit]
                 result = attacks.measure(rows, judge.compare)

@@ -1,10 +1,11 @@
-"""RLOO, GRPO and DPO by TRL's trainers, on the same data and the same reward, so that one can compare."""
+"""RLOO, GRPO and DPO by TRL's trainers, on the same data and the same reward as PPO, for comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from solon.identity import of_inputs
 from solon.publishing import Identity
 from solon.records import RolloutSummary
 from solon.reinforcement.settings import DPOSettings, GRPOSettings, OnlineSettings, RLOOSettings
@@ -12,26 +13,24 @@ from solon.runs.common import Common
 from solon.stages.artifacts import BASE_MODEL, DATA, LEARNED, REWARD
 from solon.stages.feedback_model import LabelSettings, judge_spec
 from solon.stages.pairs import PairSettings, response_tokens
+from solon.stages.plan import FILLED, Plan
 from solon.stages.reinforcement import Reinforcement
+from solon.stages.reward_model import labelled
 from solon.training.settings import Log, Progress
 
 if TYPE_CHECKING:
     from solon.runs.run import Run
-    from solon.stages.plan import Plan
 
 
 class Online(Reinforcement):
-    """An algorithm that samples responses and is rewarded for them."""
+    """An algorithm that samples responses and is rewarded for them (GRPO, RLOO)."""
 
     def online(self, recipe: Common) -> OnlineSettings:
-        assert self.settings is not None
-        found = recipe.of(self.settings)
-        assert isinstance(found, OnlineSettings)
-        return found
+        section = recipe.of(self.settings or OnlineSettings)
+        assert isinstance(section, OnlineSettings)
+        return section
 
     def estimate(self, plan: Plan) -> None:
-        from solon.stages.plan import FILLED
-
         part = self.online(plan.recipe)
         response, updates = part.max_completion_length * FILLED, self.updates(plan.recipe)
         sampled = updates * part.generation_batch_size
@@ -61,8 +60,8 @@ class Online(Reinforcement):
         )  # fmt: skip
 
     def summary(self, run: Run, history: Sequence[RolloutSummary]) -> dict[str, Any]:
-        found = super().summary(run, history)
-        return {**found, "tokens": found["tokens"] * self.online(run.recipe).num_iterations}
+        summary = super().summary(run, history)
+        return {**summary, "tokens": summary["tokens"] * self.online(run.recipe).num_iterations}
 
 
 class GRPO(Online):
@@ -85,19 +84,15 @@ class DPO(Reinforcement):
             raise ValueError("algorithm: dpo learns from comparisons, and feedback.direct makes none")
 
     def estimate(self, plan: Plan) -> None:
-        from solon.stages.reward_model import labelled
-
         n, epochs = labelled(plan), plan.recipe.of(DPOSettings).num_train_epochs
         plan.add(self.name, n, trained=epochs * n * 2 * (plan.prompt + response_tokens(plan.recipe)))
 
     def sampling(self, recipe: Common) -> tuple[float, int]:
-        """As the compared responses were sampled."""
-        found = recipe.of(PairSettings).sampling
-        return found.temperature or 1.0, found.max_tokens
+        """The sampling of the compared responses; a temperature of 0 counts as 1, because log-probabilities at 0 are not finite."""
+        sampling = recipe.of(PairSettings).sampling
+        return sampling.temperature or 1.0, sampling.max_tokens
 
     def made_from(self, run: Run) -> Identity:
-        from solon.identity import of_inputs
-
         return {**super().made_from(run), "comparisons": of_inputs(run.get(LEARNED))}
 
     def train(self, run: Run, log: Log, step: Progress) -> Iterator[RolloutSummary]:

@@ -68,7 +68,9 @@ def test_a_run_with_a_stage_a_judge_an_algorithm_and_a_measure_of_another_packag
     counted = [json.loads(line) for line in (tmp_path / "run/count-words/records.jsonl").read_text().splitlines()]
     assert report["words_per_pair"] == pytest.approx(sum(row["words"] for row in counted) / len(counted))
     answers = [json.loads(line) for line in (tmp_path / "run/evaluation-start/records.jsonl").read_text().splitlines()]
-    assert all(row["reward"] == -abs(len(row["answer"].split()) - 5) / 5 for row in answers)  # the reward of the package
+    assert all(
+        row["reward"] == -abs(len(row["answer"].split()) - 5) / 5 for row in answers
+    )  # the reward of the package
     assert "exclamation marks" in {m["name"] for m in report["measures"]}
     text = (tmp_path / "run" / "report.md").read_text()
     assert "## Words per pair" in text and "| exclamation marks |" in text and "## LENGTH-TRAINING" in text

@@ -58,7 +58,8 @@ NOTES = {  # by section: what a single key's description has no room for
     "[LoRA](own-model.md#lora-which-modules-and-how-to-change-that).",
     "prompts": "More: [held-out prompts](getting-started.md#held-out-prompts).",
     "human": "More: [human data](people.md), [how much data](training.md#how-much-data).",
-    "gold": "PPO reads this section, if `ppo.check_every` is above 0. The other algorithms have no checks. More: "
+    "gold": "PPO reads this section, if `ppo.check_every` is above 0. The other algorithms have no checks. The name is that of Gao et al. 2023 "
+    "for a judge that the training does not push on. More: "
     "[monitors and alarms](training.md#monitors-and-alarms).",
     "warmup": "The keys of the training stand under `warmup.train` here, and directly under `feedback.warmup` in the section `feedback`. "
     "More: [your own demonstrations](constitution.md#your-own-demonstrations).",
@@ -66,7 +67,7 @@ NOTES = {  # by section: what a single key's description has no room for
     "- `few_shot` takes its examples from `human.comparisons`.\n"
     "- `adapter` belongs to the training `warmup`.\n"
     "- More: [judges](judge.md), [what a label is](judge.md#what-a-label-is), [direct RLAIF](training.md#direct-rlaif).",
-    "supervised": "- `sft_on`: [which text of a chain is learned](training.md#which-text-of-a-chain-is-learned). Take `final` or `all` for a model "
+    "supervised": "- `sft_on`: with `best` the judge chooses between the two. [Which text of a chain is learned](training.md#which-text-of-a-chain-is-learned). Take `final` or `all` for a model "
     "that revises well, and `best` for a small model. `best` asks the judge once more per prompt.\n"
     "- `responder: start` is for a warmed-up model that should revise responses as the untrained model gives them. `self` is the usual choice.",
     "reward_model": "More: [the reward model](training.md#reward-model).",

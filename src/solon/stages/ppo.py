@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 class GoldSettings(Settings):
-    """The judge that checks the policy during PPO. Gao et al. 2023 call a judge that training does not push on "gold"."""
+    """Who checks the policy while it trains, every ppo.check_every updates: see reinforcement/monitors.py."""
 
     judge: str | None = None
-    """The judge of the checks, named as for --model; null: the judge of the section `feedback`."""
+    """The judge of the checks: anything that --model takes; null: the judge of the feedback."""
     probes: int = Field(32, ge=2)
-    """Number of training prompts that the policy answers at each check, half of them red-team."""
+    """Training prompts that the policy answers at every check, half of them red-team."""
 
 
 class Gold(Stage):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SLCAISettings(Settings):
-    """What is learned from the revisions."""
+    """The examples that SL-CAI learns."""
 
     sft_on: Literal["final", "all", "best"] = "final"
     """`final` learns the last revision of each chain, `all` every revision, `best` the response or the last revision."""

@@ -23,6 +23,7 @@ from solon.cli import app
 from solon.recipes.recipe import Recipe, builtin_recipes
 from solon.settings import Settings
 from solon.stages import all_stages
+from solon.stages.base import Stage
 
 PAGES = Path(__file__).parent
 RECIPES_HEAD = """# Recipe reference
@@ -42,9 +43,46 @@ solon run my.yaml --out runs/my --set ppo.updates=20
 - `--set KEY=VALUE` changes one key for one run. A dot separates the levels: `--set prompts.n_helpful=0`.
 - A run without an optional section leaves out the stages that read the section.
 - A path in a recipe is relative to the folder in which you start `solon`.
+- A section that leaves a key out keeps the default of that section. So `feedback: {sampling: {max_tokens: 12}}` keeps the temperature of
+  `feedback.sampling`.
 - `null` in the column "default" means that the key is not set. The description says what Solon then does.
+- To see which keys matter for a task, begin with the page that the section names under "More".
 
 """
+NOTES = {  # by section: what a single key's description has no room for
+    "": "- `dtype`, `training_dtype`: on a GPU, `auto` takes bfloat16 where the GPU supports it, and measures no time. More: "
+    "[choose the dtype](own-model.md#choose-the-dtype).\n"
+    "- `batch_size`: a value below 64 lowers the memory of generation, and makes generation slower. A value above 64 changes neither, since "
+    "Solon generates at most 64 texts together. A larger batch repeats more work after a kill. The results differ only by rounding.",
+    "adapter": "A recipe needs this section: `adapter: null` is refused, since every reinforcement algorithm needs adapters. More: "
+    "[LoRA](own-model.md#lora-which-modules-and-how-to-change-that).",
+    "prompts": "More: [held-out prompts](getting-started.md#held-out-prompts).",
+    "human": "More: [human data](people.md), [how much data](training.md#how-much-data).",
+    "gold": "PPO reads this section, if `ppo.check_every` is above 0. The other algorithms have no checks. The name is that of Gao et al. 2023 "
+    "for a judge that the training does not push on. More: "
+    "[monitors and alarms](training.md#monitors-and-alarms).",
+    "warmup": "The keys of the training stand under `warmup.train` here, and directly under `feedback.warmup` in the section `feedback`. "
+    "More: [your own demonstrations](constitution.md#your-own-demonstrations).",
+    "feedback": "- `judge: self`: [which weights these are](judge.md#who-may-judge).\n"
+    "- `few_shot` takes its examples from `human.comparisons`.\n"
+    "- `adapter` belongs to the training `warmup`.\n"
+    "- More: [judges](judge.md), [what a label is](judge.md#what-a-label-is), [direct RLAIF](training.md#direct-rlaif).",
+    "supervised": "- `sft_on`: with `best` the judge chooses between the two. [Which text of a chain is learned](training.md#which-text-of-a-chain-is-learned). Take `final` or `all` for a model "
+    "that revises well, and `best` for a small model. `best` asks the judge once more per prompt.\n"
+    "- `responder: start` is for a warmed-up model that should revise responses as the untrained model gives them. `self` is the usual choice.",
+    "reward_model": "More: [the reward model](training.md#reward-model).",
+    "dpo": "More: [choose the algorithm](training.md#choose-the-algorithm).",
+    "grpo": "`generation_batch_size` must be a multiple of `per_device_train_batch_size` and of `num_generations`. More: "
+    "[choose the algorithm](training.md#choose-the-algorithm).",
+    "ppo": "- `rollouts` must be a multiple of `responses_per_prompt`.\n"
+    "- `updates`: a run keeps its recipe, so more updates need a new `--out`. Only the command `solon ppo` continues a finished training.\n"
+    "- The score of a response loses `length_coefficient` × the difference between its length and `length_target`, divided by "
+    "`length_target`.\n"
+    "- More: [PPO settings, with their sources](training.md#ppo-settings), [KL](training.md#kl).",
+    "rloo": "`generation_batch_size` must be a multiple of `per_device_train_batch_size` and of `num_generations`. More: "
+    "[choose the algorithm](training.md#choose-the-algorithm).",
+    "evaluation": "More: [read a report](report.md).",
+}
 COMMANDS_HEAD = """# Command reference
 
 `docs/reference.py` writes this page from the program. Every command also prints its options with `--help`. An option that is a setting has the
@@ -132,6 +170,11 @@ def rows(kind: type[Settings], given: Settings | None, prefix: str) -> Iterator[
         yield f"| `{prefix}{name}` | {cell(about)} | {cell(value)} | {cell(info.description or '')} |"
 
 
+def working_stages() -> list[Stage]:
+    """All stages but those that only hold a section of the recipe for another stage."""
+    return [stage for stage in all_stages() if stage.needs or stage.uses or stage.makes]
+
+
 HEADER = "| key | value | default | meaning |\n|---|---|---|---|"
 
 
@@ -146,23 +189,33 @@ def recipe_page() -> str:
         value = "(needed)" if default is PydanticUndefined else f"`{shown(default)}`"
         about = f"{type_name(info.annotation)}{', ' + bounds if bounds else ''}"
         out.append(f"| `{name}` | {cell(about)} | {cell(value)} | {cell(info.description or '')} |")
+    out.append(f"\n{NOTES['']}")
     for name, info in fields.items():
         kind = settings_kind(info.annotation)
         if kind is None:
             continue
         default = info.get_default(call_default_factory=True)
-        readers = [f"`{s.name}`" for s in all_stages() if s.part == name]
+        readers = [f"`{s.name}`" for s in working_stages() if s.part == name]
         out.append(f"\n## `{name}`\n\n{info.description or ''}")
         if readers:
             kind_of = "optional section" if default is None else "section"
             out.append(f"\nStages that read this {kind_of}: {', '.join(readers)}.")
+        if name in NOTES:
+            out.append(f"\n{NOTES[name]}")
         out.append(f"\n{HEADER}")
         out.extend(rows(kind, default if isinstance(default, Settings) else None, ""))
     out.append("\n## Stages and their order\n")
-    out.append("A run works through its stages in this order. The order follows from what each stage needs.\n")
-    out.append("| stage | section | needs | takes, where the run has it | makes |\n|---|---|---|---|---|")
-    for stage in all_stages():
-        columns = [", ".join(a.name for a in group) for group in (stage.needs, stage.uses, stage.makes)]
+    out.append(
+        "A run works through its stages in this order. The order follows from the artifacts that each stage needs. A stage"
+    )
+    out.append(
+        'also takes the artifacts of the column "takes too", if the run has them. [Artifacts](extending.md#how-stages-give-each-other-their-results)'
+    )
+    out.append("says what each one holds.\n")
+    out.append("| stage | section | needs | takes too | makes |\n|---|---|---|---|---|")
+    for stage in working_stages():
+        also = [artifact for artifact in stage.uses if artifact not in stage.needs]
+        columns = [", ".join(a.name for a in group) for group in (stage.needs, also, stage.makes)]
         out.append(f"| `{stage.name}` | {f'`{stage.part}`' if stage.part else ''} | {' | '.join(columns)} |")
     out.append("\n## The shipped recipes\n")
     for name, path in builtin_recipes().items():

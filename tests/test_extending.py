@@ -20,7 +20,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH with the guide's package in it, as pip would install it."""
     folder = tmp_path_factory.mktemp("site")
     files = {m[1]: m[0] for m in re.finditer(r"^# (\S+\.(?:py|toml))\n(?s:.*?)(?=^```$)", GUIDE.read_text(), re.M)}
-    assert len(files) == 6
+    assert len(files) == 7
     (folder / "toys").mkdir()
     for name, match in files.items():
         if name.endswith(".py"):
@@ -50,13 +50,13 @@ def test_a_run_with_a_stage_a_judge_an_algorithm_and_a_measure_of_another_packag
     settings = {
         "dtype": "float32", "supervised": "null", "feedback.labels": "ai", "feedback.warmup": "null",
         "feedback.judge": "judge:polite", "algorithm": "length-training", "length_training.n": "3",
-        "count_words.at_least": "2", "human.validation_sample": "0",
+        "count_words.at_least": "2", "human.validation_sample": "0", "short_reward.words": "5",
     }  # fmt: skip
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     planned = solon(toys, "run", "tiny", *given, "--out", str(tmp_path / "run"), "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
     rows = [row["name"] for row in json.loads(planned.stdout.splitlines()[-1])["stages"]]
-    assert {"count-words", "length-training"} <= set(rows) and "ppo" not in rows
+    assert {"count-words", "mean-words", "length-training"} <= set(rows) and "ppo" not in rows
     assert "judge:polite" in planned.stderr
     done = solon(toys, "run", "tiny", *given, "--out", str(tmp_path / "run"), "--quiet")
     assert done.returncode == 0, done.stderr
@@ -64,14 +64,28 @@ def test_a_run_with_a_stage_a_judge_an_algorithm_and_a_measure_of_another_packag
     assert [s["name"] for s in report["stages"] if s["name"] in rows] == [
         n for n in rows if n not in ("evaluation", "judging")
     ]
-    assert report["counted_words"] > 0 and report["algorithm"] == "length-training"
+    assert report["words_per_pair"] > 0 and report["algorithm"] == "length-training"
+    counted = [json.loads(line) for line in (tmp_path / "run/count-words/records.jsonl").read_text().splitlines()]
+    assert report["words_per_pair"] == pytest.approx(sum(row["words"] for row in counted) / len(counted))
+    answers = [json.loads(line) for line in (tmp_path / "run/evaluation-start/records.jsonl").read_text().splitlines()]
+    assert all(
+        row["reward"] == -abs(len(row["answer"].split()) - 5) / 5 for row in answers
+    )  # the reward of the package
     assert "exclamation marks" in {m["name"] for m in report["measures"]}
     text = (tmp_path / "run" / "report.md").read_text()
-    assert "## Counted words" in text and "| exclamation marks |" in text and "## LENGTH-TRAINING" in text
+    assert "## Words per pair" in text and "| exclamation marks |" in text and "## LENGTH-TRAINING" in text
     compared = [json.loads(line) for line in (tmp_path / "run/comparisons/records.jsonl").read_text().splitlines()]
     assert all(row["label"] in (0.5, pytest.approx(0.880797)) for row in compared)
     again = solon(toys, "run", "tiny", *given, "--out", str(tmp_path / "run"), "--quiet")
     assert again.returncode == 0, again.stderr  # it resumes
+
+
+def test_a_verb_of_another_package(toys: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "p", "responses": ["no", "Please wait."]}) + "\n")
+    done = solon(toys, "count-words", "--pairs", str(pairs), "--at-least", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["words"] == 2
 
 
 def test_a_recipe_is_checked_against_the_settings_of_another_package(toys: Path, tmp_path: Path) -> None:

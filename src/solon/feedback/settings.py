@@ -14,27 +14,27 @@ Scale = Literal["levels", "broken"]
 
 
 class JudgeSettings(Settings):
-    """How a judge is asked: by every stage of a run, and by `solon label`."""
+    """How the judge is asked."""
 
     question: str | None = None
-    """One question instead of the constitution's comparison questions (RLAIF without principles)."""
+    """One question in place of all comparison questions of the constitution; null: the constitution's questions."""
     principles_per_pair: int | None = Field(1, ge=1)
-    """Principles that each pair is judged under, drawn by the seed and their weights; null: all of them."""
+    """Number of principles that each pair is judged under, drawn by the seed and their weights; null: all principles."""
     together: bool = False
-    """Ask about a pair's principles in one question instead of one question each."""
+    """Ask one question that holds all principles of a pair; false: ask one question per principle."""
     soft_labels: bool = True
-    """Label with the judge's probability; false: 1 or 0, and 0.5 where the two orders contradict each other."""
+    """Labels are the judge's probabilities; false: labels are 1 or 0, and 0.5 if the two orders contradict each other."""
     rationales: int = Field(0, ge=0)
-    """Chain of thought: how many rationales to sample per order, whose probabilities are averaged; 0 answers at once."""
+    """Number of rationales (chains of thought) per order. Their probabilities are averaged; 0: answer without a rationale."""
     # Bai et al. 2022, section 4.1, found 40 to 60 % best: after a chain of thought the probability is near 0 or 1.
     clamp: tuple[float, float] = (0.4, 0.6)
-    """Bounds that the probability is held inside after a chain of thought."""
+    """Lowest and highest probability after a rationale; a probability outside becomes the bound."""
     rationale_sampling: SamplingSettings = SamplingSettings(max_tokens=160)
     """How rationales are sampled."""
     few_shot: int = Field(0, ge=0)
-    """How many labelled comparisons to show the judge before each question."""
+    """Number of labelled comparisons that the judge sees as examples before each question; 0: none."""
     scale: Scale = "levels"
-    """Ratings of single responses: `levels` is 1 to 10; `broken` asks whether the response breaks the principle."""
+    """How single responses are rated: `levels` asks for 1 to 10, `broken` asks if the response breaks the principle."""
 
     @model_validator(mode="after")
     def _clamp_holds_a_half(self) -> JudgeSettings:
@@ -48,10 +48,10 @@ class FeedbackTrainSettings(TrainSettings):
     """How a small model is trained to judge."""
 
     epochs: Epochs = 1
-    """How often the training goes over its comparisons."""
+    """Number of passes over the comparisons."""
     batch_size: int = Field(4, ge=1)
-    """Comparisons per optimiser step; each is learned in both orders."""
+    """Comparisons per optimiser step. Each comparison is learned in both orders."""
     learning_rate: LearningRate = 5e-4
-    """The highest learning rate; it rises to it in a short warm-up and falls to zero along a cosine."""
+    """The highest learning rate. The rate rises to it in a short warm-up, then falls to zero along a cosine."""
     max_length: int = Field(640, ge=16, le=1_000_000)
-    """Tokens of a question at most. Longer comparisons are left out, and counted."""
+    """Tokens of a question at most. A comparison with a longer question is left out and counted."""

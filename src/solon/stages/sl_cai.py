@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class SLCAISettings(Settings):
-    """What is learned from the revisions."""
+    """The examples that SL-CAI learns."""
 
     sft_on: Literal["final", "all", "best"] = "final"
-    """Learn the last revision of each chain, all of them, or what the judge prefers: the response or the last revision."""
+    """`final` learns the last revision of each chain, `all` every revision, `best` the response or the last revision."""
     demonstration_share: float = Field(0.25, ge=0, lt=1)
-    """Share of human demonstrations in the SFT set."""
+    """Share of people's demonstrations among the examples, from the first one; 0: none."""
     train: TrainSettings = TrainSettings()
     """How the model is trained."""
 

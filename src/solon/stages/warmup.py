@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class WarmupSettings(Settings):
-    """SFT of the start model on what people demonstrated, before anything else."""
+    """SFT of the start model on the demonstrations by people, before all other stages."""
 
     train: TrainSettings = TrainSettings()
     """How the model is trained."""
     adapter: AdapterSettings | None = None
-    """Adapters instead of the recipe's: a small model needs all of its blocks to learn this."""
+    """Adapters of this training; null: the recipe's `adapter`. A small model needs adapters on all blocks here."""
 
 
 class Warmup(Stage):

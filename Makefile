@@ -59,6 +59,7 @@ lint: install
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
+	$(BIN)/mypy --strict $(addprefix src/solon/,supervised feedback reinforcement training stages runs recipes)
 
 audit: install
 	$(BIN)/python .ci/audit

@@ -59,5 +59,5 @@ def test_a_run_says_what_it_chose(tmp_path: Path) -> None:
     mine.write_text("".join(f'{{"id": "{i}", "prompt": "How do I cook dish number {i}?"}}\n' for i in range(10)))
     recipe = load_recipe("rlaif", {"prompts.helpful": str(mine), "dtype": "bfloat16", "feedback.judge": PRICED})
     said = "\n".join(chosen(recipe, Data(recipe), "auto"))
-    for part in ("model smollm2", "bfloat16 (auto: the faster one here)", "RLAIF by ppo", PRICED, "helpful 2 of 10 in"):
+    for part in ("model smollm2", "bfloat16 (decided by auto)", "RLAIF by ppo", PRICED, "helpful 2 of 10 in"):
         assert part in said, part

@@ -276,7 +276,7 @@ def test_the_forms_of_well_known_sets_are_read(tmp_path: Path) -> None:
 
 
 def test_the_system_message_of_a_record_comes_first(tmp_path: Path) -> None:
-    """A `system` field, or a system message that stands later in the conversation, in every form of record."""
+    """In every form of record. A conversation that has a system message keeps it, at its position."""
     q, a, b, s = (
         {"role": role, "content": text}
         for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"), ("system", "s"))
@@ -284,7 +284,6 @@ def test_the_system_message_of_a_record_comes_first(tmp_path: Path) -> None:
     transcript = "\n\nHuman: q\n\nAssistant: "
     demonstrations: list[dict[str, Any]] = [
         {"system": "s", "messages": [q, a]},
-        {"messages": [q, s, a]},
         {"system": "other", "messages": [s, q, a]},  # the conversation's own counts
         {"system": "s", "prompt": "q", "completion": "a"},
         {"system": "s", "instruction": "q", "output": "a"},
@@ -312,6 +311,18 @@ def test_the_system_message_of_a_record_comes_first(tmp_path: Path) -> None:
         assert p.responses == ("a", "b") == (text_of(c.chosen), text_of(c.rejected))
     for row in ({"system": "s", "prompt": "q"}, preferences[5], preferences[6]):
         assert [m.model_dump() for m in read_prompts(write(tmp_path / "x.jsonl", row))[0].prompt] == [s, q]
+    [d] = read_demonstrations(write(tmp_path / "x.jsonl", {"system": "other", "messages": [q, a, s, q, b]}))
+    assert [m.model_dump() for m in d.messages] == [q, a, s, q, b]
+
+
+def test_turns_to_learn_are_those_of_the_row_where_a_system_field_is_put_first(tmp_path: Path) -> None:
+    row = {
+        "messages": [{"role": r, "content": r} for r in ("user", "assistant", "user", "assistant")],
+        "train_turns": [1],
+    }
+    for system, turn in (({}, 1), ({"system": "s"}, 2)):
+        [d] = read_demonstrations(write(tmp_path / "x.jsonl", {**row, **system}))
+        assert d.train_turns == (turn,) and d.messages[turn] == d.messages[-3]
 
 
 def test_identical_records_are_taken_once_and_different_ones_never_lost(tmp_path: Path, capsys: Any) -> None:

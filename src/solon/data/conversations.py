@@ -1,8 +1,8 @@
 """Conversations from the forms of the field's files, as one form: messages with a role and a text.
 
 The forms are a text, an HH transcript, a message, and a list of messages (`role`/`content`, with content as a text or as
-parts; ShareGPT's `from`/`value`). The system message comes first: a `system` field of the row, or else the
-conversation's own. A preference row gives the whole conversation: the turns that both sides share are the prompt, and
+parts; ShareGPT's `from`/`value`). A `system` field of the row is the first message where the conversation has no system
+message. A preference row gives the whole conversation: the turns that both sides share are the prompt, and
 the sides differ only in the assistant's last turn. A user's turn is never judged.
 """
 
@@ -70,10 +70,10 @@ def normalised(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def conversation(value: Any, name: str, *, plain: str = "", system: Any = None) -> Chat:
-    """The messages in `value`, the system message first.
+    """The messages in `value`.
 
     name: the key of `value` in the row. plain: the role of a text that is no transcript. system: the row's `system`
-    field, which counts where the conversation has no system message. Raises ValueError for a value that is no
+    field, put first where the conversation has no system message. Raises ValueError for a value that is no
     conversation.
     """
     if isinstance(value, str):
@@ -86,15 +86,13 @@ def conversation(value: Any, name: str, *, plain: str = "", system: Any = None) 
         if not messages:
             raise ValueError(f'"{name}" is an empty list; expected messages')
         chat = tuple(_message(m, f"{name}.{n}") for n, m in enumerate(messages))
-    return _with_system_first(chat, system)
+    return _with_system(chat, system)
 
 
-def _with_system_first(chat: Chat, system: Any) -> Chat:
-    """Chat templates take a system message as the first message only."""
-    given = tuple(m for m in chat if m.role == "system")
-    if not given and isinstance(system, str) and system.strip():
-        given = (Message(role="system", content=system),)
-    return (*given, *(m for m in chat if m.role != "system"))
+def _with_system(chat: Chat, system: Any) -> Chat:
+    if isinstance(system, str) and system.strip() and all(m.role != "system" for m in chat):
+        return (Message(role="system", content=system), *chat)
+    return chat
 
 
 def _message(value: Any, name: str) -> Message:
@@ -135,7 +133,7 @@ def prompt_of(value: dict[str, Any]) -> Chat:
         texts = [value["instruction"], value.get("input") or ""]
         if not all(isinstance(t, str) for t in texts):
             raise ValueError('"instruction" and "input" must be texts')
-        chat = _with_system_first((user("\n\n".join(t for t in texts if t)),), value.get("system"))
+        chat = _with_system((user("\n\n".join(t for t in texts if t)),), value.get("system"))
     else:
         raise ValueError('no "prompt"; expected {"prompt": "text"} or {"prompt": [{"role", "content"}, …]}')
     if isinstance(value.get("prompt"), str):  # a transcript may end with "Assistant:", where the answer would begin

@@ -25,6 +25,7 @@ from solon.terminal import note
 
 T = TypeVar("T")
 Row = dict[str, Any]
+CONVERSATIONS = ("messages", "conversations", "conversation")  # keys of a row that hold a whole conversation
 
 
 def read_prompts(name: str) -> list[Prompt]:
@@ -60,6 +61,7 @@ def read_demonstrations(name: str) -> list[SFTExample]:
             messages = conversation(value[side], side, system=value.get("system"))
         else:
             messages = _messages(value, 'no "messages"; expected {"messages": [{"role", "content"}, …]}')
+            value = _turns_after_system(value, messages)
         example = SFTExample.model_validate({**value, "id": value.get("id") or _id(messages), "messages": messages})
         if not any(m.role == "assistant" and m.content.strip() for m in example.messages):
             raise ValueError("no assistant turn to learn from")
@@ -199,10 +201,19 @@ def _candidates(value: Row) -> Pair | Candidates:
 
 
 def _messages(value: Row, expected: str) -> Chat:
-    for key in ("messages", "conversations", "conversation"):
+    for key in CONVERSATIONS:
         if key in value:
             return conversation(value[key], key, system=value.get("system"))
     raise ValueError(expected)
+
+
+def _turns_after_system(value: Row, messages: Chat) -> Row:
+    """The row with `train_turns` counted in `messages`, which begin with the row's `system` field where it was put first."""
+    given = next(value[key] for key in CONVERSATIONS if key in value)
+    turns, added = value.get("train_turns"), len(messages) - len(given)
+    if not isinstance(given, list) or not isinstance(turns, list) or added != 1:
+        return value
+    return {**value, "train_turns": [t + 1 if type(t) is int and t >= 0 else t for t in turns]}
 
 
 class _Seen:

@@ -39,7 +39,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 T = TypeVar("T")
 R = TypeVar("R")
 A = TypeVar("A", bound="Answer")
-Score = tuple[tuple[float | None, ...], str | None]  # log-probability of each continuation; why one of them is None
 
 
 class _CachedTokens(BaseModel):

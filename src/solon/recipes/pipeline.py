@@ -43,7 +43,7 @@ def chosen(recipe: Recipe, data: Data, asked_dtype: str | None = None) -> Iterat
 
     asked_dtype: the recipe's dtype before `resolved` decided it.
     """
-    measured = " (auto: the faster one here)" if asked_dtype == "auto" else ""
+    measured = " (decided by auto)" if asked_dtype == "auto" else ""
     yield f"model {recipe.model}, dtype {recipe.dtype}{measured}, seed {recipe.seed}"
     for stage in in_order(recipe):
         yield from stage.describe(recipe)

@@ -31,6 +31,8 @@ class Reward:
     """The directory of a reward model. PPO puts that model on the policy's own weights where it can."""
     engines: tuple[Engine, ...] = ()
     """The engines that are asked for each score."""
+    release: Callable[[], None] = lambda: None
+    """Frees the memory of the reward model. The next score loads the model again."""
 
     @classmethod
     def of_model(cls, directory: str, dtype: str) -> Reward:
@@ -45,7 +47,9 @@ class Reward:
             scores = iter(model().score([c for c, fits in zip(chats, readable, strict=True) if fits]))
             return [next(scores) if fits else None for fits in readable]
 
-        return cls(of_model(directory), lambda chats: model().score(chats), measure, directory)
+        return cls(
+            of_model(directory), lambda chats: model().score(chats), measure, directory, release=model.cache_clear
+        )
 
     @classmethod
     def of_judge(cls, rewards: JudgeReward) -> Reward:

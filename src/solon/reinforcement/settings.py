@@ -41,7 +41,7 @@ class PPOSettings(Settings):
     """Proximal policy optimisation, Solon's own."""
 
     updates: int = Field(8, ge=1)
-    """Updates of the policy. A finished training continues where this number is raised."""
+    """Updates of the policy. A finished `solon ppo` continues where this number is raised."""
     rollouts: int = Field(32, ge=2)
     """Responses sampled for one update."""
     responses_per_prompt: int = Field(1, ge=1)

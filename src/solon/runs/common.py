@@ -61,7 +61,7 @@ class Human(Settings):
     n_comparisons: int | None = Field(None, ge=2)
     """Number of comparisons to use, the held-out ones included; null: all."""
     validation_sample: int = Field(0, ge=0)
-    """Number of the judge's comparisons that are drawn for people to check with `solon review`; 0: none."""
+    """Number of the judge's comparisons that are drawn into `validation/sample.jsonl` for people to check; 0: none."""
 
 
 class Common(Settings):
@@ -80,7 +80,8 @@ class Common(Settings):
     system: str | None = DEFAULT_SYSTEM
     """The system message at the start of every conversation; null: no system message."""
     dtype: Dtype = "auto"
-    """Number format of models that generate or judge; auto: the faster one on this machine, measured once."""
+    """Number format of models that generate or judge; auto: bfloat16 on a GPU that has it; on a CPU the faster one, measured
+    once."""
     training_dtype: Dtype | None = None
     """Number format of models in training; null: the same as `dtype`."""
     batch_size: int = Field(64, ge=1)

@@ -66,7 +66,12 @@ PRINCIPLES = Option(
     "principles", int | None, None, "Principles per pair, drawn by the seed; where none is given, all of them.", 1
 )
 SYSTEM = Option("system", str, DEFAULT_SYSTEM, 'The system message every chat starts with; "" sends none.')
-DTYPE = Option("dtype", str, "auto", "auto, float32 or bfloat16; auto takes the faster one on this machine.")
+DTYPE = Option(
+    "dtype",
+    str,
+    "auto",
+    "auto, float32 or bfloat16; auto takes bfloat16 on a GPU that has it, and the faster one on a CPU.",
+)
 LIMIT = Option("limit", int | None, None, "Use only this many records, from the first one.", 1)
 RESTART = Option(
     "restart", bool, False, "Begin anew where --out holds an output that Solon made from other settings or inputs."

@@ -62,6 +62,7 @@ class Evaluation(Stage):
     def run(self, run: Run) -> None:
         models = models_of(run)
         answers = {name: self.answer(run, name, spec) for name, spec in models.items()}
+        run.get(REWARD).release()  # the judge needs the memory
         wins: Wins = {}
         if run.find(JUDGE) is not None and run.recipe.of(EvaluationSettings).judge_comparisons:
             with run.engine(run.get(JUDGE)) as engine:

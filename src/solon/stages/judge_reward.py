@@ -31,6 +31,15 @@ class JudgeRewardStage(Stage):
     def runs(self, recipe: Common) -> bool:
         return recipe.of(LabelSettings).direct
 
+    def check(self, recipe: Common) -> None:
+        from solon.feedback.judges import check_rates
+
+        if self.runs(recipe):
+            try:
+                check_rates(judge_spec(recipe))
+            except InputError as error:
+                raise ValueError(f"feedback.direct: {error}") from None
+
     def estimate(self, plan: Plan) -> None:
         n = min(REFERENCE, 2 * len(asked_prompts(plan.recipe, plan.data.prompts)))
         plan.add(self.name, n, questions=[plan.rating(judge_spec(plan.recipe), n, response_tokens(plan.recipe))])

@@ -29,7 +29,7 @@ def fill(template: str, **values: str) -> str:
 def critique_chat(prompt: Chat, response: str, principle: Principle, few_shot: int | None = 0) -> Chat:
     """The conversation that ends with the critique request."""
     request = fill(principle.critique, prompt=text_of(prompt), response=response)
-    return (*examples_chat(principle, few_shot), *prompt, assistant(response), user(request))
+    return (*with_examples(prompt, principle, few_shot), assistant(response), user(request))
 
 
 def revision_chat(
@@ -38,16 +38,20 @@ def revision_chat(
     """The conversation that ends with the revision request. Without a critique the revision is direct."""
     request = fill(principle.revision, prompt=text_of(prompt), response=response, critique=critique or "")
     if critique is None:
-        return (*examples_chat(principle, few_shot), *prompt, assistant(response), user(request))
+        return (*with_examples(prompt, principle, few_shot), assistant(response), user(request))
     return (*critique_chat(prompt, response, principle, few_shot), assistant(critique), user(request))
 
 
-def examples_chat(principle: Principle, few_shot: int | None) -> Chat:
-    """The first `few_shot` examples of the principle (None: all examples) as earlier turns of the conversation."""
-    turns: list[Message] = []
+def with_examples(prompt: Chat, principle: Principle, few_shot: int | None) -> Chat:
+    """The prompt with the first `few_shot` examples of the principle (None: all examples) as earlier turns.
+
+    The prompt's own system message stays first: chat templates take a system message at the beginning only.
+    """
+    start = 1 if prompt[0].role == "system" else 0
+    turns: list[Message] = [*prompt[:start]]
     for e in principle.examples[:few_shot]:
         turns += [user(e.prompt), *revision_turns(principle, e.prompt, e.response, e.critique, e.revision)]
-    return tuple(turns)
+    return (*turns, *prompt[start:])
 
 
 def revision_turns(principle: Principle, prompt: str, response: str, critique: str, revision: str) -> Chat:

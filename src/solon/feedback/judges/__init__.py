@@ -35,12 +35,23 @@ def open_judge(
     """
     if scheme_of(engine.name) != "judge":
         return ModelJudge.of_settings(engine, constitution, settings, human, seed=seed, meta=meta)
-    name = engine.name.removeprefix("judge:")
-    kinds = discover("solon.feedback.judges", GROUP, lambda x: isinstance(x, type) and issubclass(x, Judge))
-    known = {kind.name: kind for kind in kinds}
-    if name not in known:
-        raise InputError(f'no judge is called "{name}"; there are {", ".join(known)}{nearest(name, list(known))}')
-    judge: Judge = known[name]()
+    judge = judge_kind(engine.name)()
     judge.constitution, judge.settings = asked_constitution(constitution, settings), settings
     judge.engine, judge.seed, judge.meta = engine, seed, meta
     return judge
+
+
+def judge_kind(spec: str) -> type[Judge]:
+    """The class that `judge:NAME` names. Raises InputError where there is none."""
+    name = spec.removeprefix("judge:")
+    kinds = discover("solon.feedback.judges", GROUP, lambda x: isinstance(x, type) and issubclass(x, Judge))
+    known: dict[str, type[Judge]] = {kind.name: kind for kind in kinds}
+    if name not in known:
+        raise InputError(f'no judge is called "{name}"; there are {", ".join(known)}{nearest(name, list(known))}')
+    return known[name]
+
+
+def check_rates(spec: str) -> None:
+    """Raises InputError where the judge of that name rates no single response. A model is asked; it may abstain."""
+    if scheme_of(spec) == "judge" and judge_kind(spec).rate is Judge.rate:
+        raise InputError(f"{spec}: this judge compares responses and does not rate a single one; name a model")

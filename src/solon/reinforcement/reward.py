@@ -12,6 +12,7 @@ from solon.feedback.judge import ModelJudge
 from solon.feedback.rating import JudgeReward
 from solon.records import Chat, fingerprint
 from solon.reinforcement.reward_model import RewardModel
+from solon.training.saving import give_memory_back
 
 RewardFunction = Callable[[Sequence[Chat]], Sequence[float]]
 """Takes conversations that end in a response, and gives one number per conversation, with a standard deviation of about 1."""
@@ -47,9 +48,11 @@ class Reward:
             scores = iter(model().score([c for c, fits in zip(chats, readable, strict=True) if fits]))
             return [next(scores) if fits else None for fits in readable]
 
-        return cls(
-            of_model(directory), lambda chats: model().score(chats), measure, directory, release=model.cache_clear
-        )
+        def release() -> None:
+            model.cache_clear()
+            give_memory_back()
+
+        return cls(of_model(directory), lambda chats: model().score(chats), measure, directory, release=release)
 
     @classmethod
     def of_judge(cls, rewards: JudgeReward) -> Reward:

@@ -89,7 +89,7 @@ class PPOSettings(Settings):
     length_target: int | None = Field(None, ge=1)
     """Tokens that a response should have. null: the length does not count."""
     length_coefficient: float = Field(1.0, ge=0)
-    """Subtracted from the score for each length_target of tokens too many or too few, sd."""
+    """Penalty for the length, sd: this number times |tokens - length_target| / length_target is subtracted."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Norm that gradients are clipped to."""
     checkpoint_every: int = Field(1, ge=1)

@@ -38,9 +38,11 @@ class Prompts(Settings):
     heldout_share: float = Field(0.2, gt=0, le=0.5)
     """Share of the distinct prompts of your own file that is kept out of training, where no held-out file is named."""
     n_red_team: int | None = Field(None, ge=0)
-    """Number of red-team prompts to train on, drawn by the seed; null: all; 0: none, and none is held out."""
+    """Number of red-team prompts to train on, drawn by the seed; null: all; 0: none. With 0, none is held out unless a
+    held-out file is named."""
     n_helpful: int | None = Field(None, ge=0)
-    """Number of helpful prompts to train on, drawn by the seed; null: all; 0: none, and none is held out."""
+    """Number of helpful prompts to train on, drawn by the seed; null: all; 0: none. With 0, none is held out unless a
+    held-out file is named."""
     n_heldout: int | None = Field(None, ge=1)
     """Number of held-out prompts of each kind (red-team, helpful); null: all."""
 

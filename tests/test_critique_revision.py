@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from solon.constitution import Constitution, Example, Principle, draw_principles, load_constitution
 from solon.engines import GenerationRequest, Sampling, ScriptedEngine
-from solon.records import Comparison, Prompt, RevisionChain, assistant, user
-from solon.supervised.critique_revision import fill, revise
+from solon.records import Comparison, Message, Prompt, RevisionChain, assistant, user
+from solon.supervised.critique_revision import critique_chat, fill, revise, revision_chat
 from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
 
 RULES = Constitution(
@@ -76,6 +76,15 @@ def test_direct_revision_has_no_critique() -> None:
 def test_few_shot_examples_stand_before_the_conversation() -> None:
     for chain in run(revisions=1, few_shot=1):
         assert chain.steps[0].critique.startswith("[9]")  # six example turns, then three
+
+
+def test_the_system_message_of_a_prompt_stays_first_before_few_shot_examples() -> None:
+    principle, system = RULES.principles[0], Message(role="system", content="You work for a bank.")
+    for few_shot in (0, 1):
+        bare = critique_chat((user("q"),), "r", principle, few_shot)
+        assert critique_chat((system, user("q")), "r", principle, few_shot) == (system, *bare)
+        bare = revision_chat((user("q"),), "r", None, principle, few_shot)
+        assert revision_chat((system, user("q")), "r", None, principle, few_shot) == (system, *bare)
 
 
 def test_responses_may_come_from_another_model() -> None:

@@ -18,8 +18,14 @@ from typing import Any
 from solon.errors import InputError
 
 
-def discover(package: str, group: str, accept: Callable[[Any], bool]) -> list[Any]:
-    """Every accepted object of the package's modules, in the order of their names, then those of entry points."""
+def discover(
+    package: str, group: str, accept: Callable[[Any], bool], noun: str, valid: Callable[[Any], bool] | None = None
+) -> list[Any]:
+    """Every accepted object of the package's modules, in the order of their names, then those of entry points.
+
+    noun: the word for one object, for messages. valid: whether an entry point may name the object; None: as `accept`.
+    Raises InputError where an entry point names another object, and where two accepted objects have one name.
+    """
     accepted: list[Any] = []
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         module = importlib.import_module(f"{package}.{info.name}")
@@ -28,8 +34,26 @@ def discover(package: str, group: str, accept: Callable[[Any], bool]) -> list[An
         accepted += [x for x in items if accept(x) and x not in imported]
     for entry in sorted(entry_points(group=group), key=lambda e: e.name):
         value = load(entry)
-        accepted += [x for x in (value if isinstance(value, tuple | list) else (value,)) if accept(x)]
-    return list(dict.fromkeys(accepted))
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if not (valid or accept)(item):
+                missing = ", ".join(sorted(getattr(item, "__abstractmethods__", ())))
+                fault = f"lacks {missing}" if missing else f"is no {noun}"
+                raise InputError(f"{group}: {entry.name} ({entry.value}) {fault}; mend or remove that package")
+            accepted += [item] if accept(item) else []
+    different = list(dict.fromkeys(accepted))
+    names = [item.name for item in different]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two {noun}s are called {twice[0]}; rename the one of your package")
+    return different
+
+
+def packages() -> set[str]:
+    """The top-level packages behind the entry points of every group of Solon."""
+    entries = entry_points()
+    groups = [group for group in entries.groups if group.startswith("solon.")]
+    return {
+        entry.value.partition(":")[0].partition(".")[0] for group in groups for entry in entries.select(group=group)
+    }
 
 
 def named(group: str, name: str) -> Any | None:

@@ -148,7 +148,7 @@ def _connections(most: int | None) -> Iterator[None]:
 
 
 class OneLine(TyperGroup):
-    """A group of commands whose usage errors are one line too: the line says what is wrong and where the help is."""
+    """A group of commands whose errors are one line too, those of usage and those of packages that add commands."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _usage_in_one_line():
@@ -163,6 +163,9 @@ class OneLine(TyperGroup):
 def _usage_in_one_line() -> Iterator[None]:
     try:
         yield
+    except InputError as error:
+        print(f"solon: {printable(str(error), 2000)}", file=sys.stderr)
+        raise typer.Exit(2) from None
     except Exception as error:  # typer brings its own copy of click, so the class has no public name
         format_message = getattr(error, "format_message", None)
         is_usage_error = getattr(error, "exit_code", None) == 2 and type(error).__name__ != "NoArgsIsHelpError"

@@ -15,6 +15,7 @@ import traceback
 
 from pydantic import ValidationError
 
+from solon import plugins
 from solon.errors import Diverged, InputError, NothingAnswered, Outage, printable
 
 RESUME_HINT = "everything finished so far is kept; run the same command again to go on"
@@ -65,6 +66,13 @@ def explain(error: BaseException) -> tuple[int, str]:
     return _explain_system_error(error) or (1, _report_fault(error))
 
 
+def _package_at_fault(error: BaseException) -> str:
+    """The package that raised the error: "solon", or a package that adds to Solon by entry point."""
+    packages = {"solon", *plugins.packages()}
+    names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return next((p for name in reversed(list(names)) if (p := name.partition(".")[0]) in packages), "solon")
+
+
 def _explain_system_error(error: BaseException) -> tuple[int, str] | None:
     """The line for an error that the operating system or the model hub raised; None for any other."""
     if isinstance(error, ConnectionError | TimeoutError):
@@ -85,7 +93,7 @@ def _explain_system_error(error: BaseException) -> tuple[int, str] | None:
 
 
 def _report_fault(error: BaseException) -> str:
-    """The line for a fault of Solon. The line names the file that the traceback is written to."""
+    """The line for a fault of Solon or of a package that adds to it. The line names the file of the traceback."""
     summary = f"{type(error).__name__}: {_first_line(error)}"
     text = without_keys("".join(traceback.format_exception(error)))
     try:
@@ -94,7 +102,9 @@ def _report_fault(error: BaseException) -> str:
             file.write(text)
     except OSError:
         path = "nowhere, since no temporary file can be written; SOLON_DEBUG=1 shows it"
-    return f"this is a fault of Solon, please report it ({without_keys(summary)}); the traceback is in {path}; {RESUME_HINT}"
+    package = _package_at_fault(error)
+    whose = "Solon, please report it" if package == "solon" else f"the package {package}"
+    return f"this is a fault of {whose} ({without_keys(summary)}); the traceback is in {path}; {RESUME_HINT}"
 
 
 def without_keys(text: str) -> str:

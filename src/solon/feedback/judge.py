@@ -12,6 +12,7 @@ all of them ask the same questions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,10 @@ class Judge:
         start may get (after an outage). Such a pair yields no comparison, not an abstention.
         """
         for pair in pairs:
-            yield comparison_of(pair, (), self.first_log_odds(pair), self.meta())
+            odds = self.first_log_odds(pair)
+            if odds is not None and (not isinstance(odds, (int, float)) or math.isnan(odds)):
+                raise InputError(f"judge:{self.name}: first_log_odds gave {odds!r}; it must give a number or None")
+            yield comparison_of(pair, (), odds, self.meta())
 
     def rate(self, chats: Iterable[tuple[str, Chat]]) -> Iterator[Rating]:
         """One rating per conversation, in order. chats: (id, conversation that ends with the response)."""

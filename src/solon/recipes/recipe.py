@@ -73,6 +73,30 @@ else:
     Recipe = create_model("Recipe", __base__=RecipeBase, __module__=__name__, **_parts())
 
 
+def _sections() -> dict[type[Settings], str]:
+    """The key of the section that holds settings of each kind, and of the kinds that they are made from.
+
+    Solon's own stages come first, so that a package whose settings extend those of a section does not take its place.
+    """
+    stages = sorted(all_stages(), key=lambda s: not type(s).__module__.startswith("solon."))
+    parts = [(s, s.settings, s.part) for s in stages if s.part and s.settings is not None]
+    sections: dict[type[Settings], str] = {}
+    for stage, kind, part in parts:
+        if sections.setdefault(kind, part) != part:
+            raise InputError(
+                f"the stage {stage.name}: {kind.__name__} belongs to the section {sections[kind]}; make a subclass of it "
+                f"for the section {part}"
+            )
+    for _, kind, part in parts:
+        for base in kind.__mro__:
+            if issubclass(base, Settings) and base is not Settings:
+                sections.setdefault(base, part)
+    return sections
+
+
+RecipeBase.sections = _sections()
+
+
 def builtin_recipes() -> dict[str, Path]:
     folder = Path(str(files("solon"))) / "recipes"
     return {p.stem: p for p in sorted(folder.glob("*.yaml"))}

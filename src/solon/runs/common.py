@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import typing
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
@@ -69,6 +70,9 @@ class Human(Settings):
 class Common(Settings):
     """The keys of every recipe. `recipes/recipe.py` adds a key for the settings of each stage."""
 
+    sections: ClassVar[Mapping[type[Settings], str]] = {}
+    """The key of the section that holds settings of each kind."""
+
     name: str
     """Name of the recipe, for messages and the report."""
     description: str = ""
@@ -106,7 +110,8 @@ class Common(Settings):
 
     def find(self, kind: type[S]) -> S | None:
         """The section of the recipe that holds settings of this kind; None where the recipe leaves it out."""
-        return next((v for name in type(self).model_fields if isinstance(v := getattr(self, name), kind)), None)
+        name = self.sections.get(kind)
+        return None if name is None else getattr(self, name)
 
     def of(self, kind: type[S]) -> S:
         """The section of the recipe that holds settings of this kind. Raises LookupError where the recipe has none."""

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from solon.publishing import MARK, Identity, differences, mark_of, recover_all, 
 from solon.records import Pair, Record
 from solon.runs import Artifact
 from solon.runs.common import Common, dump_recipe, read_recipe
-from solon.runs.journal import Journal, as_record, batches, provenance, read_journal, with_input
+from solon.runs.journal import NOT_A_RECORD, Journal, as_record, batches, provenance, read_journal, with_input
 from solon.runs.progress import progress_line, training_line
 from solon.runs.stage_folder import STATE_KEYS, StageFolder, read_object, short
 from solon.runs.trackers import tracked, trackers
@@ -109,6 +109,11 @@ class Run:
         old, new = read_object(path), {}
         if name == "recipe.yaml":
             recipe = read_recipe(type(self.recipe), path.read_bytes(), str(path))
+            if recipe.algorithm in type(recipe).model_fields.keys() - recipe.model_fields_set:
+                raise InputError(
+                    f"{path}: an older Solon began this run and took the settings of {recipe.algorithm} from the section "
+                    "ppo; give --out a new directory"
+                )
             if recipe == self.recipe:  # an older Solon wrote the same recipe with fewer or other keys
                 return
             old, new = recipe.model_dump(mode="json"), self.recipe.model_dump(mode="json")
@@ -265,4 +270,6 @@ def _with_order(row: dict[str, Any], item: Any) -> dict[str, Any]:
     """A comparison that Solon wrote before 27 November 2026 does not say which response was the pair's first."""
     if "chosen" not in row or "first" in row or not isinstance(item, Pair):
         return row
-    return {**row, "first": "chosen" if row["chosen"][-1]["content"] == item.responses[0] else "rejected"}
+    with suppress(*NOT_A_RECORD):  # the record's own check refuses a damaged row
+        return {**row, "first": "chosen" if row["chosen"][-1]["content"] == item.responses[0] else "rejected"}
+    return row

@@ -19,29 +19,25 @@ GROUP = "solon.stages"  # entry points of other packages
 PROVIDED = frozenset({DATA, START_MODEL})  # a run has these artifacts before its first stage
 
 
-def _discover(base: type[Any]) -> list[Any]:
+def _discover(base: type[Any], noun: str) -> list[Any]:
     """The concrete subclasses of a base class in this folder and behind the entry points of other packages."""
 
-    def accept(value: Any) -> bool:
-        return isinstance(value, type) and issubclass(value, base) and not isabstract(value) and hasattr(value, "name")
+    def concrete(value: Any, *bases: type[Any]) -> bool:
+        return isinstance(value, type) and issubclass(value, bases) and not isabstract(value) and hasattr(value, "name")
 
-    return discover("solon.stages", GROUP, accept)
+    return discover("solon.stages", GROUP, lambda x: concrete(x, base), noun, valid=lambda x: concrete(x, Stage, Verb))
 
 
 @cache
 def all_stages() -> tuple[Stage, ...]:
     """Every stage, in the order in which a recipe with all stages would run them."""
-    stages = [kind() for kind in _discover(Stage)]
-    names = [s.name for s in stages]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"two stages are called {twice[0]}; rename the one of your package")
-    return tuple(_sorted(stages))
+    return tuple(_sorted([kind() for kind in _discover(Stage, "stage")]))
 
 
 @cache
 def all_verbs() -> dict[str, type[Verb]]:
     """Every verb that a stage's file defines, by its name."""
-    return {kind.name: kind for kind in _discover(Verb)}
+    return {kind.name: kind for kind in _discover(Verb, "command")}
 
 
 def in_order(recipe: Common) -> list[Stage]:

@@ -80,6 +80,9 @@ class Reinforcement(Stage):
 
     def describe(self, recipe: Common) -> Iterable[str]:
         yield f"{policy_name(recipe)} by {self.name}"
+        given = recipe.model_fields_set
+        if self.part and self.part not in given and "ppo" in given:
+            yield f"{self.name}: the section {self.part} is left out, so its defaults count; the section ppo is not read"
 
     def check(self, recipe: Common) -> None:
         if recipe.algorithm == self.name and recipe.adapter is None:

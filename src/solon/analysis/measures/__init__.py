@@ -6,11 +6,13 @@ package.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from solon.errors import InputError
 from solon.measures.statistics import Estimate, difference, mean, paired_difference_of_shares, share
 from solon.plugins import discover
 from solon.records import Chat, Record, Source
@@ -39,7 +41,11 @@ class Measure:
 
     def by_prompt(self, answers: Sequence[Answer]) -> dict[str, float]:
         relevant = (a for a in answers if self.source in (None, a.source))
-        return {a.id: float(v) for a in relevant if (v := self.value(a)) is not None}
+        values = {a.id: v for a in relevant if (v := self.value(a)) is not None}
+        for value in values.values():
+            if not isinstance(value, (int, float)) or math.isnan(value):
+                raise InputError(f'the measure "{self.name}" gave {value!r}; its value must be a number or None')
+        return {name: float(value) for name, value in values.items()}
 
     def of(self, answers: Sequence[Answer]) -> Estimate:
         values = list(self.by_prompt(answers).values())
@@ -59,4 +65,4 @@ class Measure:
 @cache
 def all_measures() -> tuple[Measure, ...]:
     """Every measure, Solon's own first."""
-    return tuple(discover("solon.analysis.measures", "solon.measures", lambda item: isinstance(item, Measure)))
+    return tuple(discover("solon.analysis.measures", "solon.measures", lambda x: isinstance(x, Measure), "measure"))

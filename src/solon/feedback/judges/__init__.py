@@ -44,7 +44,7 @@ def open_judge(
 def judge_kind(spec: str) -> type[Judge]:
     """The class that `judge:NAME` names. Raises InputError where there is none."""
     name = spec.removeprefix("judge:")
-    kinds = discover("solon.feedback.judges", GROUP, lambda x: isinstance(x, type) and issubclass(x, Judge))
+    kinds = discover("solon.feedback.judges", GROUP, lambda x: isinstance(x, type) and issubclass(x, Judge), "judge")
     known: dict[str, type[Judge]] = {kind.name: kind for kind in kinds}
     if name not in known:
         raise InputError(f'no judge is called "{name}"; there are {", ".join(known)}{nearest(name, list(known))}')

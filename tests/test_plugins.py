@@ -7,8 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from solon.analysis.measures import Answer, Measure
+from solon.errors import InputError
+from solon.records import user
 
 FANCY = """
 from solon.reinforcement.settings import PPOSettings
@@ -110,3 +115,11 @@ def test_direct_rewards_need_a_judge_that_rates(tmp_path: Path) -> None:
     given += ["--set", "feedback.warmup=null"]
     done = python(dict(os.environ), "-m", "solon", "run", "tiny", *given, "--dry-run", "--out", str(tmp_path / "run"))
     assert done.returncode == 2 and "does not rate a single one" in done.stderr
+
+
+@pytest.mark.parametrize(("value", "is_share"), [("many", False), (float("nan"), False), (3, True)])
+def test_a_measure_gives_numbers_and_a_share_gives_0_or_1(value: Any, is_share: bool) -> None:
+    measure = Measure("m", "", "higher", False, lambda a: value, is_share=is_share)
+    answer = Answer(id="a", prompt=(user("q"),), answer="x", ended=True)
+    with pytest.raises(InputError, match='the measure "m" gave'):
+        measure.of([answer])

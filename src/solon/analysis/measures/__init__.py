@@ -43,8 +43,9 @@ class Measure:
         relevant = (a for a in answers if self.source in (None, a.source))
         values = {a.id: v for a in relevant if (v := self.value(a)) is not None}
         for value in values.values():
-            if not isinstance(value, (int, float)) or math.isnan(value):
-                raise InputError(f'the measure "{self.name}" gave {value!r}; its value must be a number or None')
+            if not isinstance(value, (int, float)) or math.isnan(value) or (self.is_share and value not in (0, 1)):
+                expected = "0, 1 or None" if self.is_share else "a number or None"
+                raise InputError(f'the measure "{self.name}" gave {value!r}; its value must be {expected}')
         return {name: float(value) for name, value in values.items()}
 
     def of(self, answers: Sequence[Answer]) -> Estimate:

@@ -76,6 +76,7 @@ def test_settings_that_extend_a_section_do_not_take_its_place(tmp_path: Path) ->
     [
         ("solon.stages", FANCY.replace("SETTINGS", "PPOSettings"), "Fancy", "make a subclass of it for the section fancy"),
         ("solon.stages", FANCY.replace("def train", "def trian").replace("SETTINGS", "FancySettings"), "Fancy", "lacks train"),
+        ("solon.stages", FANCY.replace('"fancy", SETTINGS', '"find", FancySettings'), "Fancy", "rename the section"),
         ("solon.stages", "x = 3", "x", "is no"),
         ("solon.stages", VERB.replace("NAME", "label"), "Own", "two commands are called label"),
         ("solon.stages", VERB.replace("NAME", "run"), "Own", "two commands are called run"),

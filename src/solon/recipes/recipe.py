@@ -57,6 +57,10 @@ def _parts() -> dict[str, Any]:
             optional[stage.part] = optional.get(stage.part, True) and stage.optional
     fields: dict[str, Any] = {}
     for part, settings in kinds.items():
+        if part in RecipeBase.model_fields or hasattr(RecipeBase, part):
+            raise InputError(
+                f"the section {part} of a stage: a recipe has a key or a method of this name; rename the section"
+            )
         kind = settings[0]
         if len(settings) > 1:  # the class has a name in this module, so that a recipe can be sent to another process
             name = f"{part.title().replace('_', '')}Part"

@@ -315,12 +315,12 @@ def trained(model: Any, twin: Any) -> tuple[float, str]:
     base = other.get_base_model()
     expected_logprobs = torch.cat([logprobs(base, r) for r in said])
     worst = (found.detach() - expected_logprobs).abs().max().item()
-    frozen = lower_blocks(policy, 0)  # PPO's passes, which start above the blocks that do not learn
-    frozen.add(said)
-    with torch.no_grad():
-        hidden = layout.gather(frozen.hidden_states(layout, said), [range(len(r) - 1) for r in said])
-        found, _ = logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)
-    worst = max(worst, (found - expected_logprobs).abs().max().item())
+    if frozen := lower_blocks(policy, 0):  # PPO's passes, which start above the blocks that do not learn
+        frozen.add(said)
+        with torch.no_grad():
+            hidden = layout.gather(frozen.hidden_states(layout, said), [range(len(r) - 1) for r in said])
+            found, _ = logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)
+        worst = max(worst, (found - expected_logprobs).abs().max().item())
     names = adapted_layers(policy)
     right = set(names) == set(asked) and {".".join(n.split(".")[: where.count(".") + 2]) for n in names} <= expected
     return worst, "as asked" if right else f"{len(names)} adapted, {len(asked)} asked"

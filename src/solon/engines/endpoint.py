@@ -222,7 +222,7 @@ class Endpoint:
 
     @property
     def _gone(self) -> bool:
-        """Whether the server has left so many requests in a row without an answer that no more are sent."""
+        """Whether the server has left as many requests in a row without an answer as the limit allows; no more are sent."""
         return self._unanswered >= max(OUTAGE, 2 * self.max_connections)
 
     def _body(self, content: bytes, content_type: str) -> Any:

@@ -46,7 +46,7 @@ BESIDE_PEOPLE = 0.05  # distance from the people's share on the same pairs, and 
 WITHOUT_PEOPLE = 0.10  # distance from 0.5 where no people labelled: the longer response is often the better one
 TIES = 0.25  # share of pairs; a tie teaches a reward model nothing
 ABSTENTIONS = 0.05  # share of judgements; with more, the other judgements may not represent the pairs
-OVERCONFIDENCE = 0.05  # mean confidence less the share of right labels
+OVERCONFIDENCE = 0.05  # mean confidence minus the share of right labels
 REASONS = 20  # number of abstention reasons that are counted separately; a server's messages may all differ
 
 

@@ -64,7 +64,7 @@ def _clock(seconds: float) -> str:
 
 
 def _rates(recipe: Recipe) -> dict[str, float] | None:
-    """Tokens a second read, written and trained on, from the model's size and a measured matrix product."""
+    """Tokens per second read, written and trained on, from the model's size and a measured matrix product."""
     import torch
 
     from solon.errors import InputError

@@ -140,7 +140,7 @@ class RewardModel:
         return scores
 
     def score(self, conversations: Sequence[Chat]) -> list[float]:
-        """Normalised scores, in the order given: the mean over members, less the penalty for their disagreement."""
+        """Normalised scores, in the order given: the mean over members, minus the penalty for their disagreement."""
         scores = self.by_member(conversations)
         deviations = [statistics.stdev(s) if len(s) > 1 else 0.0 for s in scores]
         return [statistics.fmean(s) - self.penalty * d for s, d in zip(scores, deviations, strict=True)]

@@ -58,7 +58,7 @@ def changes(data: dict[str, Any]) -> Section:
         for c in sorted(changed, key=lambda c: bool(c.get("trained_on")))
     )
     note = (
-        "The later model less the earlier one, prompt by prompt; the judge's preference less 50 %. An interval that holds 0 "
+        "The later model minus the earlier one, prompt by prompt. The judge's preference is shown minus 50 %. An interval that holds 0 "
         "does not say that nothing changed: it cannot be told."
     )
     head = ("measure", "better", "training pushed on it", *map(clean, steps))

@@ -13,7 +13,7 @@ PPO_ROWS = 12  # the table of a long run shows this number of updates, the first
 CURVES = {
     "reward": "reward (sd)",
     "kl_nats": "KL to the reference (nats per response)",
-    "entropy_nats": "entropy (nats a token)",
+    "entropy_nats": "entropy (nats per token)",
     "response_tokens": "response (tokens)",
     "clip_fraction": "clip fraction",
     "explained_variance": "values explain (share)",
@@ -135,7 +135,7 @@ def kl(data: dict[str, Any]) -> Section:
         )
     rows = (
         ("KL to the model it started from", value),
-        ("tokens a response", number(measured.get("response_tokens"))),
+        ("tokens per response", number(measured.get("response_tokens"))),
         ("responses with a log-probability that is no number", number(measured.get("not_finite"))),
     )
     note = (

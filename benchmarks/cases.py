@@ -461,6 +461,8 @@ def main() -> int:
     import datasets  # noqa: F401
     import transformers  # noqa: F401
 
+    import solon.cli  # noqa: F401  (first: it silences the libraries)
+
     wrong, right = [], 0
     with (
         server(asked.folder / "fake.py") as fake,

@@ -17,5 +17,7 @@ PLAIN = ["gpt_oss", "gemma2", "bloom"]
 def test_sampler_scorer_and_trainer_give_transformers_own_numbers(family: str) -> None:
     found = check(family)
     assert not found.wrong, found
-    assert found.path == ("fast" if family in FAST and fast() else "plain"), found  # plain too where models/fast is gone
+    assert found.path == ("fast" if family in FAST and fast() else "plain"), (
+        found
+    )  # plain too where models/fast is gone
     assert found.layers == "as asked"

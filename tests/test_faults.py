@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from solon.cli import app
 from solon.cli.common import guarded
 from solon.errors import InputError, Outage, printable
+from solon.runs.progress import progress_line
 from solon.terminal import Console, harmless, safe_streams
 
 ESCAPES = "\x1b[2J\x9b2J\r\x07\u202e"
@@ -118,3 +119,20 @@ def test_usage_errors_are_one_line_too() -> None:
         done = CliRunner().invoke(app, line)
         assert done.exit_code == 2 and "\x1b" not in done.output
         assert done.stderr.count("\n") == 1 and "--help" in done.stderr
+
+
+def test_a_progress_bar_moves_the_cursor_and_other_text_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with safe_streams():
+        console = Console(stderr=True, force_terminal=True)
+        with progress_line(console, "stage", 2, "steps") as advance:
+            advance(1, {})
+            print("\x1b[2J", file=sys.stderr)
+            advance(1, {})
+    assert "\x1b[2K" in screen.getvalue() and "\x1b[2J" not in screen.getvalue()
+    assert (
+        "\\u001b[2J" in screen.getvalue()
+        and "\\u001b[2K" not in screen.getvalue()
+        and "\\u000d" not in screen.getvalue()
+    )

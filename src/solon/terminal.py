@@ -32,6 +32,18 @@ class Console(rich.console.Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
+    @property
+    def file(self) -> IO[str]:
+        """The stream behind every proxy: rich lays one proxy over `_Stream` while it draws a progress bar."""
+        file = rich.console.Console.file.fget(self)  # type: ignore[attr-defined]
+        while (inner := getattr(file, "rich_proxied_file", None)) is not None:
+            file = inner
+        return cast(IO[str], file)
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        rich.console.Console.file.fset(self, new)  # type: ignore[attr-defined]
+
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(harmless(text), **options)
 

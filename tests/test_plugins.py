@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from solon.analysis.measures import Answer, Measure
 from solon.errors import InputError
+from solon.plugins import as_number
 from solon.records import user
 
 FANCY = """
@@ -82,6 +86,7 @@ def test_settings_that_extend_a_section_do_not_take_its_place(tmp_path: Path) ->
         ("solon.stages", VERB.replace("NAME", "run"), "Own", "two commands are called run"),
         ("solon.judges", "x = 3", "x", "is no judge"),
         ("solon.judges", JUDGE.replace("NAME", "longer"), "Own", "two judges are called longer"),
+        ("solon.judges", JUDGE.replace("NAME", "own").replace("def first_log_odds", "def log_odds"), "Own", "defines neither"),
         ("solon.judges", JUDGE.replace("NAME", "own").replace("VALUE", "'1.0'"), "Own", "first_log_odds gave '1.0'"),
         ("solon.judges", JUDGE.replace("NAME", "own").replace("VALUE", "float('nan')"), "Own", "first_log_odds gave nan"),
     ],
@@ -124,3 +129,9 @@ def test_a_measure_gives_numbers_and_a_share_gives_0_or_1(value: Any, is_share: 
     answer = Answer(id="a", prompt=(user("q"),), answer="x", ended=True)
     with pytest.raises(InputError, match='the measure "m" gave'):
         measure.of([answer])
+
+
+def test_a_number_may_be_of_any_number_type() -> None:
+    values = (1, True, np.float32(1), np.int64(1), np.bool_(True), torch.tensor(1.0))
+    assert all(type(as_number(v, "x")) is float and as_number(v, "x") == 1 for v in values)
+    assert as_number(-math.inf, "x") == -math.inf

@@ -10,8 +10,9 @@ installed package, as in pytest and Inspect AI:
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -41,10 +42,25 @@ def discover(
                 raise InputError(f"{group}: {entry.name} ({entry.value}) {fault}; mend or remove that package")
             accepted += [item] if accept(item) else []
     different = list(dict.fromkeys(accepted))
-    names = [item.name for item in different]
+    check_names([item.name for item in different], noun)
+    return different
+
+
+def check_names(names: Sequence[str], noun: str) -> None:
+    """Raises InputError where a name stands twice."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two {noun}s are called {twice[0]}; rename the one of your package")
-    return different
+
+
+def as_number(value: Any, source: str) -> float:
+    """The number that an addition gave, of any number type. Raises InputError for another value. source: for the message."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise InputError(f"{source} gave {value!r}; it must give a number or None")
+    return number
 
 
 def packages() -> set[str]:

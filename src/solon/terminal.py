@@ -35,7 +35,7 @@ class Console(rich.console.Console):
     @property
     def file(self) -> IO[str]:
         """The stream behind every proxy: rich lays one proxy over `_Stream` while it draws a progress bar."""
-        file = rich.console.Console.file.fget(self)  # type: ignore[attr-defined]
+        file = super().file
         while (inner := getattr(file, "rich_proxied_file", None)) is not None:
             file = inner
         return cast(IO[str], file)

@@ -18,7 +18,7 @@ import typer
 from solon import __version__
 from solon.cli import pipeline, resources
 from solon.cli.common import OneLine, guarded, parse_dtype
-from solon.errors import InputError
+from solon.plugins import check_names
 
 if TYPE_CHECKING:
     from solon.runs.options import Option, Verb
@@ -82,8 +82,7 @@ def _commands() -> dict[str, Any]:
     from solon.stages import all_verbs
 
     tree = typer.Typer(rich_markup_mode="markdown")
-    if taken := sorted({"run", "report", "env", *GROUPS} & all_verbs().keys()):
-        raise InputError(f"two commands are called {taken[0]}; rename the one of your package")
+    check_names([*all_verbs(), "run", "report", "env", *GROUPS], "command")
     stage_verbs = {name: command_of(verb) for name, verb in all_verbs().items()}
     top: dict[str, Callable[..., Any]] = {"run": pipeline.run, **stage_verbs, "report": pipeline.report}
     for name, verb in {**top, "env": resources.env}.items():

@@ -12,6 +12,7 @@ import json
 import random
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -79,7 +80,7 @@ class Answer(BaseModel):
         return prompt, min(cached, prompt), usage.completion or 0
 
 
-class Endpoint:
+class Endpoint(ABC):
     """An engine named `KIND:MODEL@URL`. A subclass defines `generate`, `_score` and the form of the requests."""
 
     kind: ClassVar[str]  # the scheme of the engine's name
@@ -153,9 +154,9 @@ class Endpoint:
 
         return self._stream(list(requests), ask)
 
+    @abstractmethod
     async def _score(self, client: AsyncOpenAI, request: ScoreRequest) -> tuple[tuple[float | None, ...], str | None]:
         """The score of one request. Raises as `_post`."""
-        raise NotImplementedError
 
     def clean(self, text: str) -> str:
         """A server's text on one printable line, without the key, which some servers repeat."""

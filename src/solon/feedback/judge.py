@@ -12,7 +12,6 @@ all of them ask the same questions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from solon.feedback.labels import comparison_of, to_comparison
 from solon.feedback.principles import question_for
 from solon.feedback.questions import HHH, Example, examples_from
 from solon.feedback.settings import JudgeSettings
+from solon.plugins import as_number
 from solon.records import Candidates, Chat, Comparison, Judgement, Pair, Ranking, Rating
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Judge:
 
     def first_log_odds(self, pair: Pair) -> float | None:
         """The log-odds that the first response of the pair is better; None: an abstention."""
-        raise NotImplementedError
+        raise InputError(f"judge:{self.name}: the class defines neither first_log_odds nor compare")
 
     def compare(
         self, pairs: Iterable[Pair], *, asked: Asked | None = None, failed: OnFailure | None = None
@@ -63,8 +63,8 @@ class Judge:
         """
         for pair in pairs:
             odds = self.first_log_odds(pair)
-            if odds is not None and (not isinstance(odds, (int, float)) or math.isnan(odds)):
-                raise InputError(f"judge:{self.name}: first_log_odds gave {odds!r}; it must give a number or None")
+            if odds is not None:
+                odds = as_number(odds, f"judge:{self.name}: first_log_odds")
             yield comparison_of(pair, (), odds, self.meta())
 
     def rate(self, chats: Iterable[tuple[str, Chat]]) -> Iterator[Rating]:

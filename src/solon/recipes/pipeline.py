@@ -9,6 +9,7 @@ from pathlib import Path
 from solon.constitution import load_constitution
 from solon.engines import scheme_of
 from solon.engines.identity import of_model
+from solon.errors import InputError
 from solon.feedback.checks import require_runnable
 from solon.feedback.judge import asked_constitution
 from solon.feedback.settings import JudgeSettings
@@ -58,7 +59,8 @@ def models_used(recipe: Recipe, start: str) -> dict[str, str]:
 def resolved(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with each `auto` dtype decided once for the whole run, also where the run is resumed.
 
-    Raises InputError where a principle that the judge is asked has a check that cannot run here. No model is loaded before that.
+    Raises InputError where a principle that the judge is asked has a check that cannot run here, and where an older Solon began
+    the run with the settings of another section. No model is loaded before that.
     """
     judging = recipe.of(JudgeSettings)
     if asks_judge(recipe) or recipe.of(GoldSettings).judge is not None:
@@ -66,7 +68,13 @@ def resolved(recipe: Recipe, out: Path) -> Recipe:
     dtypes: dict[str, str] = {"dtype": recipe.dtype, "training_dtype": recipe.training_dtype or recipe.dtype}
     works: dict[str, Work] = {"dtype": "generation", "training_dtype": "training"}
     path = out / "recipe.yaml"
-    before = load_recipe(str(path)).model_dump() if path.is_file() else {}
+    earlier = load_recipe(str(path)) if path.is_file() else None
+    if earlier and earlier.algorithm in type(earlier).model_fields.keys() - earlier.model_fields_set:
+        raise InputError(
+            f"{path}: an older Solon began this run and took the settings of {earlier.algorithm} from the section ppo; "
+            "give --out a new directory"
+        )
+    before = earlier.model_dump() if earlier else {}
     for name, work in works.items():
         if dtypes[name] == "auto":  # a model outside this process has no dtype to measure
             dtypes[name] = before.get(name) or (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from solon.engines import Engine
 from solon.engines.identity import of_model
@@ -36,23 +36,24 @@ class Reward:
     """Frees the memory of the reward model. The next score loads the model again."""
 
     @classmethod
-    def of_model(cls, directory: str, dtype: str) -> Reward:
-        """A reward model. It is loaded when it is first asked."""
-
-        @cache
-        def model() -> RewardModel:
-            return RewardModel.load(directory, dtype)
+    def of_model(cls, directory: str, dtype: str, training_dtype: str | None = None) -> Reward:
+        """A reward model. It is loaded when it is first asked. training_dtype: that of `score`; None: as `dtype`, of `measure`."""
+        load = cache(partial(RewardModel.load, directory))
 
         def measure(chats: Sequence[Chat]) -> list[float | None]:
-            readable = [model().unfit(c) is None for c in chats]
-            scores = iter(model().score([c for c, fits in zip(chats, readable, strict=True) if fits]))
+            model = load(dtype)
+            readable = [model.unfit(c) is None for c in chats]
+            scores = iter(model.score([c for c, fits in zip(chats, readable, strict=True) if fits]))
             return [next(scores) if fits else None for fits in readable]
 
+        def score(chats: Sequence[Chat]) -> list[float]:
+            return load(training_dtype or dtype).score(chats)
+
         def release() -> None:
-            model.cache_clear()
+            load.cache_clear()
             give_memory_back()
 
-        return cls(of_model(directory), lambda chats: model().score(chats), measure, directory, release=release)
+        return cls(of_model(directory), score, measure, directory, release=release)
 
     @classmethod
     def of_judge(cls, rewards: JudgeReward) -> Reward:

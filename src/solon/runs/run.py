@@ -109,11 +109,6 @@ class Run:
         old, new = read_object(path), {}
         if name == "recipe.yaml":
             recipe = read_recipe(type(self.recipe), path.read_bytes(), str(path))
-            if recipe.algorithm in type(recipe).model_fields.keys() - recipe.model_fields_set:
-                raise InputError(
-                    f"{path}: an older Solon began this run and took the settings of {recipe.algorithm} from the section "
-                    "ppo; give --out a new directory"
-                )
             if recipe == self.recipe:  # an older Solon wrote the same recipe with fewer or other keys
                 return
             old, new = recipe.model_dump(mode="json"), self.recipe.model_dump(mode="json")

@@ -85,7 +85,7 @@ class RewardModelStage(Stage):
         }  # fmt: skip
         run.once(self.name, work, makes=out, made_from=made_from)
         run.put(LEARNED, training)
-        run.put(REWARD, Reward.of_model(str(out), recipe.dtype))
+        run.put(REWARD, Reward.of_model(str(out), recipe.dtype, recipe.learning_dtype))
 
     def gather(self, run: Run) -> dict[str, Any]:
         from solon.measures.statistics import share

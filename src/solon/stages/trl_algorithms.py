@@ -49,13 +49,10 @@ class Online(Reinforcement):
         return -(-part.max_steps // part.steps_per_batch)
 
     def train(self, run: Run, log: Log, step: Progress) -> Iterator[RolloutSummary]:
-        from solon.reinforcement.reward import Reward
         from solon.reinforcement.trl_algorithms import train_online
 
         recipe, reward = run.recipe, run.get(REWARD)
         assert recipe.adapter is not None
-        if reward.directory:  # the evaluation may score in another dtype than the training
-            reward = Reward.of_model(reward.directory, recipe.learning_dtype)
         yield from train_online(
             self.name, run.get(DATA).prompts, run.get(*BASE_MODEL), reward.score, run.model("rl-cai"),
             settings=self.online(recipe), adapter=recipe.adapter, system=recipe.system, seed=recipe.seed,

@@ -6,7 +6,6 @@ package.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Literal
 
 from solon.errors import InputError
 from solon.measures.statistics import Estimate, difference, mean, paired_difference_of_shares, share
-from solon.plugins import discover
+from solon.plugins import as_number, discover
 from solon.records import Chat, Record, Source
 
 
@@ -41,12 +40,11 @@ class Measure:
 
     def by_prompt(self, answers: Sequence[Answer]) -> dict[str, float]:
         relevant = (a for a in answers if self.source in (None, a.source))
-        values = {a.id: v for a in relevant if (v := self.value(a)) is not None}
-        for value in values.values():
-            if not isinstance(value, (int, float)) or math.isnan(value) or (self.is_share and value not in (0, 1)):
-                expected = "0, 1 or None" if self.is_share else "a number or None"
-                raise InputError(f'the measure "{self.name}" gave {value!r}; its value must be {expected}')
-        return {name: float(value) for name, value in values.items()}
+        source = f'the measure "{self.name}"'
+        values = {a.id: as_number(v, source) for a in relevant if (v := self.value(a)) is not None}
+        if self.is_share and (others := {*values.values()} - {0, 1}):
+            raise InputError(f"{source} gave {min(others)!r}; a share must give 0, 1 or None")
+        return values
 
     def of(self, answers: Sequence[Answer]) -> Estimate:
         values = list(self.by_prompt(answers).values())

@@ -17,6 +17,7 @@ from solon import distributed
 from solon.constitution import Constitution
 from solon.feedback.feedback_model import train_feedback_model
 from solon.feedback.questions import HHH
+from solon.feedback.settings import FeedbackTrainSettings
 from solon.models.lora import add_adapters
 from solon.models.settings import AdapterSettings
 from solon.records import Comparison, SFTExample, assistant, user
@@ -68,9 +69,9 @@ def work(what: str, model: str, out: Path) -> None:
         found["loss"] = made["loss_first"]
     elif what == "feedback":
         rules = Constitution.from_question(HHH)
-        found["loss"] = train_feedback_model(COMPARISONS, rules, model, out, question=HHH, settings=settings, **given)[
-            "loss_first"
-        ]
+        asked = FeedbackTrainSettings(batch_size=6)
+        made = train_feedback_model(COMPARISONS, rules, model, out, question=HHH, settings=asked, **given)
+        found["loss"] = made["loss_first"]
     else:
         ppo(model)
 

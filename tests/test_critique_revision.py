@@ -6,7 +6,15 @@ from solon.constitution import Constitution, Example, Principle, draw_principles
 from solon.engines import GenerationRequest, Sampling, ScriptedEngine
 from solon.records import Comparison, Message, Prompt, RevisionChain, assistant, user
 from solon.supervised.critique_revision import critique_chat, fill, revise, revision_chat
-from solon.supervised.dataset import contests, from_chains, from_choices, from_demonstrated_revisions, mix
+from solon.supervised.dataset import (
+    contests,
+    from_chains,
+    from_choices,
+    from_demonstrated_revisions,
+    from_responses,
+    mix,
+    whole_sentences,
+)
 
 RULES = Constitution(
     name="r",
@@ -91,6 +99,41 @@ def test_responses_may_come_from_another_model() -> None:
     other = ScriptedEngine(reply=lambda r: "from the start model")
     chains = list(revise(PROMPTS, ScriptedEngine(reply=reply), RULES, sampling=Sampling(), responder=other))
     assert all(c.response == "from the start model" != c.steps[0].revision for c in chains)
+
+
+def test_only_prompts_of_the_source_asked_for_are_revised() -> None:
+    prompts = [p.model_copy(update={"source": "helpful" if i % 2 else "red_team"}) for i, p in enumerate(PROMPTS)]
+    asked: list[str] = []
+
+    def watch(request: GenerationRequest) -> str:
+        asked.append(request.id)
+        return reply(request)
+
+    chains = list(revise(prompts, ScriptedEngine(reply=watch), RULES, sampling=Sampling(), only="red_team"))
+    assert [c.id for c in chains] == [p.id for p in prompts]
+    assert [len(c.steps) for c in chains] == [2, 0, 2, 0, 2]
+    assert not any(i.startswith(("q1/", "q3/")) and not i.endswith("/response") for i in asked)
+    learned, left_out = from_responses(c for c in chains if not c.steps)
+    assert [e.messages[-1].content for e in learned] == [chains[1].response, chains[3].response] and left_out == {}
+    assert learned[0].meta["principles"] == []  # no principle shaped it
+
+
+def test_a_cut_response_is_learned_up_to_its_last_whole_sentence() -> None:
+    def chain(text: str, ended: bool) -> RevisionChain:
+        return RevisionChain(id=text, prompt=(user("q"),), response=text, steps=(), meta={"ended": [ended]})
+
+    learned, left_out = from_responses(
+        [
+            chain("One. Two is cut he", False),
+            chain("No sentence ends he", False),
+            chain("No end, but whole", True),
+            chain("", True),
+        ]
+    )
+    assert [e.messages[-1].content for e in learned] == ["One.", "No end, but whole"]
+    assert left_out == {"cut at the token limit": 1, "empty revision": 1}
+    assert whole_sentences('He said "go." Then') == 'He said "go."' and whole_sentences("Done!") == "Done!"
+    assert whole_sentences("1. Wash it.\n2. Dry") == "1. Wash it." and whole_sentences("It costs 3.50 or") == ""
 
 
 def test_filling_is_one_pass_over_known_names() -> None:

@@ -119,6 +119,25 @@ def test_heldout_prompts_are_taken_out_of_everything_that_is_trained_on(tmp_path
     assert "2 training prompts" in list(data.describe())[-1] and data.split()["removed"] == expected
 
 
+def test_comparisons_can_be_held_out_in_a_file_of_their_own() -> None:
+    shipped = {
+        "human.comparisons": ["solon:comparisons-harmless"],
+        "human.heldout_from": "solon:comparisons-heldout",
+        "human.heldout_comparisons": 30,
+        "human.n_comparisons": 20,
+        "human.demonstrations": ["solon:demonstrations-harmless"],
+        "human.n_demonstrations": 9,
+        "human.revision_demonstrations": "solon:revision-demonstrations",
+        "human.n_revision_demonstrations": 5,
+    }
+    data = Data(load_recipe("rlhf", shipped))
+    assert all(c.id.startswith("co-") for c in data.heldout_comparisons) and len(data.heldout_comparisons) == 30
+    assert all(c.id.startswith("ch-") for c in data.comparisons) and len(data.comparisons) == 20
+    assert len(data.demonstrations) == 9 and len(data.revision_demonstrations) == 5
+    same = Data(load_recipe("rlhf", {**shipped, "human.heldout_from": "solon:comparisons-harmless"}))
+    assert len(same.heldout_comparisons) == 30 and not texts(same.heldout_comparisons) & texts(same.comparisons)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "same"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from solon.engines import ScoreRequest, ScriptedEngine
 from solon.errors import InputError
 from solon.feedback.judge import ModelJudge
 from solon.feedback.settings import JudgeSettings
+from solon.records import text_of
 from tests.asking import label
 
 RULES = load_constitution("simple")
@@ -137,17 +139,46 @@ def test_the_feedback_model_verb_measures_on_what_it_did_not_see(tiny: str, tmp_
     assert result["comparisons"] == 16 and result["heldout"]["calibration"]["accuracy"]["n"] == 4
 
 
+def test_the_loss_asks_that_the_two_orders_agree(tiny: str, tmp_path: Path) -> None:
+    """A judge that names the option shown first, whatever it says, has equal log-odds in both orders."""
+    from solon.engines.local import LocalEngine
+    from solon.feedback.feedback_model import train_feedback_model
+    from solon.feedback.questions import HHH, OPTIONS, PREFIX, comparison_chat
+    from solon.feedback.settings import FeedbackTrainSettings
+
+    found = [c for c in read_comparisons("solon:comparisons-harmless")[:40] if c.label is not None]
+
+    def bias(agreement: float) -> float:
+        """Mean size of the log-odds that belong to the position."""
+        settings = FeedbackTrainSettings(epochs=2, batch_size=8, learning_rate=5e-3, agreement=agreement)
+        out = tmp_path / f"judge-{agreement}"
+        common: dict[str, Any] = {"adapter": None, "system": None, "dtype": "float32"}
+        train_feedback_model(found, RULES, tiny, out, question=HHH, settings=settings, **common)
+        sides = [(text_of(c.chosen), text_of(c.rejected)) for c in found]
+        chats = [
+            comparison_chat(c.prompt, *order, HHH)
+            for c, (a, b) in zip(found, sides, strict=True)
+            for order in ((a, b), (b, a))
+        ]
+        engine = LocalEngine.load(str(out), dtype="float32", system=None)
+        given = engine.score(ScoreRequest(str(i), chat, OPTIONS, PREFIX) for i, chat in enumerate(chats))
+        odds = {int(s.id): s.logprobs[0] - s.logprobs[1] for s in given}  # type: ignore[operator]
+        return sum(abs(odds[i] + odds[i + 1]) / 2 for i in range(0, len(chats), 2)) / len(found)
+
+    assert bias(10.0) < 0.5 * bias(0.0)
+
+
 def test_a_warmed_up_judge_answers_with_the_options(tiny: str, tmp_path: Path) -> None:
     """Random weights give the two letters hardly any probability; trained on their log-odds alone, they still would."""
     from solon.engines.local import LocalEngine
     from solon.feedback.feedback_model import train_feedback_model
     from solon.feedback.labels import as_pairs
     from solon.feedback.questions import HHH, OPTIONS, PREFIX, comparison_chat
-    from solon.training.settings import TrainSettings
+    from solon.feedback.settings import FeedbackTrainSettings
     from tests.asking import compare
 
     found = [c for c in read_comparisons("solon:comparisons-harmless")[:40] if c.label is not None]
-    settings = TrainSettings(epochs=3, batch_size=8, learning_rate=5e-3)
+    settings = FeedbackTrainSettings(epochs=6, batch_size=8, learning_rate=5e-3)
     train_feedback_model(
         found,
         RULES,

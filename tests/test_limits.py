@@ -145,6 +145,7 @@ def test_a_reward_model_and_a_feedback_model_leave_out_what_is_too_long(tiny: st
     from solon.constitution import load_constitution
     from solon.feedback.feedback_model import train_feedback_model
     from solon.feedback.questions import HHH
+    from solon.feedback.settings import FeedbackTrainSettings
     from solon.reinforcement.reward_model import RewardModel
     from solon.reinforcement.reward_training import train_reward_model
     from solon.reinforcement.settings import RewardSettings
@@ -163,7 +164,7 @@ def test_a_reward_model_and_a_feedback_model_leave_out_what_is_too_long(tiny: st
     )
     with pytest.raises(Unfit):
         rewards.score([(user(BEYOND), assistant("yes"))])
-    settings, rules = TrainSettings(epochs=1, max_length=1024), load_constitution("solon")
+    settings, rules = FeedbackTrainSettings(epochs=1, max_length=1024), load_constitution("solon")
     judged = train_feedback_model(rows, rules, tiny, tmp_path / "fm", question=HHH, settings=settings, **common)
     assert judged["comparisons"] == 1 and judged["left_out"] == {"too long": 2}
 

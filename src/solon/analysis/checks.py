@@ -60,6 +60,36 @@ def of_answers(data: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def of_sense(sense: dict[str, Any], margin: float, likelihood_margin: float, kl_bound: float) -> list[dict[str, Any]]:
+    """Whether the last model's answers still make sense: how far each measure fell from the start model."""
+    names = sense["models"]
+    whole, last = f"{names[0]} → {names[-1]}", names[-1]
+    about, likely, kl = sense["measures"]
+    advice = "train for fewer epochs, at a lower learning rate or with a lower KL target, and on examples that the model can follow"
+    rows = [
+        check(
+            f"{row['name']} falls by", "below", target, row["unit"], _fall(row["steps"].get(whole)),
+            fails=advice, unknown=MORE_PROMPTS, about=whole,
+        )
+        for row, target in ((about, margin), (likely, likelihood_margin))
+    ]  # fmt: skip
+    rows.append(
+        check(
+            f"{kl['name']}, helpful prompts", "below", kl_bound, kl["unit"], kl["values"].get(last),
+            fails=advice, unknown="measure it on more prompts (sense.kl_prompts)", about=last,
+        )
+    )  # fmt: skip
+    return [row for row in rows if row["value"] is not None]
+
+
+def _fall(change: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The change of a measure, as a fall."""
+    if change is None or change["value"] is None:
+        return change
+    low, high = (None if change[k] is None else -change[k] for k in ("high", "low"))
+    return {"value": -change["value"], "low": low, "high": high, "n": change["n"]}
+
+
 def check(
     name: str, side: Side, target: float, unit: str, estimate: dict[str, Any] | None, *, fails: str, unknown: str,
     about: str = "",

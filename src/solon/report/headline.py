@@ -16,7 +16,7 @@ def headline(data: dict[str, Any]) -> str:
     """From the first model to the last: the measures that rose, those that fell, and those that cannot be told.
 
     Each measure has one test, of the difference of the two models. `beyond_chance` takes a group of measures together,
-    because one of ten intervals may miss by chance.
+    because one of ten intervals may miss by chance. A model that has lost its sense is said first.
     """
     names = [str(n) for n in data.get("models") or []]
     if len(names) < 2 or not data.get("changes"):
@@ -30,7 +30,8 @@ def headline(data: dict[str, Any]) -> str:
         parts.append(f"{words}, {sentence}")
         better += [trained_on] * n_better
         worse += n_worse
-    return clean(f"{_verdict(better, worse)}, from {names[0]} to {names[-1]}: {'; '.join(parts)}.")
+    lost = f"{names[-1]} has lost its sense. " if (data.get("sense") or {}).get("lost") else ""
+    return clean(f"{lost}{_verdict(better, worse)}, from {names[0]} to {names[-1]}: {'; '.join(parts)}.")
 
 
 def _verdict(better: Sequence[bool], worse: int) -> str:

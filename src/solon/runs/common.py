@@ -59,8 +59,12 @@ class Human(Settings):
     """Files of comparisons in which a person chose the better of two responses."""
     heldout_comparisons: int = Field(60, ge=0)
     """Number of comparisons that are kept out of all training, to measure the judge and the reward model; 0: none."""
+    heldout_from: str | None = None
+    """A file of comparisons to hold out, or a shipped set; null: the held-out comparisons are some of `comparisons`."""
     n_demonstrations: int | None = Field(None, ge=1)
-    """Number of demonstrations to use, and the same number of revision demonstrations; null: all."""
+    """Number of demonstrations to use, drawn by the seed; null: all."""
+    n_revision_demonstrations: int | None = Field(None, ge=1)
+    """Number of revision demonstrations to use, drawn by the seed; null: as many as `n_demonstrations`."""
     n_comparisons: int | None = Field(None, ge=2)
     """Number of comparisons to use, the held-out ones included; null: all."""
     validation_sample: int = Field(0, ge=0)

@@ -18,6 +18,7 @@ SUPERVISED_MODEL = Artifact[str]("supervised model")
 POLICY = Artifact[str]("policy")
 JUDGE = Artifact[str]("judge")
 CHAINS = Artifact[list[RevisionChain]]("revision chains")
+SENSE_KEPT = Artifact[bool]("supervised model that keeps its sense")
 CHOICES = Artifact[list[Comparison]]("choices")  # between the last revision of each chain and its first response
 PAIRS = Artifact[list[Pair]]("pairs")
 COMPARISONS = Artifact[list[Comparison]]("comparisons")  # of the pairs, by the judge

@@ -32,7 +32,7 @@ class Choices(Stage):
     def run(self, run: Run) -> None:
         from solon.supervised.dataset import contests
 
-        chains = run.get(CHAINS)
+        chains = [c for c in run.get(CHAINS) if c.steps]
         principles = {p.id: p for p in run.constitution.principles}
         last = {
             c.id: [principles[c.steps[-1].principle]] for c in chains

@@ -73,16 +73,24 @@ class Data:
         chains = h.revision_demonstrations
         revised = shuffled(self._read(chains, read_revision_chains) if chains else [])
         compared = shuffled([c for name in h.comparisons for c in self._read(name, read_comparisons)])
-        compared = self._without(kept_out, "human comparisons", compared, lambda c: c.prompt)[: h.n_comparisons]
-        self.heldout_comparisons, self.comparisons = split_comparisons(compared, h.heldout_comparisons)
+        compared = self._without(kept_out, "human comparisons", compared, lambda c: c.prompt)
+        if h.heldout_from is None:
+            self.heldout_comparisons, self.comparisons = split_comparisons(
+                compared[: h.n_comparisons], h.heldout_comparisons
+            )
+        else:
+            self.heldout_comparisons = shuffled(self._read(h.heldout_from, read_comparisons))[: h.heldout_comparisons]
         kept_out |= {key for c in self.heldout_comparisons for key in prompt_keys(c.prompt)}
+        if h.heldout_from is not None:
+            compared = self._without(kept_out, "human comparisons", compared, lambda c: c.prompt)
+            self.comparisons = compared[: h.n_comparisons]
 
         by_kind = [self._without(kept_out, "training prompts", rows, lambda x: x.prompt) for rows in training]
         self.prompts = _unique(_interleave(*(rows[:n] for rows, (*_, n) in zip(by_kind, kinds, strict=True))))
         demonstrations = self._without(kept_out, "demonstrations", demonstrations, lambda d: d.messages)
         self.demonstrations: list[SFTExample] = demonstrations[: h.n_demonstrations]
         revised = self._without(kept_out, "revision demonstrations", revised, lambda c: c.prompt)
-        self.revision_demonstrations: list[RevisionChain] = revised[: h.n_demonstrations]
+        self.revision_demonstrations: list[RevisionChain] = revised[: h.n_revision_demonstrations or h.n_demonstrations]
         self._check_not_empty(recipe)
 
     def _read(self, name: str, read: Callable[[str], list[R]]) -> list[R]:

@@ -12,7 +12,7 @@ from solon.engines.sampling import SamplingSettings
 from solon.records import Pair, Prompt
 from solon.runs.common import Common
 from solon.settings import Settings
-from solon.stages.artifacts import BASE_MODEL, DATA, PAIRS, START_MODEL
+from solon.stages.artifacts import BASE_MODEL, DATA, PAIRS, SENSE_KEPT, START_MODEL
 from solon.stages.base import Stage
 from solon.stages.feedback_model import asks_judge
 from solon.stages.plan import FILLED, Plan
@@ -43,7 +43,7 @@ def asked_prompts(recipe: Common, prompts: Sequence[Prompt]) -> Sequence[Prompt]
 class Pairs(Stage):
     name = "pairs"
     part, settings = "feedback", PairSettings
-    needs, uses, makes = (DATA, START_MODEL), BASE_MODEL, (PAIRS,)
+    needs, uses, makes = (DATA, START_MODEL), (*BASE_MODEL, SENSE_KEPT), (PAIRS,)
 
     def runs(self, recipe: Common) -> bool:
         return asks_judge(recipe)

@@ -12,7 +12,7 @@ from solon.constitution import of_constitution
 from solon.data import read_prompts
 from solon.engines import OnFailure, is_remote
 from solon.engines.sampling import SamplingSettings
-from solon.records import Prompt, RevisionChain
+from solon.records import Prompt, RevisionChain, Source
 from solon.runs.options import CONSTITUTION, MAX_CONNECTIONS, MODEL, OUT, REQUIRED, Option, Verb
 from solon.settings import Settings, Tokens
 from solon.stages.artifacts import CHAINS, DATA, START_MODEL, WARM_MODEL
@@ -43,6 +43,9 @@ class RevisionSettings(Settings):
 
     revisions: int = Field(2, ge=1, le=5)
     """Number of critique-and-revision steps, each under a principle drawn by its weight."""
+    revise: Literal["all", "red_team"] = "all"
+    """The prompts whose responses are criticised and revised. red_team: of helpful prompts SL-CAI learns the response itself, as
+    in the paper (section 3.2); with `responder: start` that is an answer of the model before any training."""
     critique: bool = True
     """Write a critique before each revision; false: revise without a critique."""
     few_shot: int | None = Field(None, ge=0)
@@ -51,6 +54,11 @@ class RevisionSettings(Settings):
     """The model that writes the first response: self is the model that criticises, start is the start model."""
     sampling: RevisionSampling = RevisionSampling()
     """Sampling of responses, critiques and revisions."""
+
+    @property
+    def only(self) -> Source | None:
+        """The source of the prompts that are revised; None: prompts of every source."""
+        return "red_team" if self.revise == "red_team" else None
 
 
 class Revisions(Stage):
@@ -61,9 +69,10 @@ class Revisions(Stage):
     def estimate(self, plan: Plan) -> None:
         part, n = plan.recipe.of(RevisionSettings), len(plan.data.prompts)
         text = part.sampling.max_tokens * FILLED
-        texts = 1 + part.revisions * (2 if part.critique else 1)
+        steps = part.revisions * sum(part.only in (None, p.source) for p in plan.data.prompts)
         step = plan.prompt + text + plan.request + (plan.prompt + 2 * text + 2 * plan.request)
-        plan.add(self.name, n, read=n * (plan.prompt + part.revisions * step), written=n * texts * text)
+        written = n * text + steps * text * (2 if part.critique else 1)
+        plan.add(self.name, n, read=n * plan.prompt + steps * step, written=written)
 
     def run(self, run: Run) -> None:
         part = run.recipe.of(RevisionSettings)
@@ -73,7 +82,7 @@ class Revisions(Stage):
                 return revise(
                     batch, engine, run.constitution, revisions=part.revisions, sampling=part.sampling.sampling(),
                     seed=run.recipe.seed, direct=not part.critique, few_shot=part.few_shot,
-                    responder=start if part.responder == "start" else None,
+                    responder=start if part.responder == "start" else None, only=part.only,
                     meta=run.meta(engine, sampling=part.sampling.model_dump()), failed=run.fail,
                 )  # fmt: skip
 
@@ -96,7 +105,7 @@ class Critique(Verb):
         Option("repetition_penalty", float | None, None, "Penalty on repeated tokens; where none is given, 1.15, and 1 (no penalty) for a server.", 0.01),
     )  # fmt: skip
     settings = (RevisionSettings,)
-    hidden = ("critique", "responder")
+    hidden = ("critique", "responder", "revise")
 
     def run(self, call: Call) -> None:
         from solon.engines.identity import of_engine

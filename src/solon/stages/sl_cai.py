@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -53,19 +54,22 @@ class SLCAI(Stage):
 
     def run(self, run: Run) -> None:
         from solon.stages.sft import train_on
-        from solon.supervised.dataset import from_chains, from_choices, mix
+        from solon.supervised.dataset import from_chains, from_choices, from_responses, mix
 
-        part, chains = run.recipe.of(SLCAISettings), run.get(CHAINS)
+        part, only = run.recipe.of(SLCAISettings), run.recipe.of(RevisionSettings).only
+        chains = [c for c in run.get(CHAINS) if only in (None, c.source)]
+        own, left_out = from_responses(c for c in run.get(CHAINS) if only not in (None, c.source))
         if part.sft_on == "best":
-            learned, left_out = from_choices(chains, run.get(CHOICES))
+            learned, unlearned = from_choices(chains, run.get(CHOICES))
         else:
-            learned, left_out = from_chains(chains, part.sft_on)
+            learned, unlearned = from_chains(chains, part.sft_on)
+        left_out = dict(Counter(left_out) + Counter(unlearned))
         if not learned:
             limit = run.recipe.of(RevisionSettings).sampling.max_tokens
             raise InputError(
                 f"sl-cai: none of the {sum(left_out.values())} revisions is whole ({counted(left_out)}; "
                 f"supervised.sampling.max_tokens: {limit}); raise it, or use a model that ends its answers"
             )
-        examples = mix(learned, run.get(DATA).demonstrations, part.demonstration_share)
+        examples = mix([*learned, *own], run.get(DATA).demonstrations, part.demonstration_share)
         model = run.get(WARM_MODEL, START_MODEL)
         run.put(SUPERVISED_MODEL, train_on(run, self.name, examples, model, part.train, left_out=left_out))

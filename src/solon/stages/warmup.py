@@ -12,11 +12,21 @@ from solon.runs.common import Common
 from solon.settings import Settings
 from solon.stages.artifacts import DATA, START_MODEL, WARM_MODEL
 from solon.stages.base import Stage
+from solon.stages.revisions import RevisionSettings
 from solon.training.settings import TrainSettings
 
 if TYPE_CHECKING:
+    from solon.records import RevisionChain
     from solon.runs.run import Run
+    from solon.stages.data import Data
     from solon.stages.plan import Plan
+
+
+def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
+    """The revision demonstrations to learn: those of prompts that the recipe revises."""
+    settings = recipe.find(RevisionSettings)
+    only = settings.only if settings else None
+    return [c for c in data.revision_demonstrations if only in (None, c.source)]
 
 
 class WarmupSettings(Settings):
@@ -45,9 +55,9 @@ class Warmup(Stage):
         chains = sum(
             (len(c.response.split()) + sum(len((s.critique + s.revision).split()) for s in c.steps)) * WORDS_TO_TOKENS
             + plan.prompt + 2 * plan.request
-            for c in data.revision_demonstrations
+            for c in revisions_taught(plan.recipe, data)
         )  # fmt: skip
-        count = len(data.demonstrations) + len(data.revision_demonstrations)
+        count = len(data.demonstrations) + len(revisions_taught(plan.recipe, data))
         plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains))
 
     def run(self, run: Run) -> None:
@@ -55,7 +65,10 @@ class Warmup(Stage):
         from solon.supervised.dataset import from_demonstrated_revisions
 
         part, data = run.recipe.of(WarmupSettings), run.get(DATA)
-        revised, left_out = from_demonstrated_revisions(data.revision_demonstrations, run.constitution)
+        taught = revisions_taught(run.recipe, data)
+        revised, left_out = from_demonstrated_revisions(taught, run.constitution)
+        if others := len(data.revision_demonstrations) - len(taught):
+            left_out["revision of a prompt whose kind is not revised"] = others
         examples = data.demonstrations + revised
         model = train_on(run, self.name, examples, run.get(START_MODEL), part.train, part.adapter, left_out=left_out)
         run.put(WARM_MODEL, model)

@@ -13,7 +13,7 @@ from typing import Any
 
 from solon.constitution import Constitution, Principle, draw_principles
 from solon.engines.base import Completion, Engine, Failure, GenerationRequest, OnFailure, Sampling
-from solon.records import Chat, Message, Prompt, RevisionChain, RevisionStep, assistant, text_of, user
+from solon.records import Chat, Message, Prompt, RevisionChain, RevisionStep, Source, assistant, text_of, user
 
 _NAMES = re.compile(r"\{(prompt|response|critique)\}")
 
@@ -72,14 +72,16 @@ def revise(
     direct: bool = False,
     few_shot: int | None = 0,
     responder: Engine | None = None,
+    only: Source | None = None,
     meta: dict[str, Any] | None = None,
     failed: OnFailure | None = None,
 ) -> Iterator[RevisionChain]:
     """One chain per prompt, in the order of `prompts`.
 
     revisions: steps per chain, at least 1. direct: revise without a critique. few_shot: the number of a principle's
-    examples to show; None: all. responder: the model that writes the first response, if it is not `engine`. failed:
-    called with the reason for each prompt that yields no chain because a completion failed.
+    examples to show; None: all. responder: the model that writes the first response, if it is not `engine`. only: the
+    source of the prompts whose responses are revised; the chains of other prompts have no steps (None: all are revised).
+    failed: called with the reason for each prompt that yields no chain because a completion failed.
     """
 
     def complete(model: Engine, step: str, chats: dict[str, Chat]) -> dict[str, Completion]:
@@ -87,10 +89,11 @@ def revise(
 
     principles = {p.id: draw_principles(constitution, revisions, seed, p.id) for p in prompts}
     first = complete(responder or engine, "response", {p.id: p.prompt for p in prompts})
-    current = {i: c.text for i, c in first.items()}
     ended = {i: [c.ended] for i, c in first.items()}
-    steps: dict[str, list[RevisionStep]] = {i: [] for i in current}
+    steps: dict[str, list[RevisionStep]] = {i: [] for i in first}
     by_id = {p.id: p.prompt for p in prompts}
+    revised_ids = {p.id for p in prompts if only in (None, p.source)}
+    current = {i: c.text for i, c in first.items() if i in revised_ids}
     for n in range(revisions):
         critiques: dict[str, str | None] = dict.fromkeys(current)
         if not direct:
@@ -106,7 +109,7 @@ def revise(
             steps[i].append(RevisionStep(principle=principles[i][n].id, critique=critiques[i] or "", revision=c.text))
             ended[i].append(c.ended)
     for prompt in prompts:
-        if prompt.id in current:
+        if prompt.id in current or (prompt.id in first and prompt.id not in revised_ids):
             yield RevisionChain(
                 id=prompt.id,
                 prompt=prompt.prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -29,6 +30,31 @@ def from_chains(chains: Iterable[RevisionChain], use: Literal["final", "all"] = 
         for n in (numbers if use == "all" else numbers[-1:]) or [0]:
             results.append((fault_of(chain, n) if n else NO_REVISION) or to_example(chain, n))
     return _separate(results)
+
+
+def from_responses(chains: Iterable[RevisionChain]) -> Examples:
+    """Examples that teach the responses of chains without steps, and the number of responses left out, by reason.
+
+    These are the model's own answers to prompts that are not revised (Bai et al. 2022, section 3.2: helpful prompts). They keep
+    the model as it is. A response that was cut at the token limit is learned up to the end of its last whole sentence.
+    """
+    results: list[SFTExample | str] = []
+    for chain in chains:
+        fault = fault_of(chain, 0)
+        if fault == CUT and (whole := whole_sentences(chain.response)):
+            meta = {**chain.meta, "ended": [True], "cut_to_sentence": True}
+            chain, fault = chain.model_copy(update={"response": whole, "meta": meta}), None
+        results.append(fault or to_example(chain, 0))
+    return _separate(results)
+
+
+_SENTENCE_END = re.compile(r"(?<!^\d)(?<!\n\d)[.!?][\"')\]]*(?=\s)")  # the number of a list's item ends no sentence
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to the end of its last whole sentence; empty where there is none."""
+    ends = [m.end() for m in _SENTENCE_END.finditer(text.rstrip() + " ")]
+    return text[: ends[-1]] if ends else ""
 
 
 def _separate(results: Sequence[SFTExample | str]) -> Examples:

@@ -123,6 +123,23 @@ def test_without_a_judge_over_refusal_is_watched_still() -> None:
     assert later.gold == (None,) * 4 and not later.gamed
 
 
+def test_a_policy_whose_answers_leave_their_questions_is_not_written() -> None:
+    def about(level: float) -> Any:
+        return lambda questions, answers: [level + 0.001 * (i % 5) for i in range(len(answers))]
+
+    watch = Watch(PROMPTS[:32], planned=2)
+    for update, level in enumerate((0.97, 0.96, 0.6)):
+        watch.about = about(level)
+        watch.check(update, ["yes"] * 32, lambda chats: [0.0] * len(chats))
+    assert [c.lost_sense for c in watch.checks] == [False, False, True] == [c.bad for c in watch.checks]
+    assert watch.best.update == 1  # without a judge: the latest that made sense
+    assert watch.checks[-1].summary()["about"]["value"] == pytest.approx(0.602, abs=1e-3)
+    watch.about = about(0.5)
+    assert not watch.check(
+        3, ["yes"] * 32, lambda chats: [0.0] * len(chats)
+    ).bad  # a check beyond the plan raises no alarm
+
+
 def test_an_abstaining_gold_is_counted_and_decides_nothing() -> None:
     def silent(pairs: Sequence[Pair]) -> Iterator[Comparison]:
         for p in pairs:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from solon.analysis import sense
 from solon.analysis.checks import of_sense
 from solon.data import read_comparisons
 from solon.engines import ScriptedEngine
 from solon.errors import InputError
+from solon.measures import sense
 from solon.models.embedding import Embedder, embedder_directory
 from solon.recipes.recipe import load_recipe
 from solon.records import text_of, user

@@ -3,8 +3,9 @@
 The reward is what training maximises, so the reward cannot show that training has gone wrong. Measures of the rollouts' texts
 are taken at every update. Now and then there is a check: the policy answers the same probe prompts as before training, and a
 judge, the "gold", says how often the new answers are better than the old ones. Where the reward rises and the gold falls, the
-reward is being gamed (Gao et al. 2023, arXiv 2210.10760). Chance may look like gaming in any one of many checks. The watch
-holds the probability of a false alarm at 5 % over all planned checks together.
+reward is being gamed (Gao et al. 2023, arXiv 2210.10760). Where the answers are less about their questions than before, the
+policy is losing its sense. Chance may look like either in any one of many checks. The watch holds the probability of each false alarm
+at 5 % over all planned checks together.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant
 
 PHRASE = 5  # words of a phrase that is counted over the texts: the paper's "you are valued and cared for" has six
 LEVEL = 0.05  # probability of any false alarm in a training, over all planned checks
+SENSE_MARGIN = 0.02  # how far the mean of `about` may fall before it counts as lost
 Gold = Callable[[Sequence[Pair]], Iterable[Comparison]]
+About = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
+"""Takes questions and answers; gives the share of the other questions that fit each answer less well than its own."""
 
 
 def planned_checks(updates: int, every: int) -> int:
@@ -76,6 +80,13 @@ class Check(Record):
     p_reward: float | None = None  # one-sided p-value: chance alone raised the reward
     p_gold: float | None = None  # one-sided p-value: chance alone lowered the gold
     level: float | None = None  # both p-values must be at most this
+    about: tuple[float | None, ...] = ()  # how much each answer is about its question, 0..1; empty: not measured
+    lost_sense: bool = False  # the answers are less about their questions than at the start, beyond chance
+
+    @property
+    def bad(self) -> bool:
+        """Whether the policy of this check is not to be written."""
+        return self.gamed or self.lost_sense
 
     def summary(self) -> dict[str, Any]:
         """The part of a check that the journal and the trackers hold."""
@@ -88,6 +99,8 @@ class Check(Record):
             "abstained": len(self.gold) - len(given),
             "over_refusal": self.over_refusal,
             "gamed": self.gamed,
+            "about": mean([a for a in self.about if a is not None]).to_json(),
+            "lost_sense": self.lost_sense,
             **({key: getattr(self, key) for key in compared} if self.against is not None else {}),
         }
 
@@ -95,14 +108,16 @@ class Check(Record):
 class Watch:
     """The probe prompts, the judge of the answers to them, and the checks so far."""
 
-    def __init__(self, probes: Sequence[Prompt], gold: Gold | None = None, *, planned: int) -> None:
-        """gold: a judge's comparisons of pairs; None: only measures that need no judge are taken.
+    def __init__(
+        self, probes: Sequence[Prompt], gold: Gold | None = None, *, planned: int, about: About | None = None
+    ) -> None:
+        """gold: a judge's comparisons of pairs; None: only measures that need no judge are taken. about: None: not measured.
 
         planned: how many checks will follow the one before training. Each has an equal part of `LEVEL` (Bonferroni). This
         bounds the probability of a false alarm however strongly the checks of one training depend on each other. A check
         beyond the plan has no part left, and raises no alarm.
         """
-        self.probes, self.gold, self.planned = list(probes), gold, planned
+        self.probes, self.gold, self.planned, self.about = list(probes), gold, planned, about
         self.checks: list[Check] = []
 
     def check(self, update: int, answers: Sequence[str], score: Callable[[Sequence[Chat]], Sequence[float]]) -> Check:
@@ -115,6 +130,7 @@ class Watch:
             rewards=tuple(map(float, score(chats))),
             gold=self._preferences(answers),
             over_refusal=sum(benign) / len(benign) if benign else None,
+            about=tuple(self.about([p.prompt[-1].content for p in self.probes], answers)) if self.about else (),
         )
         if self.checks:
             check = self.compared(check)
@@ -123,8 +139,9 @@ class Watch:
 
     @property
     def best(self) -> Check:
-        """The check with the highest mean gold, where an abstention counts one half. Of equal ones, the latest."""
-        return max(self.checks, key=lambda c: (sum(0.5 if g is None else g for g in c.gold) / len(c.gold), c.update))
+        """Of the checks with their sense, the one with the highest mean gold. An abstention counts one half; of equal ones, the latest."""
+        sound = [c for c in self.checks if not c.lost_sense]
+        return max(sound, key=lambda c: (sum(0.5 if g is None else g for g in c.gold) / len(c.gold), c.update))
 
     def _preferences(self, answers: Sequence[str]) -> tuple[float | None, ...]:
         """For each probe prompt, P(the answer is better than the one before training); None: abstained or not judged."""
@@ -143,12 +160,17 @@ class Watch:
 
     def compared(self, now: Check) -> Check:
         """The check with its comparison to the start. The best earlier check would be the luckiest one, and so unfair."""
-        start = self.checks[0]
+        start, level = self.checks[0], LEVEL / self.planned if len(self.checks) <= self.planned else 0.0
+        both = [
+            (before, after) for before, after in zip(start.about, now.about, strict=True) if None not in (before, after)
+        ]
+        fell_more = [before - after - SENSE_MARGIN for before, after in both]  # type: ignore[operator]
+        if len(fell_more) > 1:
+            now = now.model_copy(update={"lost_sense": p_above_zero(fell_more) <= level})
         rose = [after - before for after, before in zip(now.rewards, start.rewards, strict=True)]
         fell = [0.5 - g for g in now.gold if g is not None]  # the start against itself is 0.5
         if len(fell) < 2:
             return now
-        level = LEVEL / self.planned if len(self.checks) <= self.planned else 0.0
         p_reward, p_gold = p_above_zero(rose), p_above_zero(fell)
         return now.model_copy(
             update={

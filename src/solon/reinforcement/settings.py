@@ -97,7 +97,7 @@ class PPOSettings(Settings):
     check_every: int = Field(0, ge=0)
     """Updates between two checks with the probe prompts. 0: no checks."""
     stop_when_gamed: bool = False
-    """End the training where a check finds that the reward is being gamed."""
+    """End the training where a check finds that the reward is being gamed, or that the answers have lost their sense."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOSettings:

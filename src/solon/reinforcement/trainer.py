@@ -166,11 +166,11 @@ class Trainer:
 
     @property
     def over(self) -> bool:
-        """Whether training ends early: a number was not finite, the KL is beyond its bound, or the reward is gamed."""
+        """Whether training ends early: a number was not finite, the KL is beyond its bound, or a check is bad."""
         if self.state.good.stopped is not None:
             return True
-        gamed = self.settings.stop_when_gamed and self.watch is not None and self.watch.checks[-1].gamed
-        return gamed or not self.state.kl_seen <= self.settings.kl_bound
+        bad = self.settings.stop_when_gamed and self.watch is not None and self.watch.checks[-1].bad
+        return bad or not self.state.kl_seen <= self.settings.kl_bound
 
     def respond(self, contexts: list[list[int]], seed: int) -> tuple[list[Generated], list[str]]:
         """A response to each context, as tokens and as text."""
@@ -225,8 +225,8 @@ class Trainer:
         return summary.model_copy(update={"watched": text_measures(texts), "check": check, "meta": meta})
 
     def write(self, out: Path) -> None:
-        """Write the policy, or the policy of the best check where the last check found the reward gamed."""
-        if self.watch and self.watch.checks[-1].gamed:
+        """Write the policy, or the policy of the best check where the last check found the reward gamed or the sense lost."""
+        if self.watch and self.watch.checks[-1].bad:
             with torch.no_grad():
                 for name, parameter in self.policy.named_parameters():
                     if name in self.state.best:

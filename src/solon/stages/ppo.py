@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -28,6 +30,7 @@ from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
 from solon.stages.judging import judge_of
 from solon.stages.plan import FILLED, Plan
 from solon.stages.reinforcement import Reinforcement
+from solon.stages.sense import SenseSettings
 from solon.training.settings import Log, Progress
 
 if TYPE_CHECKING:
@@ -77,12 +80,14 @@ class PPO(Reinforcement):
 
     def warnings(self, run: Run) -> list[str]:
         result = run.state(self.name).get("result", {})
-        if not result.get("gamed"):
-            return []
-        return [
-            "The reward was being gamed: it rose while the judge's preference fell. What was written is the policy after "
-            f"{result['written_after']} updates."
-        ]
+        why = []
+        if result.get("gamed"):
+            why.append("The reward was being gamed: it rose while the judge's preference fell.")
+        if result.get("lost_sense"):
+            why.append("The policy was losing its sense: its answers became less about their questions.")
+        return (
+            [f"{' '.join(why)} What was written is the policy after {result['written_after']} updates."] if why else []
+        )
 
     def estimate(self, plan: Plan) -> None:
         recipe, ppo, gold = plan.recipe, plan.recipe.of(PPOSettings), plan.recipe.of(GoldSettings)
@@ -137,7 +142,8 @@ class PPO(Reinforcement):
         probes = [p for source in ("red_team", "helpful") for p in [p for p in prompts if p.source == source][:half]]
         spec = self.gold_judge(run)
         engine = None if spec is None else run.engine(spec)
-        return engine, make_watch(settings, probes, engine, None if engine is None else judge_of(run, engine))
+        embedder = run.recipe.of(SenseSettings).embedder
+        return engine, make_watch(settings, probes, engine, None if engine is None else judge_of(run, engine), embedder)
 
     def engines(self, run: Run) -> list[Engine]:
         return [*super().engines(run), *([self._gold] if self._gold else [])]
@@ -163,14 +169,15 @@ class PPO(Reinforcement):
 
     def summary(self, run: Run, history: Sequence[RolloutSummary]) -> dict[str, Any]:
         checks = self._watch
-        gamed = bool(checks and checks.checks[-1].gamed)
+        last = checks.checks[-1] if checks else None
         summary = super().summary(run, history)
         return {
             **summary,
             "tokens": summary["tokens"] * run.recipe.of(PPOSettings).epochs,
-            # Where the last check found the reward gamed, the policy of the best check is written.
-            "written_after": checks.best.update if checks and gamed else len(history),
-            "gamed": gamed,
+            # Where the last check is bad, the policy of the best check is written.
+            "written_after": checks.best.update if checks and last and last.bad else len(history),
+            "gamed": bool(last and last.gamed),
+            "lost_sense": bool(last and last.lost_sense),
         }
 
 
@@ -232,40 +239,54 @@ class PPOVerb(Verb):
                 result = {
                     "left_out": history[-1].meta.get("left_out", {}) if history else {},
                     "asked_updates": settings.updates,
-                    "gamed_after": watch.best.update if watch and watch.checks[-1].gamed else None,
+                    "gamed_after": watch.best.update if watch and watch.checks[-1].bad else None,
+                    "lost_sense": bool(watch and watch.checks[-1].lost_sense),
                 }
                 target.write_result(identity, result)
         assert result is not None
         if again:
             call.tell_there()
         if result["gamed_after"] is not None:
-            call.tell(
-                f"{call.out}: the reward was being gamed; this is the policy after {result['gamed_after']} updates"
-            )
+            why = "the policy was losing its sense" if result.get("lost_sense") else "the reward was being gamed"
+            call.tell(f"{call.out}: {why}; this is the policy after {result['gamed_after']} updates")
         call.tell_left_out(result["left_out"], "the prompts")
         call.result({"left_out": result["left_out"], "updates": [h.to_json() for h in history]})
 
     def _watch(self, call: Call, settings: PPOSettings, prompts: Sequence[Prompt]) -> Watch:
         from solon.feedback.judges import open_judge
+        from solon.models.embedding import MINILM
 
         probes = prompts[: call["probes"]]
         if not call["gold"]:
-            return make_watch(settings, probes, None, None)
+            return make_watch(settings, probes, None, None, MINILM)
         engine = LazyEngine(call["gold"], system=call.system, dtype=call.dtype)
-        return make_watch(
-            settings, probes, engine, open_judge(engine, call.constitution, JudgeSettings(), seed=call.seed)
-        )
+        judge = open_judge(engine, call.constitution, JudgeSettings(), seed=call.seed)
+        return make_watch(settings, probes, engine, judge, MINILM)
 
 
 def make_watch(
-    settings: PPOSettings, probes: Sequence[Prompt], engine: LazyEngine | None, judge: Judge | None
+    settings: PPOSettings,
+    probes: Sequence[Prompt],
+    engine: LazyEngine | None,
+    judge: Judge | None,
+    embedder: str | None = None,
 ) -> Watch:
-    """The checks of a training. engine, judge: of the gold judge, which compares the answers to the probes; None: no judge."""
-    from solon.reinforcement.monitors import Watch, planned_checks
+    """The checks of a training. engine, judge: of the gold judge, which compares the answers to the probes; None: no judge.
+
+    embedder: the model that says how much the answers are about their questions; None, or a model that is not here: not measured.
+    """
+    from solon.measures.sense import about_their_questions
+    from solon.models.embedding import Embedder
+    from solon.reinforcement.monitors import About, Watch, planned_checks
 
     def gold(pairs: Sequence[Pair]) -> list[Comparison]:
         assert engine is not None and judge is not None
         with engine:  # the judge is in memory only while it is asked
             return list(judge.compare(pairs))
 
-    return Watch(probes, gold if judge else None, planned=planned_checks(settings.updates, settings.check_every))
+    about: About | None = None
+    if embedder is not None:
+        with suppress(InputError):
+            about = partial(about_their_questions, embedder=Embedder.load(embedder))
+    planned = planned_checks(settings.updates, settings.check_every)
+    return Watch(probes, gold if judge else None, planned=planned, about=about)

@@ -78,8 +78,8 @@ class SenseGate(Stage):
 
     def run(self, run: Run) -> None:
         from solon.analysis.checks import check
-        from solon.analysis.sense import about_their_questions, question_of
         from solon.engines.identity import of_model
+        from solon.measures.sense import about_their_questions, question_of
         from solon.measures.statistics import FAILS, difference
         from solon.models.embedding import Embedder
 
@@ -164,7 +164,7 @@ class Sense(Stage):
 
     def _about(self, run: Run) -> dict[str, dict[str, float]]:
         """By model and prompt, how much the answer is about its question."""
-        from solon.analysis.sense import about_their_questions, question_of
+        from solon.measures.sense import about_their_questions, question_of
         from solon.models.embedding import Embedder
 
         spec = run.recipe.of(SenseSettings).embedder
@@ -182,7 +182,7 @@ class Sense(Stage):
 
     def _likely(self, run: Run) -> dict[str, dict[str, float]]:
         """By model and prompt, the log-probability of the answer under the start model in nats per word."""
-        from solon.analysis.sense import likelihoods
+        from solon.measures.sense import likelihoods
 
         with run.engine(run.get(START_MODEL)) as engine:
             return {

@@ -98,15 +98,19 @@ def ppo(data: dict[str, Any]) -> list[Section]:
                 estimate(c.get("gold"), "%", 100.0),
                 number(c.get("abstained")),
                 number(c.get("over_refusal")),
+                estimate(c.get("about")),
                 "yes" if c.get("gamed") else "no",
+                "yes" if c.get("lost_sense") else "no",
             )
             for c in checks
         )
         note = (
             "The same probe prompts after the updates of the first column: the reward of the answers, how often the judge prefers them to "
-            "those before the first update, and whether the reward has since risen while the judge's preference fell."
+            "those before the first update, how much they are about their questions, whether the reward has since risen while the "
+            "judge's preference fell, and whether the answers have lost their sense."
         )
-        head = ("updates", "reward", "preferred to update 0", "abstained", "benign refused (share)", "reward gamed")
+        head = ("updates", "reward", "preferred to update 0", "abstained", "benign refused (share)", "about its question",
+                "reward gamed", "sense lost")  # fmt: skip
         sections.append(Section("Checks while training", note, head, rows, level=3))
     if reached := data.get("same_kl"):
         path = [(number(r["kl_nats"]), number(r["reward"], 2), number(r["update"])) for r in reached]

@@ -39,10 +39,10 @@ def test_an_id_shared_by_chance_is_not_the_same_principle() -> None:
 
 
 def test_a_constitution_with_one_principle_changed_keeps_the_others() -> None:
-    mine = changed(SOLON, "no-flattery", comparison="Which response flatters less?")
-    of_it = sum(c.principle == "no-flattery" for c in SHIPPED)
+    mine = changed(SOLON, "be-truthful", comparison="Which response is true?")
+    of_it = sum(c.principle == "be-truthful" for c in SHIPPED)
     assert own_principles(SHIPPED, mine)[1] == of_it > 0
-    titled = changed(SOLON, "no-flattery", title="Another title", revision="Rewrite it.")  # the judge is asked the same
+    titled = changed(SOLON, "be-truthful", title="Another title", revision="Rewrite it.")  # the judge is asked the same
     assert own_principles(SHIPPED, titled)[1] == 0
 
 

@@ -6,7 +6,9 @@ import gzip
 import json
 import tempfile
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from hypothesis import strategies as st
 from solon.constitution import load_constitution
 from solon.data import read_comparisons, read_demonstrations, read_pairs, read_prompts, read_revision_chains
 from solon.data.conversations import parse_transcript
+from solon.data.lines import read_jsonl
 from solon.data.readers import stream_pairs
 from solon.errors import InputError
+from solon.measures.texts import tokens, words
 from solon.records import text_of
 
 HH = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: more\n\nAssistant: "
@@ -378,14 +382,14 @@ def test_reference_comparisons_are_read(reference_data: Path) -> None:
 def test_what_ships_is_what_it_says() -> None:
     red, helpful = read_prompts("solon:red-team"), read_prompts("solon:helpful")
     red_held, helpful_held = read_prompts("solon:red-team-heldout"), read_prompts("solon:helpful-heldout")
-    assert len(red) >= 160 and len(helpful) >= 160 and len(red_held) >= 48 and len(helpful_held) >= 48
+    assert len(red) >= 300 and len(helpful) >= 300 and len(red_held) >= 80 and len(helpful_held) >= 80
     trained = {p.prompt[-1].content.lower() for p in [*red, *helpful]}
     assert len(trained) == len(red) + len(helpful)
     harmless = read_demonstrations("solon:demonstrations-harmless")
     demonstrations = harmless + read_demonstrations("solon:demonstrations-helpful")
     comparisons = read_comparisons("solon:comparisons-harmless") + read_comparisons("solon:comparisons-helpful")
     chains = read_revision_chains("solon:revision-demonstrations")
-    assert len(demonstrations) >= 200 and len(comparisons) >= 240 and len(chains) >= 100
+    assert len(harmless) >= 400 and len(demonstrations) >= 800 and len(comparisons) >= 600 and len(chains) >= 300
     known = {p.id for p in load_constitution("solon").principles}
     assert {c.principle for c in comparisons} <= known
     assert {s.principle for c in chains for s in c.steps} == known
@@ -399,6 +403,25 @@ def test_what_ships_is_what_it_says() -> None:
     # choosing the longer answer must not win, or a reward model could learn length instead
     longer = sum(len(text_of(c.chosen)) > len(text_of(c.rejected)) for c in comparisons) / len(comparisons)
     assert 0.4 < longer < 0.6
-    # no template spinning: hardly two answers open with the same three words
-    openings = [" ".join(d.messages[-1].content.split()[:3]) for d in demonstrations]
-    assert len(set(openings)) > 0.9 * len(openings)
+    # One manner, but no template spinning: every answer is short, and no two share a third of their words in a row.
+    answers = [d.messages[-1].content for d in demonstrations] + [c.steps[-1].revision for c in chains]
+    assert max(map(words, answers)) <= 46
+    grams = [{tuple(tokens(a)[n : n + 6]) for n in range(len(tokens(a)) - 5)} for a in answers]
+    places: dict[tuple[str, ...], list[int]] = {}
+    for n, found in enumerate(grams):
+        for gram in found:
+            places.setdefault(gram, []).append(n)
+    shared = Counter(pair for rows in places.values() for pair in combinations(rows, 2))
+    assert all(n < len(grams[a]) / 3 for (a, _), n in shared.items())
+
+
+def test_what_is_held_out_is_of_kinds_that_no_training_set_has() -> None:
+    def kinds(*names: str) -> set[str]:
+        return {row["tags"][0] for name in names for _, row in read_jsonl(name)}
+
+    trained = kinds("solon:red-team", "solon:helpful", "solon:demonstrations-harmless", "solon:demonstrations-helpful",
+                    "solon:revision-demonstrations", "solon:comparisons-harmless", "solon:comparisons-helpful")  # fmt: skip
+    held = kinds("solon:red-team-heldout", "solon:helpful-heldout", "solon:comparisons-heldout")
+    assert len(trained) > 50 and len(held) == 20 and not trained & held
+    twins = [row for _, row in read_jsonl("solon:helpful-heldout") if "sounds-risky" in row["tags"]]
+    assert len(twins) == 40

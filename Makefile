@@ -2,8 +2,8 @@
 VENV   ?= .venv
 PYTHON ?= python3.11
 BIN    := $(VENV)/bin
-DEMO   ?= runs/demo
 MODEL  ?= smollm2
+DEMO   ?= runs/demo$(if $(filter-out smollm2,$(MODEL)),-$(notdir $(MODEL)))
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM = false
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "Solon needs $(PYTHON); install it, or: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch

@@ -134,6 +134,10 @@ def test_a_cut_response_is_learned_up_to_its_last_whole_sentence() -> None:
     assert left_out == {"cut at the token limit": 1, "empty revision": 1}
     assert whole_sentences('He said "go." Then') == 'He said "go."' and whole_sentences("Done!") == "Done!"
     assert whole_sentences("1. Wash it.\n2. Dry") == "1. Wash it." and whole_sentences("It costs 3.50 or") == ""
+    assert (
+        whole_sentences("Go. Ask Dr. No") == "Go."
+        and whole_sentences("Wash it. 2. Dry it. 10. Put") == "Wash it. 2. Dry it."
+    )
 
 
 def test_filling_is_one_pass_over_known_names() -> None:

@@ -127,17 +127,20 @@ def test_a_policy_whose_answers_leave_their_questions_is_not_written() -> None:
     def about(level: float) -> Any:
         return lambda questions, answers: [level + 0.001 * (i % 5) for i in range(len(answers))]
 
-    watch = Watch(PROMPTS[:32], planned=2)
+    prompts = [p.model_copy(update={"source": "helpful" if i % 2 else "red_team"}) for i, p in enumerate(PROMPTS[:64])]
+    watch = Watch(prompts, planned=2)
     for update, level in enumerate((0.97, 0.96, 0.6)):
         watch.about = about(level)
-        watch.check(update, ["yes"] * 32, lambda chats: [0.0] * len(chats))
+        watch.check(update, ["yes"] * 64, lambda chats: [0.0] * len(chats))
     assert [c.lost_sense for c in watch.checks] == [False, False, True] == [c.bad for c in watch.checks]
     assert watch.best.update == 1  # without a judge: the latest that made sense
     assert watch.checks[-1].summary()["about"]["value"] == pytest.approx(0.602, abs=1e-3)
+    assert len(watch.checks[-1].about) == 32  # a refusal of a harmful probe need not be about it
+    watch.about = None  # the embedding model is gone: nothing is compared
+    assert not watch.check(3, ["yes"] * 64, lambda chats: [0.0] * len(chats)).lost_sense
     watch.about = about(0.5)
-    assert not watch.check(
-        3, ["yes"] * 32, lambda chats: [0.0] * len(chats)
-    ).bad  # a check beyond the plan raises no alarm
+    late = watch.check(3, ["yes"] * 64, lambda chats: [0.0] * len(chats))
+    assert not late.bad  # a check beyond the plan raises no alarm
 
 
 def test_an_abstaining_gold_is_counted_and_decides_nothing() -> None:

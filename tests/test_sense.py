@@ -37,8 +37,8 @@ class ByFirstLetter:
 def test_the_share_of_other_questions_that_fit_less() -> None:
     questions, embedder = ["apple", "bread", "cream", "date"], ByFirstLetter()
     assert sense.about_their_questions(questions, ["a", "b", "c", "d"], embedder) == [1, 1, 1, 1]  # type: ignore[arg-type]
-    # An answer about another question loses to that question alone; one about nothing is half: a coin's throw.
-    assert sense.about_their_questions(questions, ["b", "b", "z", ""], embedder) == [1 / 3, 1, 0.5, None]  # type: ignore[arg-type]
+    # An answer about another question loses to that question alone; one about nothing is half: a coin's throw. Empty: nothing.
+    assert sense.about_their_questions(questions, ["b", "b", "z", ""], embedder) == [1 / 3, 1, 0.5, 0]  # type: ignore[arg-type]
 
 
 def test_the_same_question_asked_twice_does_not_compete_with_itself() -> None:
@@ -123,7 +123,7 @@ def test_a_policy_that_lost_its_sense_is_said_first(tmp_path: Path, monkeypatch:
         return [level + 0.01 * (i * i % 3) * (1 - level) for i in range(len(answers))]
 
     monkeypatch.setattr(sense, "about_their_questions", shares)
-    data = small_run(tmp_path / "r", **{"prompts.n_heldout": 6})
+    data = small_run(tmp_path / "r", **{"prompts.n_heldout": 12})
     assert data["headline"].startswith("RL-CAI has lost its sense. ")
     assert any("has lost its sense: answers about their question" in w for w in data["warnings"])
     assert "answers about their question" in (tmp_path / "r" / "report.md").read_text()

@@ -31,7 +31,7 @@ def question_of(prompt: Chat) -> str:
 def about_their_questions(questions: Sequence[str], answers: Sequence[str], embedder: Embedder) -> list[float | None]:
     """For each answer, the share of the other questions that are less like the answer than its own question, 0..1.
 
-    A question that is as like counts one half. None for an empty answer, and where there is no other question.
+    A question that is as like counts one half. An empty answer is about nothing: 0. None where there is no other question.
     """
     asked = embedder.embed(questions).numpy()
     likeness: NDArray[np.float32] = embedder.embed(answers).numpy() @ asked.T
@@ -39,8 +39,8 @@ def about_their_questions(questions: Sequence[str], answers: Sequence[str], embe
     shares: list[float | None] = []
     for i, answer in enumerate(answers):
         others = [j for j, name in enumerate(names) if name != names[i]]
-        if not words(answer) or not others:
-            shares.append(None)
+        if not others or not words(answer):
+            shares.append(0.0 if others else None)
             continue
         less, equal = likeness[i, others] < likeness[i, i], likeness[i, others] == likeness[i, i]
         shares.append(float(less.mean() + equal.mean() / 2))

@@ -36,14 +36,18 @@ def embedder_directory(spec: str) -> str:
         try:
             return directory_of(MINILM_HUB_ID)
         except InputError as error:
-            raise InputError(
-                f"minilm: not installed; {error}; run: solon models get minilm, or measure without it: --set sense.embedder=null"
-            ) from error
+            raise InputError(f"minilm: not installed; {error}; run: solon models get minilm") from error
     folder = Path(package.origin).parent / "model"
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: its weights are gone; install {MINILM_PACKAGE} again")
     with (folder / "model.safetensors").open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != MINILM_SHA256:
             raise InputError(f"{folder}: not the weights of {MINILM_PACKAGE}; install the package again")
     return str(folder)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,15 @@ class Embedder:
         from transformers import AutoModel, AutoTokenizer
 
         where = embedder_directory(spec)
-        model = AutoModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True).to(device()).eval()
-        return cls(model, AutoTokenizer.from_pretrained(where))
+        try:
+            model = AutoModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True).to(device()).eval()
+            embedder = cls(model, AutoTokenizer.from_pretrained(where))
+            embedder.embed(["a text", "a longer text"])
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"{spec}: cannot be used to embed texts ({first_line(error)}); name a sentence-embedding model"
+            ) from error
+        return embedder
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:

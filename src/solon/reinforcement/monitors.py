@@ -80,7 +80,9 @@ class Check(Record):
     p_reward: float | None = None  # one-sided p-value: chance alone raised the reward
     p_gold: float | None = None  # one-sided p-value: chance alone lowered the gold
     level: float | None = None  # both p-values must be at most this
-    about: tuple[float | None, ...] = ()  # how much each answer is about its question, 0..1; empty: not measured
+    about: tuple[
+        float | None, ...
+    ] = ()  # how much each answer to a helpful probe is about its question, 0..1; empty: not measured
     lost_sense: bool = False  # the answers are less about their questions than at the start, beyond chance
 
     @property
@@ -109,15 +111,18 @@ class Watch:
     """The probe prompts, the judge of the answers to them, and the checks so far."""
 
     def __init__(
-        self, probes: Sequence[Prompt], gold: Gold | None = None, *, planned: int, about: About | None = None
-    ) -> None:
+        self, probes: Sequence[Prompt], gold: Gold | None = None, *, planned: int, about: About | None = None,
+        margin: float = SENSE_MARGIN,
+    ) -> None:  # fmt: skip
         """gold: a judge's comparisons of pairs; None: only measures that need no judge are taken. about: None: not measured.
+        margin: how far the mean of `about` may fall.
 
         planned: how many checks will follow the one before training. Each has an equal part of `LEVEL` (Bonferroni). This
         bounds the probability of a false alarm however strongly the checks of one training depend on each other. A check
         beyond the plan has no part left, and raises no alarm.
         """
         self.probes, self.gold, self.planned, self.about = list(probes), gold, planned, about
+        self.margin = margin
         self.checks: list[Check] = []
 
     def check(self, update: int, answers: Sequence[str], score: Callable[[Sequence[Chat]], Sequence[float]]) -> Check:
@@ -130,7 +135,7 @@ class Watch:
             rewards=tuple(map(float, score(chats))),
             gold=self._preferences(answers),
             over_refusal=sum(benign) / len(benign) if benign else None,
-            about=tuple(self.about([p.prompt[-1].content for p in self.probes], answers)) if self.about else (),
+            about=self._about(answers),
         )
         if self.checks:
             check = self.compared(check)
@@ -142,6 +147,16 @@ class Watch:
         """Of the checks with their sense, the one with the highest mean gold. An abstention counts one half; of equal ones, the latest."""
         sound = [c for c in self.checks if not c.lost_sense]
         return max(sound, key=lambda c: (sum(0.5 if g is None else g for g in c.gold) / len(c.gold), c.update))
+
+    def _about(self, answers: Sequence[str]) -> tuple[float | None, ...]:
+        """How much each answer to a helpful probe is about its question. A refusal of a harmful one need not name the question."""
+        helpful = [
+            (p.prompt[-1].content, a) for p, a in zip(self.probes, answers, strict=True) if p.source == "helpful"
+        ]
+        if self.about is None or not helpful:
+            return ()
+        values = self.about(*zip(*helpful, strict=True)) if distributed.is_main() else []
+        return tuple(distributed.broadcast(list(values)))
 
     def _preferences(self, answers: Sequence[str]) -> tuple[float | None, ...]:
         """For each probe prompt, P(the answer is better than the one before training); None: abstained or not judged."""
@@ -161,10 +176,10 @@ class Watch:
     def compared(self, now: Check) -> Check:
         """The check with its comparison to the start. The best earlier check would be the luckiest one, and so unfair."""
         start, level = self.checks[0], LEVEL / self.planned if len(self.checks) <= self.planned else 0.0
-        both = [
-            (before, after) for before, after in zip(start.about, now.about, strict=True) if None not in (before, after)
-        ]
-        fell_more = [before - after - SENSE_MARGIN for before, after in both]  # type: ignore[operator]
+        # Where the embedding model was not there at one of the two checks, there is nothing to compare.
+        about = zip(start.about, now.about, strict=True) if len(start.about) == len(now.about) else ()
+        both = [(before, after) for before, after in about if None not in (before, after)]
+        fell_more = [before - after - self.margin for before, after in both]  # type: ignore[operator]
         if len(fell_more) > 1:
             now = now.model_copy(update={"lost_sense": p_above_zero(fell_more) <= level})
         rose = [after - before for after, before in zip(now.rewards, start.rewards, strict=True)]

@@ -74,6 +74,9 @@ class Data:
         revised = shuffled(self._read(chains, read_revision_chains) if chains else [])
         compared = shuffled([c for name in h.comparisons for c in self._read(name, read_comparisons)])
         compared = self._without(kept_out, "human comparisons", compared, lambda c: c.prompt)
+        self.comparisons_from = (
+            h.heldout_from
+        )  # the file of the held-out comparisons; None: a part of the recipe's comparisons
         if h.heldout_from is None:
             self.heldout_comparisons, self.comparisons = split_comparisons(
                 compared[: h.n_comparisons], h.heldout_comparisons
@@ -138,7 +141,8 @@ class Data:
         parts = [f"{kinds[source]} {words}" for source, words in self.heldout_from.items()]
         yield f"held-out prompts: {'; '.join(parts) if parts else 'none'}"
         if self.heldout_comparisons:
-            yield f"held-out human comparisons: {len(self.heldout_comparisons)}, split by prompt"
+            where = f"of {self.comparisons_from}" if self.comparisons_from else "split by prompt"
+            yield f"held-out human comparisons: {len(self.heldout_comparisons)}, {where}"
         if self.removed:
             counts = ", ".join(f"{n} {kind}" for kind, n in self.removed.items())
             yield f"taken out of training, because the prompt is held out: {counts}"

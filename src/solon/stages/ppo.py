@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from solon.stages.judging import judge_of
 from solon.stages.plan import FILLED, Plan
 from solon.stages.reinforcement import Reinforcement
 from solon.stages.sense import SenseSettings
+from solon.terminal import note
 from solon.training.settings import Log, Progress
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ class PPO(Reinforcement):
         probes = [p for source in ("red_team", "helpful") for p in [p for p in prompts if p.source == source][:half]]
         spec = self.gold_judge(run)
         engine = None if spec is None else run.engine(spec)
-        embedder = run.recipe.of(SenseSettings).embedder
-        return engine, make_watch(settings, probes, engine, None if engine is None else judge_of(run, engine), embedder)
+        sense, judge = run.recipe.of(SenseSettings), None if engine is None else judge_of(run, engine)
+        return engine, make_watch(settings, probes, engine, judge, sense.embedder, sense.margin)
 
     def engines(self, run: Run) -> list[Engine]:
         return [*super().engines(run), *([self._gold] if self._gold else [])]
@@ -270,6 +270,7 @@ def make_watch(
     engine: LazyEngine | None,
     judge: Judge | None,
     embedder: str | None = None,
+    margin: float | None = None,
 ) -> Watch:
     """The checks of a training. engine, judge: of the gold judge, which compares the answers to the probes; None: no judge.
 
@@ -277,7 +278,7 @@ def make_watch(
     """
     from solon.measures.sense import about_their_questions
     from solon.models.embedding import Embedder
-    from solon.reinforcement.monitors import About, Watch, planned_checks
+    from solon.reinforcement.monitors import SENSE_MARGIN, About, Watch, planned_checks
 
     def gold(pairs: Sequence[Pair]) -> list[Comparison]:
         assert engine is not None and judge is not None
@@ -286,7 +287,9 @@ def make_watch(
 
     about: About | None = None
     if embedder is not None:
-        with suppress(InputError):
+        try:
             about = partial(about_their_questions, embedder=Embedder.load(embedder))
+        except InputError as error:
+            note(f"the checks do not measure whether answers are about their questions: {error}")
     planned = planned_checks(settings.updates, settings.check_every)
-    return Watch(probes, gold if judge else None, planned=planned, about=about)
+    return Watch(probes, gold if judge else None, planned=planned, about=about, margin=margin or SENSE_MARGIN)

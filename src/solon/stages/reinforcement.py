@@ -12,7 +12,17 @@ from solon.publishing import Identity
 from solon.records import RolloutSummary
 from solon.runs import Artifact
 from solon.runs.common import Common
-from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, POLICY, REWARD, START_MODEL
+from solon.stages.artifacts import (
+    BASE_MODEL,
+    COMPARISONS,
+    DATA,
+    LEARNED,
+    PAIRS,
+    POLICY,
+    REWARD,
+    SENSE_KEPT,
+    START_MODEL,
+)
 from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings
 from solon.stages.revisions import RevisionSettings
@@ -34,7 +44,7 @@ class Reinforcement(Stage):
     """A reinforcement algorithm. A subclass defines `name`, `settings`, `train`, `sampling` and `estimate`."""
 
     needs: ClassVar[tuple[Artifact[Any], ...]] = (DATA, START_MODEL, REWARD)
-    uses: ClassVar[tuple[Artifact[Any], ...]] = (*BASE_MODEL, LEARNED, PAIRS, COMPARISONS)
+    uses: ClassVar[tuple[Artifact[Any], ...]] = (*BASE_MODEL, SENSE_KEPT, LEARNED, PAIRS, COMPARISONS)
     makes: ClassVar[tuple[Artifact[Any], ...]] = (POLICY,)
 
     @abstractmethod

@@ -19,7 +19,7 @@ from solon.reinforcement.settings import RewardSettings
 from solon.runs.common import Common
 from solon.runs.options import OUT, REQUIRED, TO_MODEL, TRAINED_MODEL, Option, Training, Verb
 from solon.settings import Settings
-from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, REWARD, START_MODEL
+from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, REWARD, SENSE_KEPT, START_MODEL
 from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings
 from solon.stages.pairs import asked_prompts, response_tokens
@@ -46,7 +46,7 @@ class RewardModelSettings(Settings):
 class RewardModelStage(Stage):
     name = "reward-model"
     part, settings = "reward_model", RewardModelSettings
-    needs, uses, makes = (DATA, START_MODEL), (*BASE_MODEL, COMPARISONS, PAIRS), (REWARD, LEARNED)
+    needs, uses, makes = (DATA, START_MODEL), (*BASE_MODEL, SENSE_KEPT, COMPARISONS, PAIRS), (REWARD, LEARNED)
 
     def runs(self, recipe: Common) -> bool:
         return not recipe.of(LabelSettings).direct

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -27,6 +28,7 @@ from solon.tables import Section, estimate, text
 from solon.training.settings import Progress
 
 if TYPE_CHECKING:
+    from solon.analysis.measures import Answer
     from solon.measures.statistics import Estimate
     from solon.runs.run import Run
 
@@ -66,6 +68,8 @@ class SenseGate(Stage):
         settings = recipe.of(SenseSettings)
         if settings.gate and settings.embedder is None:
             raise ValueError("sense.gate needs sense.embedder; name one, or set the gate to false")
+        if settings.gate and recipe.prompts.n_helpful == 0:
+            raise ValueError("sense.gate measures helpful training prompts, and prompts.n_helpful is 0")
 
     def estimate(self, plan: Plan) -> None:
         n = 2 * plan.recipe.of(SenseSettings).gate_prompts
@@ -102,14 +106,19 @@ class SenseGate(Stage):
         if base == start or not helpful:
             run.put(SENSE_KEPT, True)
             return
-        made_from = {"start": of_model(start), "model": of_model(base)}
+        made_from = {"start": of_model(start), "model": of_model(base), "embedder": embedder_identity(embedder)}
         fall = run.once(self.name, work, total=2, noun="models", made_from=made_from)["fall"]
         row = check(ABOUT, "below", settings.margin, "", fall, fails="", unknown="")
         if row["outcome"] == FAILS:
             raise InputError(
                 f"{self.name}: the supervised model has {LOST}: its answers are less about their question than the start model's, "
                 f"by {estimate(fall)}, and {settings.margin:g} is allowed (sense.margin); train it for fewer epochs, at a lower "
-                "learning rate or on better examples, or go on with --set sense.gate=false"
+                "learning rate or on better examples; or to go on as it is, write gate: false into "
+                f"{run.dir / 'recipe.yaml'} and add --set sense.gate=false"
+            )
+        if row["holds"] is None:
+            run.say(
+                f"{self.name}: whether the supervised model keeps its sense cannot be told ({estimate(fall)}); the run goes on"
             )
         run.put(SENSE_KEPT, True)
 
@@ -159,6 +168,7 @@ class Sense(Stage):
             }
 
         made_from = {name: of_model(spec) for name, spec in models.items()}
+        made_from["embedder"] = embedder_identity(run.recipe.of(SenseSettings).embedder)
         made_from |= {f"answers of {name}": of_records(given) for name, given in answers.items()}
         run.put(SENSE, run.once(self.name, work, noun="measures", made_from=made_from))
 
@@ -175,7 +185,7 @@ class Sense(Stage):
         except InputError:  # told at the start of the run
             return {}
         shares = {}
-        for name, given in run.get(ANSWERS).items():
+        for name, given in helpful_answers(run).items():
             values = about_their_questions([question_of(a.prompt) for a in given], [a.answer for a in given], embedder)
             shares[name] = {a.id: v for a, v in zip(given, values, strict=True) if v is not None}
         return shares
@@ -187,7 +197,7 @@ class Sense(Stage):
         with run.engine(run.get(START_MODEL)) as engine:
             return {
                 name: likelihoods([(a.id, a.prompt, a.answer) for a in given], engine)
-                for name, given in run.get(ANSWERS).items()
+                for name, given in helpful_answers(run).items()
             }
 
     def _kl(self, run: Run, models: dict[str, str]) -> dict[str, Any]:
@@ -259,10 +269,27 @@ class Sense(Stage):
             for row in sense.get("measures") or []
         )
         note = (
-            "No training pushed on these. An answer is about its question where an embedding model finds it more like its own question "
+            "Answers to helpful prompts; no training pushed on these. An answer is about its question where an embedding model finds it more like its own question "
             "than like the other held-out questions: 1 is best, 0.5 is chance. KL is measured on helpful prompts."
         )
         return [Section("Sense", note, ("measure", "unit", *names, *steps), rows)]
+
+
+def helpful_answers(run: Run) -> dict[str, list[Answer]]:
+    """Each model's answers to helpful prompts. A refusal of a harmful prompt need not say what the prompt was about."""
+    return {name: [a for a in given if a.source == "helpful"] for name, given in run.get(ANSWERS).items()}
+
+
+def embedder_identity(spec: str | None) -> dict[str, str]:
+    """The embedding model, and whether it is on this machine: where it comes later, the stage is made again."""
+    from solon.models.embedding import embedder_directory
+
+    if spec is None:
+        return {"name": "none", "fingerprint": "none"}
+    try:
+        return {"name": spec, "fingerprint": Path(embedder_directory(spec)).name}
+    except InputError:
+        return {"name": spec, "fingerprint": "not here"}
 
 
 def _mean(values: dict[str, float]) -> Estimate:

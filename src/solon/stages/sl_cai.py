@@ -64,10 +64,10 @@ class SLCAI(Stage):
         else:
             learned, unlearned = from_chains(chains, part.sft_on)
         left_out = dict(Counter(left_out) + Counter(unlearned))
-        if not learned:
+        if not [*learned, *own]:
             limit = run.recipe.of(RevisionSettings).sampling.max_tokens
             raise InputError(
-                f"sl-cai: none of the {sum(left_out.values())} revisions is whole ({counted(left_out)}; "
+                f"sl-cai: none of the {sum(left_out.values())} texts is whole ({counted(left_out)}; "
                 f"supervised.sampling.max_tokens: {limit}); raise it, or use a model that ends its answers"
             )
         examples = mix([*learned, *own], run.get(DATA).demonstrations, part.demonstration_share)

@@ -26,7 +26,7 @@ def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
     """The revision demonstrations to learn: those of prompts that the recipe revises."""
     settings = recipe.find(RevisionSettings)
     only = settings.only if settings else None
-    return [c for c in data.revision_demonstrations if only in (None, c.source)]
+    return [c for c in data.revision_demonstrations if only is None or c.source in (None, only)]
 
 
 class WarmupSettings(Settings):

@@ -48,12 +48,16 @@ def from_responses(chains: Iterable[RevisionChain]) -> Examples:
     return _separate(results)
 
 
-_SENTENCE_END = re.compile(r"(?<!^\d)(?<!\n\d)[.!?][\"')\]]*(?=\s)")  # the number of a list's item ends no sentence
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)")
+# Words whose full stop ends no sentence: the number of a list's item, and common abbreviations.
+_NO_END = re.compile(
+    r"(?:^|\s)(?:\d+|dr|mr|mrs|ms|st|fig|vs|approx|e\.g|i\.e|a\.m|p\.m|[a-z])\.[\"')\]]*$", re.IGNORECASE
+)
 
 
 def whole_sentences(text: str) -> str:
     """The text up to the end of its last whole sentence; empty where there is none."""
-    ends = [m.end() for m in _SENTENCE_END.finditer(text.rstrip() + " ")]
+    ends = [m.end() for m in _SENTENCE_END.finditer(text.rstrip() + " ") if not _NO_END.search(text[: m.end()])]
     return text[: ends[-1]] if ends else ""
 
 

@@ -104,6 +104,9 @@ def main() -> None:
         work(what, model, out / what)
         if distributed.is_main():
             torch.save({**found, "world": distributed.world_size()}, out / f"{what}.pt")
+    distributed.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # a process that ends with the group's threads at work may abort
 
 
 if __name__ == "__main__":

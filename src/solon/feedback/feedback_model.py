@@ -119,11 +119,9 @@ def train_feedback_model(
     def loss(batch: Sequence[Example]) -> Tensor:
         rows = [b.first for b in batch] + [b.second for b in batch]
         odds, mass = option_scores(lm, rows, options, tokenizer.pad_token_id)
-        combined = (odds[: len(batch)] - odds[len(batch) :]) / 2
+        first, second = odds[: len(batch)], odds[len(batch) :]  # the chosen response shown first, then second
+        combined, bias = (first - second) / 2, (first + second) / 2  # no bias: the orders agree
         labels = torch.tensor([b.label for b in batch], device=combined.device)
-        bias = (
-            odds[: len(batch)] + odds[len(batch) :]
-        ) / 2  # preference for the option shown first; 0: the orders agree
         disagreement = F.smooth_l1_loss(bias, torch.zeros_like(bias))
         preference = F.binary_cross_entropy_with_logits(combined, labels)
         return preference + settings.agreement * disagreement - mass.mean()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from solon.errors import InputError
+from solon.models.loading import explain_errors
 from solon.models.weights import device, directory_of
 
 MINILM = "minilm"
@@ -46,10 +47,6 @@ def embedder_directory(spec: str) -> str:
     return str(folder)
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
-
-
 @dataclass(frozen=True)
 class Embedder:
     model: Any
@@ -60,15 +57,14 @@ class Embedder:
         from transformers import AutoModel, AutoTokenizer
 
         where = embedder_directory(spec)
-        try:
+
+        def opened() -> Embedder:
             model = AutoModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True).to(device()).eval()
             embedder = cls(model, AutoTokenizer.from_pretrained(where))
             embedder.embed(["a text", "a longer text"])
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(
-                f"{spec}: cannot be used to embed texts ({first_line(error)}); name a sentence-embedding model"
-            ) from error
-        return embedder
+            return embedder
+
+        return explain_errors(f"{spec}: cannot be used to embed texts; name a sentence-embedding model", opened)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:

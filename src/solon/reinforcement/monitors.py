@@ -19,6 +19,7 @@ from pydantic import Field
 
 from solon import distributed
 from solon.measures.resampling import p_above_zero
+from solon.measures.sense import question_of
 from solon.measures.statistics import mean, preference, share
 from solon.measures.texts import distinct_n, has_boilerplate, is_evasive, is_refusal, tokens
 from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant
@@ -151,7 +152,7 @@ class Watch:
     def _about(self, answers: Sequence[str]) -> tuple[float | None, ...]:
         """How much each answer to a helpful probe is about its question. A refusal of a harmful one need not name the question."""
         helpful = [
-            (p.prompt[-1].content, a) for p, a in zip(self.probes, answers, strict=True) if p.source == "helpful"
+            (question_of(p.prompt), a) for p, a in zip(self.probes, answers, strict=True) if p.source == "helpful"
         ]
         if self.about is None or not helpful:
             return ()

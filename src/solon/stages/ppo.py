@@ -143,7 +143,7 @@ class PPO(Reinforcement):
         spec = self.gold_judge(run)
         engine = None if spec is None else run.engine(spec)
         sense, judge = run.recipe.of(SenseSettings), None if engine is None else judge_of(run, engine)
-        return engine, make_watch(settings, probes, engine, judge, sense.embedder, sense.margin)
+        return engine, make_watch(settings, probes, engine, judge, sense)
 
     def engines(self, run: Run) -> list[Engine]:
         return [*super().engines(run), *([self._gold] if self._gold else [])]
@@ -254,14 +254,13 @@ class PPOVerb(Verb):
 
     def _watch(self, call: Call, settings: PPOSettings, prompts: Sequence[Prompt]) -> Watch:
         from solon.feedback.judges import open_judge
-        from solon.models.embedding import MINILM
 
         probes = prompts[: call["probes"]]
         if not call["gold"]:
-            return make_watch(settings, probes, None, None, MINILM)
+            return make_watch(settings, probes, None, None, SenseSettings())
         engine = LazyEngine(call["gold"], system=call.system, dtype=call.dtype)
         judge = open_judge(engine, call.constitution, JudgeSettings(), seed=call.seed)
-        return make_watch(settings, probes, engine, judge, MINILM)
+        return make_watch(settings, probes, engine, judge, SenseSettings())
 
 
 def make_watch(
@@ -269,16 +268,15 @@ def make_watch(
     probes: Sequence[Prompt],
     engine: LazyEngine | None,
     judge: Judge | None,
-    embedder: str | None = None,
-    margin: float | None = None,
+    sense: SenseSettings,
 ) -> Watch:
     """The checks of a training. engine, judge: of the gold judge, which compares the answers to the probes; None: no judge.
 
-    embedder: the model that says how much the answers are about their questions; None, or a model that is not here: not measured.
+    sense: where its embedding model is None or not on this machine, nobody measures whether the answers are about their questions.
     """
     from solon.measures.sense import about_their_questions
     from solon.models.embedding import Embedder
-    from solon.reinforcement.monitors import SENSE_MARGIN, About, Watch, planned_checks
+    from solon.reinforcement.monitors import About, Watch, planned_checks
 
     def gold(pairs: Sequence[Pair]) -> list[Comparison]:
         assert engine is not None and judge is not None
@@ -286,10 +284,10 @@ def make_watch(
             return list(judge.compare(pairs))
 
     about: About | None = None
-    if embedder is not None:
+    if sense.embedder is not None:
         try:
-            about = partial(about_their_questions, embedder=Embedder.load(embedder))
+            about = partial(about_their_questions, embedder=Embedder.load(sense.embedder))
         except InputError as error:
             note(f"the checks do not measure whether answers are about their questions: {error}")
     planned = planned_checks(settings.updates, settings.check_every)
-    return Watch(probes, gold if judge else None, planned=planned, about=about, margin=margin or SENSE_MARGIN)
+    return Watch(probes, gold if judge else None, planned=planned, about=about, margin=sense.margin)

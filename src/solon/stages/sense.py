@@ -283,11 +283,12 @@ def helpful_answers(run: Run) -> dict[str, list[Answer]]:
 def embedder_identity(spec: str | None) -> dict[str, str]:
     """The embedding model, and whether it is on this machine: where it comes later, the stage is made again."""
     from solon.models.embedding import embedder_directory
+    from solon.publishing.content import weights_fingerprint
 
     if spec is None:
         return {"name": "none", "fingerprint": "none"}
     try:
-        return {"name": spec, "fingerprint": Path(embedder_directory(spec)).name}
+        return {"name": spec, "fingerprint": weights_fingerprint(Path(embedder_directory(spec)))}
     except InputError:
         return {"name": spec, "fingerprint": "not here"}
 

@@ -164,7 +164,9 @@ class Judgement(Record):
     rationale: str | None = None  # the judge's reasoning, first response shown first; "---" separates several samples
     rationale_swapped: str | None = None  # the reasoning with the first response shown second
     abstained: str | None = None
-    kind: Literal["model", "check"] = "model"  # check: a verifiable principle, answered without a model
+    # check: a verifiable principle, answered without a model; each: a model was asked of each response by itself. Both have no
+    # order, so `forward` and `swapped` are equal.
+    kind: Literal["model", "check", "each"] = "model"
 
     @model_validator(mode="before")
     @classmethod

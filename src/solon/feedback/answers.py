@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.special import log_expit, logsumexp
@@ -19,6 +20,8 @@ from solon.feedback.questions import (
     Example,
     comparison_chat,
     comparison_question,
+    each_chat,
+    each_question,
     reasoned_chat,
     several,
 )
@@ -69,7 +72,7 @@ class Task:
         yield f"{self.pair.id}/{self.n}/forward", first, second
         yield f"{self.pair.id}/{self.n}/swapped", second, first
 
-    def judgement(self, answers: Mapping[str, Answer]) -> Judgement:
+    def judgement(self, answers: Mapping[str, Answer], kind: Literal["model", "each"] = "model") -> Judgement:
         forward, swapped = (answers[i] for i, _, _ in self.orders())
         odds = [forward.odds, None if swapped.odds is None else -swapped.odds]
         reason = forward.reason or swapped.reason or None
@@ -87,6 +90,7 @@ class Task:
             rationale=forward.rationale,
             rationale_swapped=swapped.rationale,
             abstained=reason,
+            kind=kind,
         )
 
 
@@ -114,6 +118,36 @@ def ask(tasks: Sequence[Task], engine: Engine, examples: Sequence[Example]) -> d
         odds, reason = first_option(scores)
         answers[scores.id] = Answer(odds, reason, again=reason if scores.again else "")
     return answers
+
+
+def ask_of_each(tasks: Sequence[Task], engine: Engine) -> dict[str, Answer]:
+    """As `ask`, where the judge sees one response at a time: the difference of the log-odds that each response is good.
+
+    The difference belongs to no order, so the answers to both requests of a task are the same judgement.
+    """
+    requests = [
+        ScoreRequest(
+            f"{task.pair.id}/{task.n}/{side}", each_chat(task.pair.prompt, response, task.question), OPTIONS, PREFIX,
+            question=each_question(task.pair.prompt, response, task.question),
+        )
+        for task in tasks
+        for side, response in enumerate(task.pair.responses)
+    ]  # fmt: skip
+    scores = {s.id: s for s in engine.score(requests)}
+    answers = {}
+    for task in tasks:
+        sides = [scores[f"{task.pair.id}/{task.n}/{side}"] for side in (0, 1)]
+        (first, why), (second, other) = map(first_option, sides)
+        odds = None if first is None or second is None else _finite(first) - _finite(second)
+        again = next((s.error for s in sides if s.again and s.error), "")
+        (forward, *_), (swapped, *_) = task.orders()
+        answers[forward] = Answer(odds, why or other, again=again)
+        answers[swapped] = Answer(None if odds is None else -odds, why or other, again=again)
+    return answers
+
+
+def _finite(odds: float) -> float:
+    return math.copysign(CERTAIN, odds) if math.isinf(odds) else odds
 
 
 def _without_pair(examples: Sequence[Example], task: Task) -> list[Example]:

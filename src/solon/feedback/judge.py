@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from solon.constitution import Constitution, Principle, draw_principles
 from solon.engines.base import Engine, Failure, OnFailure
 from solon.errors import InputError
-from solon.feedback.answers import Task, ask, ask_with_rationales
+from solon.feedback.answers import Task, ask, ask_of_each, ask_with_rationales
 from solon.feedback.checks import judge_by_check
 from solon.feedback.labels import comparison_of, to_comparison
 from solon.feedback.principles import question_for
@@ -128,7 +128,7 @@ class ModelJudge(Judge):
                 if task.check is not None:
                     judgement = judge_by_check(task.check, task.pair.prompt, *task.pair.responses)
                 else:
-                    judgement = task.judgement(answers)
+                    judgement = task.judgement(answers, "each" if self.settings.ask == "each" else "model")
                     for reason in filter(None, (answers[i].again for i, _, _ in task.orders())):
                         out_of_reach[task.pair.id] = reason
                 judgements[task.pair.id].append(judgement)
@@ -162,6 +162,8 @@ class ModelJudge(Judge):
 
     def _answers(self, tasks: Sequence[Task]) -> dict[str, Any]:
         settings = self.settings
+        if settings.ask == "each":
+            return ask_of_each(tasks, self.engine)
         if not settings.rationales:
             return ask(tasks, self.engine, self.examples)
         return ask_with_rationales(

@@ -11,6 +11,7 @@ from solon.settings import Epochs, LearningRate, Settings
 from solon.training.settings import TrainSettings
 
 Scale = Literal["levels", "broken"]
+Ask = Literal["pair", "each"]
 
 
 class JudgeSettings(Settings):
@@ -20,6 +21,9 @@ class JudgeSettings(Settings):
     """One question in place of all comparison questions of the constitution; null: the constitution's questions."""
     principles_per_pair: int | None = Field(1, ge=1)
     """Number of principles that each pair is judged under, drawn by the seed and their weights; null: all principles."""
+    ask: Ask = "pair"
+    """`pair` shows the judge both responses, in both orders. `each` asks of each response by itself whether it is good, and the
+    label is the difference of the two log-odds: for a small model, which can hardly compare two texts."""
     together: bool = False
     """Ask one question that holds all principles of a pair; false: ask one question per principle."""
     soft_labels: bool = True
@@ -35,6 +39,13 @@ class JudgeSettings(Settings):
     """Number of labelled comparisons that the judge sees as examples before each question; 0: none."""
     scale: Scale = "levels"
     """How single responses are rated: `levels` asks for 1 to 10, `broken` asks if the response breaks the principle."""
+
+    @model_validator(mode="after")
+    def _each_is_plain(self) -> JudgeSettings:
+        for name in ("rationales", "few_shot"):
+            if self.ask == "each" and getattr(self, name):
+                raise ValueError(f"ask: each asks without {name}; set {name} to 0, or ask to pair")
+        return self
 
     @model_validator(mode="after")
     def _clamp_holds_a_half(self) -> JudgeSettings:
@@ -56,4 +67,5 @@ class FeedbackTrainSettings(TrainSettings):
     max_length: int = Field(640, ge=16, le=1_000_000)
     """Tokens of a question at most. A comparison with a longer question is left out and counted."""
     agreement: float = Field(0.2, ge=0)
-    """Weight of the part of the loss that asks the two orders of a comparison to agree. 0: a preference for a position costs nothing."""
+    """Weight of the part of the loss that asks the two orders of a comparison to agree. 0: a preference for a position costs
+    nothing. A judge that is asked of each response (`ask: each`) has no order."""

@@ -93,7 +93,7 @@ class KindPreference:
 class PrincipleCounts:
     """Counts of one principle's judgements."""
 
-    kind: Literal["model", "check"]
+    kind: Literal["model", "check", "each"]
     abstained: int = 0
     ties: int = 0
     confidence: Ratio = field(default_factory=Ratio)  # |log-odds|

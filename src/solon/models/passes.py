@@ -13,10 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from solon import distributed
 from solon.models.paths import paths_of
 from solon.models.plain import Layout, Reader
 
 TOKENS_AT_ONCE = 1280  # distinct tokens of a pass that learns; activations are 1 to 2 MB a token in a model of 135M
+STORED_BYTES = 2**30  # of the states that a training stores at most
 HiddenStates = Callable[[Layout, Sequence[list[int]]], Tensor]
 
 
@@ -57,11 +59,34 @@ def lower_blocks(policy: Any, pad: int) -> Any:
     return fast().LowerBlocks(policy, pad) if fast() else None
 
 
+def stored_lower_blocks(model: Any, rows: Sequence[list[int]], pad: int) -> Any:
+    """Lower blocks that hold the states of these rows, for a training that goes over the rows several times.
+
+    None where every pass computes all blocks: no block lies below the adapters, the states would take more than STORED_BYTES,
+    or several processes train.
+    """
+    width = model.config.get_text_config().hidden_size * next(model.parameters()).element_size()
+    if distributed.world_size() > 1 or width * sum(map(len, rows)) > STORED_BYTES:
+        return None
+    lower = lower_blocks(model, pad)
+    if not (lower and lower.block):
+        return None
+    lower.add(rows)
+    return lower
+
+
 def last_hidden_states(model: Any, rows: Sequence[list[int]], pad: int, compute: HiddenStates | None = None) -> Tensor:
     """The last hidden state of each row's last token, (rows, width).
 
     compute: computes the states of a layout; None: the model does.
     """
+    return hidden_states_from(model, rows, [len(row) - 1 for row in rows], pad, compute)
+
+
+def hidden_states_from(
+    model: Any, rows: Sequence[list[int]], first: Sequence[int], pad: int, compute: HiddenStates | None = None
+) -> Tensor:
+    """The last hidden states of each row's tokens from index `first` on, row after row, (tokens, width)."""
     layout = lay_out(model, rows, pad)
     states = compute(layout, rows) if compute else layout.hidden_states(model)
-    return layout.gather(states, [range(len(row) - 1, len(row)) for row in rows])
+    return layout.gather(states, [range(start, len(row)) for row, start in zip(rows, first, strict=True)])

@@ -37,6 +37,26 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor
     return -ratio if kind == "k1" else torch.expm1(ratio) - ratio
 
 
+def baseline(score: Tensor, group: int) -> Tensor:
+    """For each response, the mean score of the others to the same prompt, (rollouts,) → (rollouts,). See `centred`."""
+    if group == 1:
+        return score.mean().expand(len(score))
+    total = score.view(-1, group).sum(-1, keepdim=True).expand(-1, group).flatten()
+    return (total - score) / (group - 1)
+
+
+def values_of_beginnings(beginnings: Tensor, base: Tensor, mask: Tensor) -> Tensor:
+    """Values before each token from the reward model's scores of beginnings. beginnings, mask: (batch, response).
+
+    beginnings: the score of the response up to and with each token. base: the baseline that `centred` subtracts, (batch,). The
+    value before a token is the score of what stands before it, minus the baseline; before the first token it is 0. So a token's
+    advantage is how much it changes the score: the potential-based shaping of Ng et al. 1999, which changes no optimum.
+    """
+    values = torch.zeros_like(beginnings)
+    values[:, 1:] = beginnings[:, :-1] - base.unsqueeze(-1)
+    return values * mask
+
+
 def centred(score: Tensor, group: int) -> Tensor:
     """Scores minus a baseline, (rollouts,) → (rollouts,).
 
@@ -45,10 +65,7 @@ def centred(score: Tensor, group: int) -> Tensor:
     mean of all scores. A constant per response changes no gradient in expectation. Without a baseline, the value head would
     have to learn the constant first, and until then late tokens would look better than early ones.
     """
-    if group == 1:
-        return score - score.mean()
-    by_prompt = score.view(-1, group)
-    return ((by_prompt - by_prompt.mean(-1, keepdim=True)) * (group / (group - 1))).flatten()
+    return score - baseline(score, group)
 
 
 def held_to_length(score: Tensor, lengths: Tensor, target: int | None, coefficient: float) -> Tensor:

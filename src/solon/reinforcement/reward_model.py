@@ -23,7 +23,7 @@ from solon.models.batching import split_rows
 from solon.models.chat.encode import chat_ids_and_turns
 from solon.models.chat.limits import Limit, context_limit
 from solon.models.loading import explain_errors, load_checked
-from solon.models.passes import last_hidden_states
+from solon.models.passes import hidden_states_from
 from solon.models.paths import record_path
 from solon.models.sharding import is_sharded
 from solon.models.weights import device, load_tokenizer, model_fingerprint, resolve_dtype
@@ -101,10 +101,15 @@ class RewardModel:
         limit: None: the model's context. Raises Unfit where the conversation is longer. It is never cut: without its
         beginning it would lose the system message, and without its end the response.
         """
+        return self.ids_and_start(conversation, limit)[0]
+
+    def ids_and_start(self, conversation: Chat, limit: Limit | None = None) -> tuple[list[int], int]:
+        """`ids`, and the index at which the last turn begins."""
         limit = limit or self.limit
         ids, spans = chat_ids_and_turns(self.tokenizer, conversation, system=self.system, limit=limit)
-        limit.check(spans[-1][1])
-        return ids[: spans[-1][1]]
+        start, end = spans[-1]
+        limit.check(end)
+        return ids[:end], start
 
     def unfit(self, conversation: Chat) -> str | None:
         """Why the model cannot score a conversation; None where it can."""
@@ -120,30 +125,54 @@ class RewardModel:
         The classifier's own head looks for the last token that is not the pad token. Where pad = eos, that is another
         token, so Solon selects the position.
         """
+        return torch.cat(self.read(rows, [len(row) - 1 for row in rows], member))
+
+    def read(self, rows: Sequence[list[int]], first: Sequence[int], member: int = 0) -> list[Tensor]:
+        """For each row, the raw scores after each token from index `first` on, in one pass, (tokens,), float32.
+
+        The score after the last token is the score of the row. Earlier ones are scores of its beginnings, and mean something
+        where the reward model has learned beginnings.
+        """
         part = self.members[member]
         with active_adapter(self.model, part.adapter):
             states_of = self.lower.hidden_states if self.lower else None
-            hidden_states = last_hidden_states(self.model, rows, self.tokenizer.pad_token_id, states_of)
+            hidden_states = hidden_states_from(self.model, rows, first, self.tokenizer.pad_token_id, states_of)
         scores: Tensor = part.head(hidden_states.float()).squeeze(-1).float()
-        return scores
+        return list(scores.split([len(row) - start for row, start in zip(rows, first, strict=True)]))
 
-    @torch.no_grad()
     def raw_scores(self, rows: Sequence[list[int]], member: int = 0) -> list[float]:
         """Raw scores of rows of token ids, in the order given, in passes that fit into memory."""
-        scores = [0.0] * len(rows)
+        return [scores[0] for scores in self._read_all(rows, [len(row) - 1 for row in rows], member)]
+
+    @torch.no_grad()
+    def _read_all(self, rows: Sequence[list[int]], first: Sequence[int], member: int) -> list[list[float]]:
+        """`read` in passes that fit into memory."""
+        scores: list[list[float]] = [[]] * len(rows)
         if self.lower:
             self.lower.add(rows)
         parts = split_rows(rows, TOKENS_AT_ONCE)
         for part, _ in distributed.synchronised_steps(parts, parts[0] if parts else [], is_sharded(self.model)):
-            for i, value in zip(part, self.forward([rows[i] for i in part], member).tolist(), strict=True):
-                scores[i] = value
+            values = self.read([rows[i] for i in part], [first[i] for i in part], member)
+            for i, value in zip(part, values, strict=True):
+                scores[i] = value.tolist()
         return scores
+
+    def of_beginnings(self, rows: Sequence[list[int]], first: Sequence[int]) -> list[list[float]]:
+        """For each row of token ids, its score after each token from index `first` on, as `score` gives the last one."""
+        by_member = [
+            [[(raw - m.mean) / m.std for raw in scores] for scores in self._read_all(rows, first, n)]
+            for n, m in enumerate(self.members)
+        ]
+        return [[self._together(scores) for scores in zip(*row, strict=True)] for row in zip(*by_member, strict=True)]
 
     def score(self, conversations: Sequence[Chat]) -> list[float]:
         """Normalised scores, in the order given: the mean over members, minus the penalty for their disagreement."""
-        scores = self.by_member(conversations)
-        deviations = [statistics.stdev(s) if len(s) > 1 else 0.0 for s in scores]
-        return [statistics.fmean(s) - self.penalty * d for s, d in zip(scores, deviations, strict=True)]
+        return [self._together(scores) for scores in self.by_member(conversations)]
+
+    def _together(self, scores: Sequence[float]) -> float:
+        """The mean of the members' scores, minus the penalty for their disagreement."""
+        deviation = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        return statistics.fmean(scores) - self.penalty * deviation
 
     def by_member(self, conversations: Sequence[Chat]) -> list[list[float]]:
         """For each conversation, the normalised score of each member."""

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from solon.models.batching import distinct_tokens
 from solon.models.forward import base_of
 from solon.models.loading import load_checked
 from solon.models.lora import add_adapters
+from solon.models.passes import stored_lower_blocks
 from solon.models.paths import record_path
 from solon.models.settings import AdapterSettings
 from solon.models.sharding import place_model
@@ -38,7 +39,7 @@ from solon.records import Chat, Comparison
 from solon.reinforcement.reward_members import ADAPTERS, HEAD, NORMALISATION, Member
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.settings import RewardSettings
-from solon.training.loop import Losses, encode_all, fit
+from solon.training.loop import Losses, encode_all, fit_in_parts
 from solon.training.saving import save_adapter, save_merged
 from solon.training.settings import Progress
 
@@ -60,14 +61,50 @@ def preference_loss(
     return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 
 
+def beginnings_loss(
+    chosen: Sequence[Tensor], rejected: Sequence[Tensor], differs: Sequence[int], label: Tensor, weight: Tensor
+) -> Tensor:
+    """`preference_loss` of the beginnings of two responses with the same number of tokens, a mean over the numbers of tokens.
+
+    chosen, rejected: for each pair, the scores after each token, (tokens,); an ended response keeps its last score. differs: for
+    each pair, the index of the first token that differs; beginnings without a difference are not compared.
+    """
+    losses = []
+    for a, b, first, target in zip(chosen, rejected, differs, label, strict=True):
+        n = max(len(a), len(b))
+        difference = (_extended(a, n) - _extended(b, n))[first:]
+        if len(difference):
+            losses.append(F.binary_cross_entropy_with_logits(difference, target.expand(len(difference))))
+        else:  # equal responses
+            losses.append(0 * a[-1])
+    return (torch.stack(losses) * weight).sum() / weight.sum()
+
+
+def _extended(scores: Tensor, n: int) -> Tensor:
+    """The scores, with the last one repeated up to n."""
+    return torch.cat([scores, scores[-1:].expand(n - len(scores))])
+
+
 @dataclass(frozen=True)
 class Example:
     """A comparison as token ids. label: P(chosen is better). weight: in the loss."""
 
     chosen: list[int]
     rejected: list[int]
+    start: int  # the index at which both responses begin
     label: float
     weight: float
+
+    def opening(self, n: int) -> Example:
+        """The comparison of the first n tokens of each response."""
+        return replace(self, chosen=self.chosen[: self.start + n], rejected=self.rejected[: self.start + n])
+
+    @property
+    def differs(self) -> int:
+        """The index of the first token that differs, counted from the start of the responses."""
+        pairs = zip(self.chosen[self.start :], self.rejected[self.start :], strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        return min(len(self.chosen), len(self.rejected)) - self.start if same is None else same
 
 
 def train_reward_model(
@@ -99,8 +136,11 @@ def train_reward_model(
     limit = rewards.limit.at_most(settings.max_length, "max_length")
 
     def encode(c: Comparison) -> Example:
-        chosen, rejected = (rewards.ids((*c.prompt, *side), limit) for side in (c.chosen, c.rejected))
-        return Example(chosen, rejected, float(c.label or 0), settings.weights.get(c.labeler, 1.0))
+        (chosen, start), (rejected, other) = (
+            rewards.ids_and_start((*c.prompt, *side), limit) for side in (c.chosen, c.rejected)
+        )
+        weight = settings.weights.get(c.labeler, 1.0)
+        return Example(chosen, rejected, min(start, other), float(c.label or 0), weight)
 
     examples, left_out = encode_all("comparison", decided, encode)
     reference_rows = [rewards.ids(c) for c in reference if rewards.unfit(c) is None]
@@ -122,7 +162,7 @@ def train_reward_model(
         "left_out": left_out,
         "abstained": sum(c.label is None for c in comparisons),
         "ties_skipped": len(labelled) - len(decided),
-        "steps": sum(len(member.values) for member in losses),
+        "steps": sum(member.steps for member in losses),
         "tokens": settings.members * settings.epochs * sum(len(e.chosen) + len(e.rejected) for e in examples),
         **losses[0].to_json(),
         **({"stopped": stopped} if stopped else {}),
@@ -164,11 +204,22 @@ def _train_member(
     head = base_of(rewards.model).score.float()
     rewards.members = [Member(head)]
 
+    _store(rewards, examples, settings.opening_tokens)
+
     def loss(batch: Sequence[Example]) -> Tensor:
-        scores = rewards.forward([e.chosen for e in batch] + [e.rejected for e in batch])
-        label = torch.tensor([e.label for e in batch], device=scores.device)
-        weight = torch.tensor([e.weight for e in batch], device=scores.device)
-        return preference_loss(scores[: len(batch)], scores[len(batch) :], label, settings.margin, weight)
+        rows, n = [e.chosen for e in batch] + [e.rejected for e in batch], len(batch)
+        first = [
+            e.start if settings.beginnings else len(row) - 1 for e, row in zip([*batch, *batch], rows, strict=True)
+        ]
+        scores = rewards.read(rows, first)
+        whole = torch.stack([x[-1] for x in scores])
+        label = torch.tensor([e.label for e in batch], device=whole.device)
+        weight = torch.tensor([e.weight for e in batch], device=whole.device)
+        of_whole = preference_loss(whole[:n], whole[n:], label, settings.margin, weight)
+        if not settings.beginnings:
+            return of_whole
+        of_beginnings = beginnings_loss(scores[:n], scores[n:], [e.differs for e in batch], label, weight)
+        return (1 - settings.beginnings) * of_whole + settings.beginnings * of_beginnings
 
     def member_progress(step: int, steps: int, shown: dict[str, float]) -> None:
         if progress:
@@ -176,10 +227,11 @@ def _train_member(
 
     learned = [(name, p) for name, p in rewards.model.named_parameters() if p.requires_grad]
     head_parameters = [p for name, p in learned if "score" in name]
-    losses = fit(
+    losses = fit_in_parts(
         examples,
+        lambda e: e.opening(settings.opening_tokens),
         loss,
-        [
+        lambda: [
             {"params": [p for name, p in learned if "score" not in name]},
             {"params": head_parameters, "lr": settings.learning_rate * HEAD_RATE},
         ],
@@ -189,8 +241,19 @@ def _train_member(
         seed=seed,
         progress=member_progress,
     )
+    rewards.lower = None
     rewards.model.eval()
     return losses
+
+
+def _store(rewards: RewardModel, examples: Sequence[Example], n: int) -> None:
+    """Let `rewards` read the examples, and their openings of n tokens, from stored states of the blocks below the adapters."""
+    rows = [row for e in examples for row in (e.chosen, e.rejected)]
+    rewards.lower = stored_lower_blocks(rewards.model, rows, rewards.tokenizer.pad_token_id)
+    if rewards.lower:
+        for e in examples:
+            for row in (e.chosen, e.rejected):
+                rewards.lower.add_beginning(row, e.start + n)
 
 
 def _normalise(rewards: RewardModel, rows: Sequence[list[int]], out: Path) -> dict[str, float]:

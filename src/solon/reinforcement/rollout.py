@@ -34,6 +34,7 @@ class Rollouts:
         self.rows = [c + r for c, r in zip(contexts, responses, strict=True)]
         # The hidden state at one token predicts the next token.
         self.before = [range(len(c) - 1, len(c) + len(r) - 1) for c, r in zip(contexts, responses, strict=True)]
+        self.starts = [len(c) for c in contexts]  # the index of each row at which its response begins
         self.mask = torch.zeros(len(responses), max(map(len, responses)), device=device)
         for i, response in enumerate(responses):
             self.mask[i, : len(response)] = 1

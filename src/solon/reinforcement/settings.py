@@ -19,6 +19,9 @@ class RewardSettings(TrainSettings):
     """How often the training goes over its comparisons. A second time over-fits (Stiennon et al. 2020, appendix B.2)."""
     margin: float = Field(0.0, ge=0)
     """Margin, in nats, by which the chosen score must exceed the rejected score for a label of 1. A tie has no margin."""
+    beginnings: float = Field(0.0, ge=0, le=1)
+    """Share of the loss that compares the beginnings of the two responses, after each token; the rest compares whole responses.
+    A reward model that has learned beginnings can tell PPO which token earned the reward (`ppo.value_start: beginnings`)."""
     ties: Literal["equal", "skip"] = "equal"
     """Labels of 0.5: `equal` pulls the two scores together, `skip` leaves the comparison out."""
     weights: dict[Labeler, float] = Field(default_factory=dict)
@@ -68,8 +71,9 @@ class PPOSettings(Settings):
     """Lambda of generalised advantage estimation."""
     value_coefficient: float = Field(0.5, ge=0)
     """Weight of the value loss."""
-    value_start: Literal["zero", "reward-model"] = "zero"
-    """Weights of the value head at the start: zero, or the head of the reward model."""
+    value_start: Literal["zero", "reward-model", "beginnings"] = "zero"
+    """What a value is before the value head learns: `zero`; `reward-model`, the head of the reward model on the policy's states;
+    `beginnings`, the reward model's score of the response so far, compared with the other responses to the prompt."""
     entropy_bonus: float = Field(0.0, ge=0)
     """Bonus in the loss for a token's entropy, per nat."""
     whiten_rewards: bool = False

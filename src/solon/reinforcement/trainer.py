@@ -121,12 +121,19 @@ class Trainer:
         torch.manual_seed(seed)
         self.policy = add_adapters(policy, adapter).eval()  # eval throughout: no dropout in any role
         self.rewards: RewardModel | None = None
+        on_policy: RewardModel | None = None
         if isinstance(reward, str):
             on_policy = RewardModel.load_on_policy(self.policy, self.tokenizer, reward, model)
             self.rewards = on_policy or RewardModel.load(reward, dtype)
             self.reward: RewardFunction = self.rewards.score
         else:
             self.reward = reward
+        self.reads_beginnings = settings.value_start == "beginnings"
+        if self.reads_beginnings and (on_policy is None or on_policy.system != system):
+            raise InputError(
+                "ppo.value_start: beginnings needs a reward model that was trained from this model with adapters and under the "
+                "same system message; set it to zero"
+            )
         self.lower = lower_blocks(self.policy, self.tokenizer.pad_token_id)
         if self.rewards:
             self.rewards.share_lower_blocks(self.lower)
@@ -212,9 +219,14 @@ class Trainer:
             if self.rewards and self.rewards.lower is not None:
                 rows += [self.rewards.ids(chats[i]) for i in local]
             self.lower.add(rows)
-        raw = torch.tensor(self.score(chats))
+        beginnings = self._beginnings(rollouts) if self.reads_beginnings else None
+        if beginnings is None:
+            raw = torch.tensor(self.score(chats))
+        else:  # a response that was cut earns what its beginning earns; `score` would read it as if it had ended
+            end = rollouts.mask.sum(-1, keepdim=True).long().clamp(min=1) - 1
+            raw = beginnings.gather(1, end).squeeze(1).cpu()
         ended = torch.tensor([c.ended for c in completions])
-        summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(self.seed, number)))
+        summary = learn(state, rollouts, raw, ended, settings, random.Random(_number(self.seed, number)), beginnings)
         self._forget()
         state.update += 1
         state.kl_seen = float(summary.kl_nats or 0)
@@ -223,6 +235,17 @@ class Trainer:
         check = self.check().summary() if due else None
         meta = {**summary.meta, "prompt_tokens": sum(map(len, contexts)), "left_out": self.left_out}
         return summary.model_copy(update={"watched": text_measures(texts), "check": check, "meta": meta})
+
+    def _beginnings(self, rollouts: Rollouts) -> torch.Tensor:
+        """The reward of each response up to and with each of its tokens, (rollouts, response)."""
+        assert self.rewards is not None
+        scores = torch.zeros_like(rollouts.mask)
+        local = list(distributed.local_indices(len(rollouts.rows)))
+        read = self.rewards.of_beginnings([rollouts.rows[i] for i in local], [rollouts.starts[i] for i in local])
+        for i, values in zip(local, read, strict=True):
+            scores[i, : len(values)] = torch.tensor(values, device=scores.device)
+        distributed.all_reduce(scores)
+        return scores
 
     def write(self, out: Path) -> None:
         """Write the policy, or the policy of the best check where the last check found the reward gamed or the sense lost."""

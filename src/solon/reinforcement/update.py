@@ -28,7 +28,8 @@ class Targets:
     """The values that the steps of an update learn from. Every tensor is (rollouts, response)."""
 
     logprobs: Tensor  # nats, of the policy that sampled
-    values: Tensor  # of the value head before the update
+    values: Tensor  # before the update: the value head's, and the reward model's of beginnings
+    given: Tensor  # the part of the values that does not learn
     advantages: Tensor  # whitened
     returns: Tensor
     entropy: Tensor  # nats, of the policy that sampled
@@ -37,14 +38,20 @@ class Targets:
 
 
 def learn(
-    state: State, rollouts: Rollouts, raw: Tensor, ended: Tensor, settings: PPOSettings, rng: random.Random
+    state: State,
+    rollouts: Rollouts,
+    raw: Tensor,
+    ended: Tensor,
+    settings: PPOSettings,
+    rng: random.Random,
+    beginnings: Tensor | None = None,
 ) -> RolloutSummary:
     """One update of the policy and the value head.
 
     raw: the reward of each rollout, (rollouts,). ended: whether the response has an end-of-turn token, (rollouts,), bool.
-    Raises Diverged where the first loss or gradient of the training is not finite.
+    beginnings: the reward of the response up to and with each token, (rollouts, response); None: not known. Raises Diverged where the first loss or gradient of the training is not finite.
     """
-    targets = compute_targets(state, rollouts, raw, ended, settings)
+    targets = compute_targets(state, rollouts, raw, ended, settings, beginnings)
     steps: list[dict[str, float]] = []
     for indices in _minibatches(len(rollouts.rows), settings, rng):
         step = _optimiser_step(state, rollouts, targets, indices, settings)
@@ -84,12 +91,23 @@ def learn(
 
 
 @torch.no_grad()
-def compute_targets(state: State, rollouts: Rollouts, raw: Tensor, ended: Tensor, settings: PPOSettings) -> Targets:
+def compute_targets(
+    state: State,
+    rollouts: Rollouts,
+    raw: Tensor,
+    ended: Tensor,
+    settings: PPOSettings,
+    beginnings: Tensor | None = None,
+) -> Targets:
     """One pass of the policy and one of the reference over the rollouts; from these, the targets of the update."""
     policy, mask = state.policy, rollouts.mask
     scores = (raw - settings.missing_end_penalty * (~ended)).to(mask.device)
     scores = ppo.held_to_length(scores, mask.sum(-1), settings.length_target, settings.length_coefficient)
-    scores = ppo.centred(scores, settings.responses_per_prompt)
+    base = ppo.baseline(scores, settings.responses_per_prompt)
+    scores = scores - base
+    given = torch.zeros_like(mask)
+    if beginnings is not None:
+        given = ppo.values_of_beginnings(beginnings.to(mask.device), base, mask)
     reference, logprobs, entropy, values = (torch.zeros_like(mask) for _ in range(4))
     parts = rollouts.parts(distributed.local_indices(len(rollouts.rows)), TOKENS_AT_ONCE)
     filler = parts[0] if parts else []
@@ -100,6 +118,7 @@ def compute_targets(state: State, rollouts: Rollouts, raw: Tensor, ended: Tensor
         values[part] = rollouts.scatter_to_padded(state.values(hidden.float()).squeeze(-1), part)
     for x in (reference, logprobs, entropy, values):
         distributed.all_reduce(x)  # each process filled the rows of its own rollouts, and left zeros elsewhere
+    values = values + given
     kl_nats = (ppo.kl_estimate(logprobs, reference) * mask).sum(-1).mean().item()
     penalty = ppo.kl_estimate(logprobs, reference, settings.kl_estimator)
     rewards = ppo.token_rewards(scores, penalty, mask, state.kl.coefficient)
@@ -107,7 +126,7 @@ def compute_targets(state: State, rollouts: Rollouts, raw: Tensor, ended: Tensor
         rewards = ppo.whiten(rewards, mask, shift_mean=False)  # Huang et al. 2024, detail 5: the mean carries meaning
     advantages, returns = ppo.advantages_and_returns(rewards, values, mask, settings.gamma, settings.lam)
     explained = ppo.explained_variance(values, returns, mask)
-    return Targets(logprobs, values, ppo.whiten(advantages, mask), returns, entropy, kl_nats, explained)
+    return Targets(logprobs, values, given, ppo.whiten(advantages, mask), returns, entropy, kl_nats, explained)
 
 
 def _optimiser_step(
@@ -145,7 +164,7 @@ def _loss(
     mask, bonus = rollouts.mask[part], settings.entropy_bonus
     logprobs, entropy, hidden = rollouts.forward(state.policy, part, settings.temperature, entropy=bonus > 0)
     # The hidden states are detached from the trunk: the value loss must not change the policy.
-    values = rollouts.scatter_to_padded(state.values(hidden.detach().float()).squeeze(-1), part)
+    values = rollouts.scatter_to_padded(state.values(hidden.detach().float()).squeeze(-1), part) + targets.given[part]
     policy = ppo.policy_loss(logprobs, targets.logprobs[part], targets.advantages[part], mask, settings.clip)
     value = ppo.value_loss(values, targets.values[part], targets.returns[part], mask, settings.value_clip)
     loss = policy.loss + settings.value_coefficient * value

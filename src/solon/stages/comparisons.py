@@ -139,7 +139,7 @@ class Label(Verb):
             JudgeSettings,
             principles_per_pair=call["principles"],
             soft_labels=not call["hard"],
-            few_shot=call["few_shot"],
+            few_shot=call["few_shot"] if call["examples"] else 0,
         )
         require_runnable(call.constitution.principles)
         labelled = read_comparisons(call["examples"]) if call["examples"] else []

@@ -101,8 +101,12 @@ class FeedbackModel(Stage):
 
     def estimate(self, plan: Plan) -> None:
         if (train := plan.recipe.of(FeedbackModelSettings).warmup) is not None:
-            orders = 2 * len(plan.data.comparisons)
-            plan.add(self.name, orders, trained=train.epochs * orders * (plan.prompt + 130))
+            asked, n = plan.recipe.of(JudgeSettings).ask, len(plan.data.comparisons)
+            each = plan.prompt + 130 if asked == "pair" else plan.prompt / 2 + 80
+            opening = plan.opening(train, n, answers=2) + (
+                train.opening_epochs * n * 2 * 40 if train.opening_tokens else 0
+            )
+            plan.add(self.name, 2 * n, trained=train.epochs * 2 * n * each + opening)
 
     def run(self, run: Run) -> None:
         from solon.engines.identity import of_model
@@ -121,7 +125,7 @@ class FeedbackModel(Stage):
             with run.tracked(self.name, step, settings) as step:
                 return train_feedback_model(
                     comparisons, asked_constitution(run.constitution, judging), judge, out, question=judging.question or HHH,
-                    settings=settings, adapter=part.adapter or recipe.adapter, system=recipe.system, seed=recipe.seed,
+                    settings=settings, adapter=part.adapter or recipe.adapter, system=recipe.system, ask=judging.ask, seed=recipe.seed,
                     dtype=recipe.learning_dtype, progress=step,
                 )  # fmt: skip
 
@@ -140,6 +144,7 @@ class FeedbackModelVerb(Verb):
     takes = (
         Option("comparisons", list[str], REQUIRED, "A file of labelled comparisons (TRL preference, HH, or Solon's), or a shipped set; repeatable."),
         OUT, CONSTITUTION, TRAINED_MODEL,
+        Option("ask", str, "pair", "pair: the judge compares two responses; each: it is asked of each response by itself."),
         Option("heldout", float, 0.2, "Share of the comparisons kept out of training, to measure the judge; 0: none.", 0, 0.9),
     )  # fmt: skip
     settings = (FeedbackTrainSettings, AdapterSettings)
@@ -151,6 +156,7 @@ class FeedbackModelVerb(Verb):
 
         constitution, settings, adapter = call.constitution, call.of(FeedbackTrainSettings), call.of(AdapterSettings)
         files: list[str] = call["comparisons"]
+        ask = call.of(JudgeSettings, ask=call["ask"]).ask
 
         def prepare() -> Training:
             rows = [c for name in files for c in read_comparisons(name)][: call.limit]
@@ -159,13 +165,18 @@ class FeedbackModelVerb(Verb):
             def train(out: Path, dtype: str, step: Progress) -> dict[str, Any]:
                 return train_feedback_model(
                     training, constitution, call["model"], out, question=HHH, settings=settings, adapter=adapter,
-                    system=call.system, seed=call.seed, dtype=dtype, progress=step,
+                    system=call.system, ask=ask, seed=call.seed, dtype=dtype, progress=step,
                 )  # fmt: skip
 
             def measure(out: Path, dtype: str) -> dict[str, Any]:
-                return measure_judge(str(out), heldout, constitution, system=call.system, dtype=dtype)
+                return measure_judge(str(out), heldout, constitution, system=call.system, dtype=dtype, ask=ask)
 
-            made_from = {"comparisons": of_records(rows), **of_constitution(constitution), "heldout": call["heldout"]}
+            made_from = {
+                "comparisons": of_records(rows),
+                **of_constitution(constitution),
+                "heldout": call["heldout"],
+                "ask": ask,
+            }
             return Training(made_from, train, measure if heldout else None)
 
         result = call.training(files, prepare)

@@ -12,6 +12,7 @@ from solon.engines import is_remote, model_name
 from solon.feedback.settings import JudgeSettings
 from solon.runs.common import Common
 from solon.stages.data import Data
+from solon.training.settings import TrainSettings
 
 WORDS_TO_TOKENS = 1.4  # tokens per English word in current vocabularies; an estimate needs no tokenizer
 FILLED = 0.75  # a sampled text is taken to fill this share of its token limit
@@ -74,6 +75,12 @@ class Plan:
             }
         )
 
+    def opening(self, train: TrainSettings, examples: int, answers: int = 1) -> float:
+        """The tokens that a training on first tokens goes over. answers: of one example; they share its prompt."""
+        if not train.opening_tokens:
+            return 0.0
+        return train.opening_epochs * examples * (self.prompt + answers * train.opening_tokens)
+
     def comparing(self, judge: str, pairs: int, response: float, principles: int | None = None) -> Questions:
         """The questions of a judge that compares pairs in both orders.
 
@@ -82,6 +89,10 @@ class Plan:
         settings = self.recipe.of(JudgeSettings)
         principles = 1 if settings.together else principles or self.principles
         examples = settings.few_shot * (self.prompt + 2 * response + 50)
+        if settings.ask == "each":  # two short questions take the place of the two orders
+            sent = pairs * principles * 2 * (self.prompt + response + 50)
+            here = pairs * (self.prompt + 2 * (response + principles * 50))
+            return Questions(judge, sent, here, pairs * principles * 2 * is_remote(judge))
         question = self.prompt + 2 * response + 50 + examples
         count = pairs * principles * 2
         here = pairs * (self.prompt + examples + 2 * (2 * response + principles * 50))

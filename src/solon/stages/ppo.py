@@ -29,6 +29,7 @@ from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
 from solon.stages.judging import judge_of
 from solon.stages.plan import FILLED, Plan
 from solon.stages.reinforcement import Reinforcement
+from solon.stages.reward_model import RewardModelSettings
 from solon.stages.sense import SenseSettings
 from solon.terminal import note
 from solon.training.settings import Log, Progress
@@ -75,8 +76,18 @@ class PPO(Reinforcement):
     def check(self, recipe: Common) -> None:
         super().check(recipe)
         direct, start = recipe.of(LabelSettings).direct, recipe.of(PPOSettings).value_start
-        if recipe.algorithm == self.name and direct and start == "reward-model":
-            raise ValueError("ppo.value_start: reward-model, and feedback.direct trains none; set it to zero")
+        if recipe.algorithm == self.name and direct and start != "zero":
+            raise ValueError(
+                f"ppo.value_start: {start} needs a reward model, and feedback.direct trains none; set it to zero"
+            )
+        if (
+            recipe.algorithm == self.name
+            and start == "beginnings"
+            and not recipe.of(RewardModelSettings).train.beginnings
+        ):
+            raise ValueError(
+                "ppo.value_start: beginnings needs a reward model that learns them; set reward_model.train.beginnings"
+            )
 
     def warnings(self, run: Run) -> list[str]:
         result = run.state(self.name).get("result", {})

@@ -39,6 +39,8 @@ class RewardModelSettings(Settings):
 
     train: RewardSettings = RewardSettings()
     """Training of the reward model."""
+    adapter: AdapterSettings | None = None
+    """LoRA adapters of that training; null: the recipe's `adapter`. Fewer blocks train faster."""
     heldout_ai: float = Field(0.15, ge=0, lt=1)
     """Share of the judge's comparisons that is kept out of training, to measure the reward model; 0: none."""
 
@@ -54,7 +56,7 @@ class RewardModelStage(Stage):
     def estimate(self, plan: Plan) -> None:
         train, n = plan.recipe.of(RewardModelSettings).train, labelled(plan)
         each = 2 * (plan.prompt + response_tokens(plan.recipe))
-        plan.add(self.name, n, trained=train.members * train.epochs * n * each)
+        plan.add(self.name, n, trained=train.members * (train.epochs * n * each + plan.opening(train, n, answers=2)))
 
     def run(self, run: Run) -> None:
         from solon.engines.identity import of_model
@@ -64,6 +66,7 @@ class RewardModelStage(Stage):
         from solon.reinforcement.reward_training import train_reward_model
 
         recipe, settings, out = run.recipe, run.recipe.of(RewardModelSettings).train, run.model(self.name)
+        adapter = recipe.of(RewardModelSettings).adapter or recipe.adapter
         training, heldout_ai = to_learn_from(run)
         heldout = [*run.get(DATA).heldout_comparisons, *heldout_ai]
         model, human = run.get(*BASE_MODEL), run.get(DATA).comparisons
@@ -74,7 +77,7 @@ class RewardModelStage(Stage):
         def work(step: Progress) -> dict[str, Any]:
             with run.tracked(self.name, step, settings) as step:
                 result = train_reward_model(
-                    training, model, out, settings=settings, adapter=recipe.adapter, system=recipe.system,
+                    training, model, out, settings=settings, adapter=adapter, system=recipe.system,
                     reference=reference[:REFERENCE], seed=recipe.seed, dtype=recipe.learning_dtype, progress=step,
                 )  # fmt: skip
             return {**result, "heldout": measure(RewardModel.load(str(out), dtype=recipe.dtype), heldout)}

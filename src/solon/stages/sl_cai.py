@@ -50,7 +50,7 @@ class SLCAI(Stage):
         learned = len(plan.data.prompts) * (steps.revisions if part.sft_on == "all" else 1)
         learned = round(learned / (1 - part.demonstration_share))
         each = plan.prompt + steps.sampling.max_tokens * FILLED
-        plan.add(self.name, learned, trained=part.train.epochs * learned * each)
+        plan.add(self.name, learned, trained=part.train.epochs * learned * each + plan.opening(part.train, learned))
 
     def run(self, run: Run) -> None:
         from solon.stages.sft import train_on

@@ -33,6 +33,7 @@ class Evaluate(Verb):
         PRINCIPLES,
         Option("pointwise", bool, False, "Rate each response by itself, 1 to 10, instead of comparing."),
         Option("broken", bool, False, "Ask of each response by itself, yes or no, whether it breaks the principle."),
+        Option("ask", str, "pair", "pair: compare two responses; each: ask of each response by itself whether it is good."),
         Option("rationales", int, 0, "Chain of thought: number of rationales per order, whose answers are averaged; 0: no rationale.", 0),
         Option("out", Path | None, None, "A JSON file that every number is also written to."),
     )  # fmt: skip
@@ -48,17 +49,20 @@ class Evaluate(Verb):
         pointwise, broken, rationales = call["pointwise"], call["broken"], call["rationales"]
         if suite not in ("hhh", "attacks"):
             raise InputError(f'--suite "{suite}": the suites are hhh and attacks')
-        if sum((pointwise, broken, bool(rationales))) > 1:
-            raise InputError("--pointwise, --broken and --rationales are three ways to ask; give one of them")
+        if sum((pointwise, broken, bool(rationales), call["ask"] == "each")) > 1:
+            raise InputError(
+                "--pointwise, --broken, --rationales and --ask each are four ways to ask; give one of them"
+            )
         if suite == "attacks" and (pointwise or broken):
             raise InputError("--suite attacks compares two responses; leave --pointwise and --broken out")
         if out:
             check_json(resolve_output(out, [file, call["model"]]))
         constitution = call.constitution if call["constitution"] else Constitution.from_question(HHH)
         require_runnable(constitution.principles)
-        settings = JudgeSettings(
-            principles_per_pair=call["principles"], rationales=rationales, scale="broken" if broken else "levels"
-        )
+        settings = call.of(
+            JudgeSettings, principles_per_pair=call["principles"], rationales=rationales,
+            scale="broken" if broken else "levels", ask=call["ask"],
+        )  # fmt: skip
         with call.engine() as engine:
             judge = open_judge(engine, constitution, settings, seed=call.seed)
             if suite == "attacks":

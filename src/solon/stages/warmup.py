@@ -58,7 +58,8 @@ class Warmup(Stage):
             for c in revisions_taught(plan.recipe, data)
         )  # fmt: skip
         count = len(data.demonstrations) + len(revisions_taught(plan.recipe, data))
-        plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains))
+        opening = plan.opening(part.train, len(data.demonstrations))
+        plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains) + opening)
 
     def run(self, run: Run) -> None:
         from solon.stages.sft import train_on

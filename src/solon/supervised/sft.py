@@ -23,11 +23,11 @@ from solon.models.chat.limits import UNLIMITED, Limit, context_limit
 from solon.models.chat.reasoning import without_reasoning
 from solon.models.head import head_of, logprobs_and_entropy
 from solon.models.lora import add_adapters
-from solon.models.passes import lay_out
+from solon.models.passes import lay_out, stored_lower_blocks
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import SFTExample
-from solon.training.loop import Losses, encode_all
+from solon.training.loop import Losses, encode_all, from_step, steps_of
 from solon.training.saving import save_merged
 from solon.training.settings import Progress, TrainSettings
 from solon.training.trl_trainers import run_trainer, trainer_config
@@ -60,17 +60,32 @@ def encode(
     return {"input_ids": ids[:last], "labels": labels[:last]}
 
 
-def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def openings(rows: Sequence[dict[str, list[int]]], n: int) -> list[dict[str, list[int]]]:
+    """The rows up to the first n tokens of their answer. Rows that learn several turns are left out.
+
+    Whether an answer declines is decided in its first tokens (Qi et al. 2025, arXiv 2406.05946). In a mean over whole answers
+    these are a few tokens among many, and a small model learns the manner of declining long before the cases to decline.
+    """
+    cut = []
+    for row in rows:
+        learned = [i for i, label in enumerate(row["labels"]) if label != IGNORE]
+        if learned[-1] - learned[0] + 1 == len(learned):
+            cut.append({name: values[: learned[0] + n] for name, values in row.items()})
+    return cut
+
+
+def answer_loss(model: Any, inputs: dict[str, Tensor], lower: Any = None) -> Tensor:
     """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length).
 
-    With several processes, each process gives its part of the mean over the tokens of all processes.
+    lower: lower blocks that hold the rows (`passes.stored_lower_blocks`); None: all blocks are computed. With several processes, each process gives its part of the mean over the tokens of all processes.
     """
     rows, labels = [], []
     for row_ids, mask, row_labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
         rows.append(row_ids[mask.bool()].tolist())
         labels.append(row_labels[mask.bool()][1:])
     layout = lay_out(model, rows, pad=0)
-    hidden = layout.gather(layout.hidden_states(model), [range(len(row) - 1) for row in rows])
+    states = lower.hidden_states(layout, rows) if lower else layout.hidden_states(model)
+    hidden = layout.gather(states, [range(len(row) - 1) for row in rows])
     targets = torch.cat(labels)
     learned = targets != IGNORE
     head = head_of(model)
@@ -107,23 +122,51 @@ def sft(
         lm = add_adapters(lm, adapter)
     if distributed.is_sharded():  # DistributedDataParallel takes no shards; `training_step` sums the gradients
         lm._is_accelerate_prepared = True
+    opening = settings.opening
+    parts = [(opening, openings(rows, settings.opening_tokens))] if opening else []
+    parts = [part for part in [*parts, (settings, rows)] if part[1]]
     processes = distributed.world_size()
-    if settings.batch_size % processes:
-        raise InputError(f"--batch-size {settings.batch_size} cannot be shared by {processes} processes")
+    for part, _ in parts:
+        if part.batch_size % processes:
+            raise InputError(f"--batch-size {part.batch_size} cannot be shared by {processes} processes")
     if learned:
         learned([example for example, _ in encoded])
-    losses: list[float] = []
-    trainer = _trainer(lm, tokenizer, rows, out, settings, seed, losses, progress)
-    stopped = run_trainer(trainer)
-    save_merged(trainer.model, tokenizer, out, base=resolve(model) if adapter else None)
+    lower = _stored(lm, tokenizer, rows, settings.opening_tokens)
+    steps = [steps_of(part, part_rows) for part, part_rows in parts]
+    first: Losses | None = None
+    for n, (part, part_rows) in enumerate(parts):
+        losses: list[float] = []
+        shown = from_step(progress, sum(steps[:n]), sum(steps[n + 1 :]))
+        trainer = _trainer(lm, tokenizer, part_rows, out, part, seed, losses, shown, lower)
+        result = Losses(losses, run_trainer(trainer), first)
+        lm = trainer.model
+        if result.stopped:
+            break
+        first = result
+    save_merged(lm, tokenizer, out, base=resolve(model) if adapter else None)
     return {
         "examples": len(rows),
         "left_out": left_out,
-        "steps": len(losses),
-        "tokens": settings.epochs * sum(len(r["input_ids"]) for r in rows),
-        "learned_tokens": settings.epochs * sum(sum(x != IGNORE for x in r["labels"]) for r in rows),
-        **Losses(losses, stopped).to_json(),
+        "steps": result.steps,
+        "tokens": sum(part.epochs * sum(len(r["input_ids"]) for r in part_rows) for part, part_rows in parts),
+        "learned_tokens": sum(part.epochs * sum(map(_learned, part_rows)) for part, part_rows in parts),
+        **result.to_json(),
     }
+
+
+def _learned(row: dict[str, list[int]]) -> int:
+    """The number of learned tokens."""
+    return sum(label != IGNORE for label in row["labels"])
+
+
+def _stored(lm: Any, tokenizer: Any, rows: Sequence[dict[str, list[int]]], n: int) -> Any:
+    """The lower blocks with the states of the rows, and of their openings of n answer tokens; None where nothing is stored."""
+    lower = stored_lower_blocks(lm, [row["input_ids"] for row in rows], tokenizer.pad_token_id)
+    if lower:
+        for row in rows:
+            start = next(i for i, label in enumerate(row["labels"]) if label != IGNORE)
+            lower.add_beginning(row["input_ids"], start + n)
+    return lower
 
 
 def _trainer(
@@ -135,6 +178,7 @@ def _trainer(
     seed: int,
     losses: list[float],
     progress: Progress | None,
+    lower: Any,
 ) -> Any:
     """TRL's trainer with Solon's loss. The trainer appends the finite losses of its steps to `losses`."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -150,7 +194,7 @@ def _trainer(
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
             # The trainer sets training mode before each step. Dropout would train another model than the sampled one.
-            return answer_loss(self.accelerator.unwrap_model(model).eval(), inputs)
+            return answer_loss(self.accelerator.unwrap_model(model).eval(), inputs, lower)
 
         def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
             """The loss does not pass through DistributedDataParallel, so the gradients are summed here."""
@@ -165,7 +209,7 @@ def _trainer(
                 if progress:
                     progress(state.global_step, state.max_steps, {"loss": losses[-1]})
 
-    steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
+    steps = steps_of(settings, rows)
     config = trainer_config(
         SFTConfig,
         out,

@@ -49,12 +49,52 @@ class Losses:
 
     values: list[float]
     stopped: str | None = None  # why training ended before its last step
+    opening: Losses | None = None  # of the training on the first tokens, where there was one
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return len(self.values) + (self.opening.steps if self.opening else 0)
 
     def to_json(self) -> dict[str, Any]:
         """Mean loss of the first tenth and of the last tenth of the steps, and why training ended early, if it did."""
         tenth = max(1, len(self.values) // 10)
         means = {"loss_first": sum(self.values[:tenth]) / tenth, "loss_last": sum(self.values[-tenth:]) / tenth}
-        return {**means, **({"stopped": self.stopped} if self.stopped else {})}
+        opening = {"opening": self.opening.to_json()} if self.opening else {}
+        return {**means, **opening, **({"stopped": self.stopped} if self.stopped else {})}
+
+
+def steps_of(settings: TrainSettings, rows: Sequence[Any]) -> int:
+    """Optimiser steps of a training on these rows."""
+    return math.ceil(len(rows) / settings.batch_size) * settings.epochs
+
+
+def from_step(progress: Progress | None, done: int, more: int) -> Progress | None:
+    """A progress that counts `done` steps before its own and `more` after them; None where there is none to show."""
+    return progress and (lambda step, total, shown: progress(done + step, done + total + more, shown))
+
+
+def fit_in_parts(
+    rows: Sequence[R],
+    cut: Callable[[R], R],
+    loss: Callable[[Sequence[R]], Tensor],
+    parameters: Callable[[], list[dict[str, Any]]],
+    *,
+    settings: TrainSettings,
+    progress: Progress | None,
+    **options: Any,
+) -> Losses:
+    """`fit` on the openings of the rows, where the settings ask for it, and then on the rows. cut: makes a row's opening."""
+    opening = settings.opening
+    if opening is None:
+        return fit(rows, loss, parameters(), settings=settings, progress=progress, **options)
+    done, more = steps_of(opening, rows), steps_of(settings, rows)
+    shown = from_step(progress, 0, more)
+    first = fit([cut(row) for row in rows], loss, parameters(), settings=opening, progress=shown, **options)
+    if first.stopped:
+        return Losses(first.values, first.stopped)
+    whole = fit(rows, loss, parameters(), settings=settings, progress=from_step(progress, done, 0), **options)
+    return Losses(whole.values, whole.stopped, first)
 
 
 def fit(
@@ -77,7 +117,7 @@ def fit(
     """
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     trained = [p for group in parameters for p in group["params"]]
-    total = math.ceil(len(rows) / settings.batch_size) * settings.epochs
+    total = steps_of(settings, rows)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / (0.1 * total), 0.5 * (1 + math.cos(math.pi * step / total)))
     )

@@ -21,3 +21,18 @@ class TrainSettings(Settings):
     """The highest learning rate. The rate rises to it in a short warm-up, then falls to zero along a cosine."""
     max_length: int = Field(512, ge=16, le=1_000_000)
     """Tokens of an example at most. Longer examples are left out, and counted."""
+    opening_tokens: int = Field(0, ge=0, le=1_000_000)
+    """Before whole answers, train on the first tokens of each answer alone, this many; 0: do not. The first tokens decide
+    whether a request is declined. Among all tokens of whole answers they are learned slowly."""
+    opening_epochs: Epochs = 3
+    """How often the training goes over the first tokens."""
+    opening_batch_size: int | None = Field(None, ge=1)
+    """Examples per optimiser step while the first tokens are learned; null: batch_size."""
+
+    @property
+    def opening(self) -> TrainSettings | None:
+        """The settings of the training on the first tokens; None where there is no such training."""
+        if not self.opening_tokens:
+            return None
+        size = self.opening_batch_size or self.batch_size
+        return self.model_copy(update={"epochs": self.opening_epochs, "batch_size": size, "opening_tokens": 0})

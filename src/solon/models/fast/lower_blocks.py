@@ -58,6 +58,11 @@ class LowerBlocks:
             for row, indices in zip(part, layout.indices, strict=True):
                 self._states[tuple(row)] = states[torch.from_numpy(indices).to(states.device)]
 
+    def add_beginning(self, row: list[int], n: int) -> None:
+        """The states of the first n tokens of a row that is stored. They do not depend on later tokens."""
+        if self.block:
+            self._states[tuple(row[:n])] = self._states[tuple(row)][:n]
+
     def forget(self) -> None:
         """Drop all states."""
         self._states = {}

@@ -41,9 +41,10 @@ def test_an_opening_ends_after_the_first_tokens_of_the_answer() -> None:
     rows = [
         {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [IGNORE, IGNORE, 3, 4, 5, 6]},
         {"input_ids": [1, 2, 3], "labels": [IGNORE, IGNORE, 3]},  # a short answer is its own opening
-        {"input_ids": [1, 2, 3, 4], "labels": [IGNORE, 2, IGNORE, 4]},  # two learned turns: left to whole answers
+        {"input_ids": [1, 2, 3, 4, 5], "labels": [IGNORE, 2, IGNORE, 4, 5]},  # two learned turns: the first one counts
     ]
-    assert openings(rows, 2) == [{name: values[:4] for name, values in rows[0].items()}, rows[1]]
+    cut = [4, 3, 3]
+    assert openings(rows, 2) == [{k: v[:n] for k, v in row.items()} for row, n in zip(rows, cut, strict=True)]
 
 
 def fine_tuned(tiny: str, out: Path, answers: list[str], **settings: Any) -> dict[str, Any]:

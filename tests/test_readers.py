@@ -390,14 +390,16 @@ def test_what_ships_is_what_it_says() -> None:
     comparisons = read_comparisons("solon:comparisons-harmless") + read_comparisons("solon:comparisons-helpful")
     chains = read_revision_chains("solon:revision-demonstrations")
     assert len(harmless) >= 400 and len(demonstrations) >= 800 and len(comparisons) >= 600 and len(chains) >= 300
+    sampled = read_comparisons("solon:comparisons-sampled")
+    assert len(sampled) >= 250
     known = {p.id for p in load_constitution("solon").principles}
-    assert {c.principle for c in comparisons} <= known
+    assert {c.principle for c in [*comparisons, *sampled]} <= known
     assert {s.principle for c in chains for s in c.steps} == known
     held = {p.prompt[-1].content.lower() for p in [*red_held, *helpful_held]}
     seen = (
         trained
         | {d.messages[-2].content.lower() for d in demonstrations}
-        | {c.prompt[-1].content.lower() for c in comparisons}
+        | {c.prompt[-1].content.lower() for c in [*comparisons, *sampled]}
     )
     assert not held & (seen | {c.prompt[-1].content.lower() for c in chains})
     # choosing the longer answer must not win, or a reward model could learn length instead
@@ -420,7 +422,8 @@ def test_what_is_held_out_is_of_kinds_that_no_training_set_has() -> None:
         return {row["tags"][0] for name in names for _, row in read_jsonl(name)}
 
     trained = kinds("solon:red-team", "solon:helpful", "solon:demonstrations-harmless", "solon:demonstrations-helpful",
-                    "solon:revision-demonstrations", "solon:comparisons-harmless", "solon:comparisons-helpful")  # fmt: skip
+                    "solon:revision-demonstrations", "solon:comparisons-harmless", "solon:comparisons-helpful",
+                    "solon:comparisons-sampled")  # fmt: skip
     held = kinds("solon:red-team-heldout", "solon:helpful-heldout", "solon:comparisons-heldout")
     assert len(trained) > 50 and len(held) == 20 and not trained & held
     twins = [row for _, row in read_jsonl("solon:helpful-heldout") if "sounds-risky" in row["tags"]]

@@ -32,6 +32,7 @@ SHIPPED = {
     "solon:revision-demonstrations": "revision_demonstrations.jsonl",
     "solon:comparisons-harmless": "comparisons_harmless.jsonl",
     "solon:comparisons-helpful": "comparisons_helpful.jsonl",
+    "solon:comparisons-sampled": "comparisons_sampled.jsonl",
     "solon:comparisons-heldout": "comparisons_heldout.jsonl",
 }
 

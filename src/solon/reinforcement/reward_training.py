@@ -163,12 +163,22 @@ def train_reward_model(
         "abstained": sum(c.label is None for c in comparisons),
         "ties_skipped": len(labelled) - len(decided),
         "steps": sum(member.steps for member in losses),
-        "tokens": settings.members * settings.epochs * sum(len(e.chosen) + len(e.rejected) for e in examples),
+        "tokens": settings.members * (settings.epochs * _tokens(examples) + _opening_tokens(examples, settings)),
         **losses[0].to_json(),
         **({"stopped": stopped} if stopped else {}),
         "reference_mean": normalisation[0]["mean"],
         "reference_std": normalisation[0]["std"],
     }
+
+
+def _tokens(examples: Sequence[Example]) -> int:
+    return sum(len(e.chosen) + len(e.rejected) for e in examples)
+
+
+def _opening_tokens(examples: Sequence[Example], settings: RewardSettings) -> int:
+    if not settings.opening_tokens:
+        return 0
+    return settings.opening_epochs * _tokens([e.opening(settings.opening_tokens) for e in examples])
 
 
 def _new_reward_model(model: str, adapter: AdapterSettings | None, system: str | None, dtype: str) -> RewardModel:

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 class RevisionSampling(SamplingSettings):
-    """Sampling of revision chains. The defaults are cooler than elsewhere, because a small model writes no connected text at temperature 0.7 without top_p."""
+    """Sampling of revision chains: greedy, because a small model's critiques and revisions lose their sense at temperature 0.5."""
 
     max_tokens: Tokens = 96
     """Largest number of tokens of a response, a critique or a revision; a longer text is cut there."""
-    temperature: float = Field(0.5, ge=0)
+    temperature: float = Field(0.0, ge=0)
     """Temperature of sampling; 0: always the most probable token."""
-    top_p: float = Field(0.9, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1)
     """Sample only among the most probable tokens that together have this probability; 1: among all tokens."""
-    repetition_penalty: float = Field(1.15, gt=0)
+    repetition_penalty: float = Field(1.1, gt=0)
     """Penalty on tokens that the text or its prompt already contains; 1: none. Many servers do not have it."""
 
 
@@ -102,7 +102,7 @@ class Critique(Verb):
         Option("prompts", str, REQUIRED, "A file of prompts (.jsonl), or a shipped set such as solon:red-team."),
         OUT, CONSTITUTION, MODEL, MAX_CONNECTIONS,
         Option("direct", bool, False, "Revise without a critique."),
-        Option("repetition_penalty", float | None, None, "Penalty on repeated tokens; where none is given, 1.15, and 1 (no penalty) for a server.", 0.01),
+        Option("repetition_penalty", float | None, None, "Penalty on repeated tokens; where none is given, 1.1, and 1 (no penalty) for a server.", 0.01),
     )  # fmt: skip
     settings = (RevisionSettings,)
     hidden = ("critique", "responder", "revise")

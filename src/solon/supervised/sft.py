@@ -61,17 +61,17 @@ def encode(
 
 
 def openings(rows: Sequence[dict[str, list[int]]], n: int) -> list[dict[str, list[int]]]:
-    """The rows up to the first n tokens of their answer. Rows that learn several turns are left out.
+    """The rows up to the first n tokens of their first learned turn.
 
     Whether an answer declines is decided in its first tokens (Qi et al. 2025, arXiv 2406.05946). In a mean over whole answers
     these are a few tokens among many, and a small model learns the manner of declining long before the cases to decline.
     """
-    cut = []
-    for row in rows:
-        learned = [i for i, label in enumerate(row["labels"]) if label != IGNORE]
-        if learned[-1] - learned[0] + 1 == len(learned):
-            cut.append({name: values[: learned[0] + n] for name, values in row.items()})
-    return cut
+    return [{name: values[: _start(row) + n] for name, values in row.items()} for row in rows]
+
+
+def _start(row: dict[str, list[int]]) -> int:
+    """The index of the first learned token."""
+    return next(i for i, label in enumerate(row["labels"]) if label != IGNORE)
 
 
 def answer_loss(model: Any, inputs: dict[str, Tensor], lower: Any = None) -> Tensor:
@@ -124,7 +124,7 @@ def sft(
         lm._is_accelerate_prepared = True
     opening = settings.opening
     parts = [(opening, openings(rows, settings.opening_tokens))] if opening else []
-    parts = [part for part in [*parts, (settings, rows)] if part[1]]
+    parts += [(settings, rows)]
     processes = distributed.world_size()
     for part, _ in parts:
         if part.batch_size % processes:
@@ -164,8 +164,7 @@ def _stored(lm: Any, tokenizer: Any, rows: Sequence[dict[str, list[int]]], n: in
     lower = stored_lower_blocks(lm, [row["input_ids"] for row in rows], tokenizer.pad_token_id)
     if lower:
         for row in rows:
-            start = next(i for i, label in enumerate(row["labels"]) if label != IGNORE)
-            lower.add_beginning(row["input_ids"], start + n)
+            lower.add_beginning(row["input_ids"], _start(row) + n)
     return lower
 
 

@@ -17,6 +17,7 @@ from solon.feedback.feedback_model import measure_judge, train_feedback_model
 from solon.feedback.questions import HHH, OPTIONS
 from solon.feedback.settings import FeedbackTrainSettings, JudgeSettings
 from solon.feedback.trust import Trust
+from solon.models.passes import fast
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm
 from solon.records import Comparison, Pair, Prompt, SFTExample, assistant, text_of, user
@@ -87,7 +88,11 @@ def test_a_reward_model_learns_the_same_with_and_without_stored_states(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = RewardSettings(batch_size=4, learning_rate=1e-3, beginnings=0.5, opening_tokens=3, opening_epochs=2)
+    served: list[Any] = []
+    original = RewardModel.read
+    monkeypatch.setattr(RewardModel, "read", lambda self, *a: served.append(self.lower) or original(self, *a))  # type: ignore[func-returns-value]
     stored = reward_model(tiny, tmp_path / "stored", settings)
+    assert not fast() or served[0] is not None  # stored states were really used
     monkeypatch.setattr("solon.models.passes.STORED_BYTES", 0)
     computed = reward_model(tiny, tmp_path / "computed", settings)
     chats = [(user("question 1"), assistant(text)) for text in ("good answer", "poor", "good good good")]
@@ -162,6 +167,24 @@ def test_a_token_s_advantage_is_what_it_changes_in_the_score() -> None:
     assert torch.allclose(own, (read - before) * mask, atol=1e-6)
     every, _ = formulas.advantages_and_returns(rewards, values, mask, lam=1.0)
     assert torch.allclose(every[:, 0], scores - base, atol=1e-6)
+
+
+def test_a_penalty_of_the_score_is_no_advantage_of_the_first_tokens() -> None:
+    """All responses lose the penalty alike, so on average no token has an advantage: the baseline of beginnings has no penalty."""
+    mask, read = torch.ones(4, 5), torch.zeros(4, 5)
+    scores = torch.zeros(4) - 1.0  # every response was cut
+    values = formulas.values_of_beginnings(read, formulas.baseline(read[:, -1], 2), mask)
+    rewards = formulas.token_rewards(scores - formulas.baseline(scores, 2), torch.zeros(4, 5), mask, 0.0)
+    advantages, _ = formulas.advantages_and_returns(rewards, values, mask, lam=0.9)
+    assert advantages.abs().max() < 1e-6
+
+
+def test_a_reward_model_of_whole_responses_gives_no_values(tiny: str, tmp_path: Path) -> None:
+    reward_model(tiny, tmp_path / "rm", RewardSettings(batch_size=8))
+    settings = PPOSettings(updates=1, rollouts=4, minibatch=4, max_tokens=4, value_start="beginnings")
+    with pytest.raises(InputError, match="whole responses only"):
+        list(ppo(PROMPTS, tiny, str(tmp_path / "rm"), tmp_path / "m", settings=settings, adapter=ADAPTER, system=None,
+                 dtype="float32"))  # fmt: skip
 
 
 def test_ppo_takes_the_reward_of_beginnings_as_values(

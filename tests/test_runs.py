@@ -86,7 +86,11 @@ def test_killed_in_each_stage_it_ends_with_the_records_of_an_unkilled_run(tmp_pa
     recipe = small(
         "hybrid",
         **HUMAN,
-        **{"feedback.adapter": None, "supervised.sampling": {"max_tokens": 12}, "constitution": "simple"},
+        **{
+            "feedback.adapter": None,
+            "supervised.sampling": {"max_tokens": 12, "temperature": 0.5},
+            "constitution": "simple",
+        },
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(recipe, whole)
@@ -121,7 +125,11 @@ def test_killed_in_each_stage_it_ends_with_the_records_of_an_unkilled_run(tmp_pa
     [
         (
             "constitutional",
-            {"supervised.revisions": 2, "supervised.sampling": {"max_tokens": 12}, "supervised.train": {"epochs": 1}},
+            {
+                "supervised.revisions": 2,
+                "supervised.sampling": {"max_tokens": 12, "temperature": 0.5},
+                "supervised.train": {"epochs": 1},
+            },
             ["start", "SL-CAI", "RL-CAI"],
         ),
         ("rlaif", {"feedback.judge": "self"}, ["start", "RLAIF"]),

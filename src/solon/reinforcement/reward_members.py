@@ -56,6 +56,7 @@ def read_normalisation(where: str) -> dict[str, Any]:
     if not all(isinstance(facts[name], str | None) for name in ("base", "system")):
         raise InputError(f"{path}: not written by Solon (base and system are texts or null)")
     known = {name: facts[name] for name in ("base", "system", "uncertainty_penalty")}
+    known["beginnings"] = written.get("beginnings") is True  # whether it learned beginnings; older ones did not
     return {**known, "members": [{"mean": m["mean"], "std": m["std"]} for m in members]}
 
 

@@ -62,7 +62,12 @@ def preference_loss(
 
 
 def beginnings_loss(
-    chosen: Sequence[Tensor], rejected: Sequence[Tensor], differs: Sequence[int], label: Tensor, weight: Tensor
+    chosen: Sequence[Tensor],
+    rejected: Sequence[Tensor],
+    differs: Sequence[int],
+    label: Tensor,
+    weight: Tensor,
+    margin: float = 0.0,
 ) -> Tensor:
     """`preference_loss` of the beginnings of two responses with the same number of tokens, a mean over the numbers of tokens.
 
@@ -72,7 +77,7 @@ def beginnings_loss(
     losses = []
     for a, b, first, target in zip(chosen, rejected, differs, label, strict=True):
         n = max(len(a), len(b))
-        difference = (_extended(a, n) - _extended(b, n))[first:]
+        difference = (_extended(a, n) - _extended(b, n))[first:] - margin * (2 * target - 1)
         if len(difference):
             losses.append(F.binary_cross_entropy_with_logits(difference, target.expand(len(difference))))
         else:  # equal responses
@@ -140,7 +145,8 @@ def train_reward_model(
             rewards.ids_and_start((*c.prompt, *side), limit) for side in (c.chosen, c.rejected)
         )
         weight = settings.weights.get(c.labeler, 1.0)
-        return Example(chosen, rejected, min(start, other), float(c.label or 0), weight)
+        start = min(start, other, len(chosen) - 1, len(rejected) - 1)  # an empty response may have no token at all
+        return Example(chosen, rejected, start, float(c.label or 0), weight)
 
     examples, left_out = encode_all("comparison", decided, encode)
     reference_rows = [rewards.ids(c) for c in reference if rewards.unfit(c) is None]
@@ -155,7 +161,7 @@ def train_reward_model(
                 if n:
                     rewards.model = rewards.model.unload()
         base = model if adapter else None
-        _save(rewards, normalisation, len(reference_rows), settings.uncertainty_penalty, base, out, scratch)
+        _save(rewards, normalisation, len(reference_rows), settings, base, out, scratch)
     stopped = next((member.stopped for member in reversed(losses) if member.stopped), None)
     return {
         "comparisons": len(examples),
@@ -228,7 +234,9 @@ def _train_member(
         of_whole = preference_loss(whole[:n], whole[n:], label, settings.margin, weight)
         if not settings.beginnings:
             return of_whole
-        of_beginnings = beginnings_loss(scores[:n], scores[n:], [e.differs for e in batch], label, weight)
+        of_beginnings = beginnings_loss(
+            scores[:n], scores[n:], [e.differs for e in batch], label, weight, settings.margin
+        )
         return (1 - settings.beginnings) * of_whole + settings.beginnings * of_beginnings
 
     def member_progress(step: int, steps: int, shown: dict[str, float]) -> None:
@@ -275,7 +283,7 @@ def _normalise(rewards: RewardModel, rows: Sequence[list[int]], out: Path) -> di
 
 
 def _save(
-    rewards: RewardModel, normalisation: list[dict[str, float]], reference_responses: int, penalty: float,
+    rewards: RewardModel, normalisation: list[dict[str, float]], reference_responses: int, settings: RewardSettings,
     base: str | None, out: Path, adapters: str,
 ) -> None:  # fmt: skip
     """Write the reward model. base: the model that the adapters in the directory `adapters` belong to; None: no adapters."""
@@ -285,7 +293,8 @@ def _save(
         "system": rewards.system,
         "base": model_fingerprint(base) if base else None,
         "members": normalisation,
-        "uncertainty_penalty": penalty,
+        "uncertainty_penalty": settings.uncertainty_penalty,
+        "beginnings": settings.beginnings > 0,
     }
 
     def add_files(directory: Path) -> None:

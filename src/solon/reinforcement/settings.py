@@ -105,6 +105,8 @@ class PPOSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOSettings:
+        if self.value_start == "beginnings" and self.whiten_rewards:
+            raise ValueError("value_start: beginnings are scores that are not whitened; set whiten_rewards to false")
         if self.stop_when_gamed and not self.check_every:
             raise ValueError("stop_when_gamed: no check is made; set check_every, for example to 10")
         if self.rollouts % self.responses_per_prompt:

@@ -30,6 +30,7 @@ from solon.reinforcement.checkpoint import Snapshot, State, pack, restore, save
 from solon.reinforcement.monitors import Check, Watch, text_measures
 from solon.reinforcement.ppo import AdaptiveKL
 from solon.reinforcement.reward import RewardFunction
+from solon.reinforcement.reward_members import read_normalisation
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.rollout import Rollouts, sample
 from solon.reinforcement.settings import GROWS, PPOSettings
@@ -133,6 +134,10 @@ class Trainer:
             raise InputError(
                 "ppo.value_start: beginnings needs a reward model that was trained from this model with adapters and under the "
                 "same system message; set it to zero"
+            )
+        if self.reads_beginnings and not read_normalisation(str(reward))["beginnings"]:
+            raise InputError(
+                f"ppo.value_start: beginnings, and {reward} has learned whole responses only; train it with beginnings above 0"
             )
         self.lower = lower_blocks(self.policy, self.tokenizer.pad_token_id)
         if self.rewards:

@@ -107,7 +107,9 @@ def compute_targets(
     scores = scores - base
     given = torch.zeros_like(mask)
     if beginnings is not None:
-        given = ppo.values_of_beginnings(beginnings.to(mask.device), base, mask)
+        # Beginnings have none of the penalties, so their baseline has none either.
+        of_beginnings = ppo.baseline(raw.to(mask.device), settings.responses_per_prompt)
+        given = ppo.values_of_beginnings(beginnings.to(mask.device), of_beginnings, mask)
     reference, logprobs, entropy, values = (torch.zeros_like(mask) for _ in range(4))
     parts = rollouts.parts(distributed.local_indices(len(rollouts.rows)), TOKENS_AT_ONCE)
     filler = parts[0] if parts else []

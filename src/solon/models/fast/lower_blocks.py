@@ -26,7 +26,8 @@ from solon.models.plain import Layout
 
 def lowest_adapted_block(model: Any, adapter: str = "default") -> int:
     """Index of the first block with that adapter; 0 where the names of the parameters do not say it."""
-    names = [name for name, _ in model.named_parameters() if f".{adapter}." in name]
+    named = (name for name, _ in model.named_parameters() if f".{adapter}." in name)
+    names = [name for name in named if ".modules_to_save." not in name]  # a reward model's head is above all blocks
     blocks = [re.search(r"\.layers\.(\d+)\.", name) for name in names]
     return min((int(match[1]) for match in blocks if match), default=0) if all(blocks) else 0
 

@@ -104,6 +104,8 @@ def measure(items: Sequence[Item], judge: Judge, *, pointwise: bool = False) -> 
         "judge": judge.name,
         "asked": f"pointwise, {judge.settings.scale}"
         if pointwise and isinstance(judge, ModelJudge)
+        else "of each response by itself"
+        if judge.settings.ask == "each"
         else "compared, in both orders",
         "accuracy": {name: e.to_json() for name, e in shares.items()},
         "gain_over": {name: e.to_json() for name, e in gains.items()},

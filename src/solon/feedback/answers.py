@@ -28,6 +28,7 @@ from solon.feedback.questions import (
 from solon.measures.texts import is_refusal
 from solon.records import Judgement, Pair
 
+ALIKE = "certain of the same answer for both responses, with probabilities of exactly 0 and 1"
 LEAST_MASS = 1e-3  # least probability of both options together; below it the judge says something else
 
 
@@ -139,6 +140,8 @@ def ask_of_each(tasks: Sequence[Task], engine: Engine) -> dict[str, Answer]:
         sides = [scores[f"{task.pair.id}/{task.n}/{side}"] for side in (0, 1)]
         (first, why), (second, other) = map(first_option, sides)
         odds = None if first is None or second is None else _finite(first) - _finite(second)
+        if first is not None and math.isinf(first) and first == second:  # nobody knows of which one it is surer
+            odds, why = None, ALIKE
         again = next((s.error for s in sides if s.again and s.error), "")
         (forward, *_), (swapped, *_) = task.orders()
         answers[forward] = Answer(odds, why or other, again=again)

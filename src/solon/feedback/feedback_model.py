@@ -98,8 +98,8 @@ def encode(
 
 
 def beginning(tokenizer: Any, text: str, tokens: int) -> str:
-    """The text of the first tokens."""
-    return str(tokenizer.decode(text_ids(tokenizer, text)[:tokens]))
+    """The text of the first tokens, without a character that they cut in two."""
+    return str(tokenizer.decode(text_ids(tokenizer, text)[:tokens])).rstrip("\ufffd")
 
 
 def option_scores(

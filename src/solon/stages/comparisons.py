@@ -72,7 +72,7 @@ class Comparisons(Stage):
             for p in data.get("principles") or []
         )
         note = (
-            "Mean label: P(the response that was sampled first is better), asked in both orders. Which of two samples comes "
+            "Mean label: P(the response that was sampled first is better). Which of two samples comes "
             "first is chance, so over many comparisons it is about 0.5."
         )
         return [Section("Principles", note, ("principle", "revisions", "comparisons", "mean label"), rows)]

@@ -76,6 +76,10 @@ class FeedbackModel(Stage):
             raise ValueError("feedback.warmup fine-tunes a local model; remove it, or the server or decision judge")
         if labels.direct and labels.labels != "ai":
             raise ValueError(f"feedback.direct: the reward is the judge's; labels: {labels.labels} go to none")
+        if labels.direct and recipe.of(JudgeSettings).ask == "each":
+            raise ValueError(
+                "feedback.ask: each compares; feedback.direct rates responses by feedback.scale; leave ask out"
+            )
         if recipe.of(JudgeSettings).few_shot and not recipe.human.comparisons:
             raise ValueError("feedback.few_shot needs human.comparisons to take its examples from")
 

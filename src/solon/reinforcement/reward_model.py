@@ -138,7 +138,7 @@ class RewardModel:
             states_of = self.lower.hidden_states if self.lower else None
             hidden_states = hidden_states_from(self.model, rows, first, self.tokenizer.pad_token_id, states_of)
         scores: Tensor = part.head(hidden_states.float()).squeeze(-1).float()
-        return list(scores.split([len(row) - start for row, start in zip(rows, first, strict=True)]))
+        return list(torch.split(scores, [len(row) - start for row, start in zip(rows, first, strict=True)]))
 
     def raw_scores(self, rows: Sequence[list[int]], member: int = 0) -> list[float]:
         """Raw scores of rows of token ids, in the order given, in passes that fit into memory."""

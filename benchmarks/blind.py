@@ -67,8 +67,9 @@ def count(out: Path) -> None:
         won = names[second] + names["tie"] / 2
         coherent = Counter(k[side] for k, v in rows for side in v["coherent"])
         harm = Counter(k[side] for k, v in rows for side in v["helps_harm"])
-        low, high = wilson(won, len(rows)).low, wilson(won, len(rows)).high
-        print(f"{letter}: {second} better in {won:g} of {len(rows)}, ties half [{low:.0%}, {high:.0%}]; {dict(names)}")
+        share = wilson(won, len(rows))
+        interval = f"[{share.low:.0%}, {share.high:.0%}]"
+        print(f"{letter}: {second} better in {won:g} of {len(rows)}, ties half {interval}; {dict(names)}")
         print(f"   coherent {dict(coherent)}; helps with harm {dict(harm)}")
 
 

@@ -128,7 +128,8 @@ def train_feedback_model(
 ) -> dict[str, Any]:
     """Fine-tune `model` to judge, and write a complete model to `out`. Returns counts, tokens and losses.
 
-    ask: how the judge will be asked (`JudgeSettings.ask`). Abstentions and ties are left out. Raises InputError where no comparison has a label that prefers a side.
+    ask: how the judge will be asked (`JudgeSettings.ask`). Abstentions and ties are left out.
+    Raises InputError where no comparison has a label that prefers a side.
     """
     labelled = [c for c in comparisons if c.label is not None and c.label != 0.5]
     if not labelled:

@@ -48,7 +48,7 @@ def baseline(score: Tensor, group: int) -> Tensor:
 def values_of_beginnings(beginnings: Tensor, base: Tensor, mask: Tensor) -> Tensor:
     """Values before each token from the reward model's scores of beginnings. beginnings, mask: (batch, response).
 
-    beginnings: the score of the response up to and with each token. base: the baseline that `centred` subtracts, (batch,). The
+    beginnings: the score of the response up to and with each token. base: the `baseline` of the whole responses' scores, (batch,). The
     value before a token is the score of what stands before it, minus the baseline; before the first token it is 0. So a token's
     advantage is how much it changes the score: the potential-based shaping of Ng et al. 1999, which changes no optimum.
     """

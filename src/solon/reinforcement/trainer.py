@@ -221,7 +221,7 @@ class Trainer:
         if self.lower:  # the rows of rollouts and of a reward model on this trunk are computed together
             local = distributed.local_indices(len(chats))
             rows = [rollouts.rows[i] for i in local]
-            if self.rewards and self.rewards.lower is not None:
+            if self.rewards and self.rewards.lower is not None and not self.reads_beginnings:
                 rows += [self.rewards.ids(chats[i]) for i in local]
             self.lower.add(rows)
         beginnings = self._beginnings(rollouts) if self.reads_beginnings else None

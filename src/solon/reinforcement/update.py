@@ -49,7 +49,8 @@ def learn(
     """One update of the policy and the value head.
 
     raw: the reward of each rollout, (rollouts,). ended: whether the response has an end-of-turn token, (rollouts,), bool.
-    beginnings: the reward of the response up to and with each token, (rollouts, response); None: not known. Raises Diverged where the first loss or gradient of the training is not finite.
+    beginnings: the reward of the response up to and with each token, (rollouts, response); None: not known.
+    Raises Diverged where the first loss or gradient of the training is not finite.
     """
     targets = compute_targets(state, rollouts, raw, ended, settings, beginnings)
     steps: list[dict[str, float]] = []
@@ -103,13 +104,12 @@ def compute_targets(
     policy, mask = state.policy, rollouts.mask
     scores = (raw - settings.missing_end_penalty * (~ended)).to(mask.device)
     scores = ppo.held_to_length(scores, mask.sum(-1), settings.length_target, settings.length_coefficient)
-    base = ppo.baseline(scores, settings.responses_per_prompt)
-    scores = scores - base
+    scores = ppo.centred(scores, settings.responses_per_prompt)
     given = torch.zeros_like(mask)
     if beginnings is not None:
         # Beginnings have none of the penalties, so their baseline has none either.
-        of_beginnings = ppo.baseline(raw.to(mask.device), settings.responses_per_prompt)
-        given = ppo.values_of_beginnings(beginnings.to(mask.device), of_beginnings, mask)
+        base = ppo.baseline(raw.to(mask.device), settings.responses_per_prompt)
+        given = ppo.values_of_beginnings(beginnings.to(mask.device), base, mask)
     reference, logprobs, entropy, values = (torch.zeros_like(mask) for _ in range(4))
     parts = rollouts.parts(distributed.local_indices(len(rollouts.rows)), TOKENS_AT_ONCE)
     filler = parts[0] if parts else []

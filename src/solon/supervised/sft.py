@@ -77,7 +77,8 @@ def _start(row: dict[str, list[int]]) -> int:
 def answer_loss(model: Any, inputs: dict[str, Tensor], lower: Any = None) -> Tensor:
     """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length).
 
-    lower: lower blocks that hold the rows (`passes.stored_lower_blocks`); None: all blocks are computed. With several processes, each process gives its part of the mean over the tokens of all processes.
+    lower: lower blocks that hold the rows (`passes.stored_lower_blocks`); None: all blocks are computed.
+    With several processes, each process gives its part of the mean over the tokens of all processes.
     """
     rows, labels = [], []
     for row_ids, mask, row_labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -177,3 +178,15 @@ def test_an_easy_prompt_earns_nothing() -> None:
     easier = score + torch.tensor([10.0, 10.0, 0.0, 0.0])
     assert torch.allclose(centred(easier, 2), by_prompt)
     assert torch.allclose(centred(score, 1), score - 3.0)
+
+
+@pytest.mark.parametrize(("group", "minibatch"), [(4, 8), (4, 6), (1, 5), (3, 24)])
+def test_minibatches_hold_each_rollout_once_an_epoch_and_the_responses_to_a_prompt_together(group: int, minibatch: int) -> None:
+    from solon.reinforcement.settings import PPOSettings
+    from solon.reinforcement.update import _minibatches
+
+    settings = PPOSettings(rollouts=24, responses_per_prompt=group, minibatch=minibatch, epochs=2)
+    order = [i for indices in _minibatches(24, settings, random.Random(0)) for i in indices]
+    assert sorted(order) == sorted([*range(24)] * 2) and order[:24] != order[24:]
+    for start in range(0, 48, group):
+        assert len({i // group for i in order[start : start + group]}) == 1

@@ -182,8 +182,12 @@ def _loss(
 
 
 def _minibatches(n: int, settings: PPOSettings, rng: random.Random) -> Iterator[list[int]]:
-    """Indices of rollouts, minibatch by minibatch. Every epoch holds all n rollouts in a new order."""
+    """Indices of rollouts, minibatch by minibatch. Every epoch holds all n rollouts in a new order.
+
+    The responses to a prompt stay together: a pass computes the prompt's tokens once for all of them.
+    """
+    group = settings.responses_per_prompt
     for _ in range(settings.epochs):
-        order = rng.sample(range(n), n)
+        order = [i for first in rng.sample(range(0, n, group), n // group) for i in range(first, first + group)]
         for start in range(0, n, settings.minibatch):
             yield order[start : start + settings.minibatch]

@@ -184,3 +184,15 @@ def test_comparisons_are_split_by_prompt(prompts: list[int], n: int) -> None:
     assert len(held) >= min(n, len(rows)) and len(held) + len(left) == len(rows)
     assert not {k for c in held for k in prompt_keys(c.prompt)} & {k for c in left for k in prompt_keys(c.prompt)}
     assert n or not held
+
+
+def test_only_the_red_team_prompts_get_pairs_where_people_compare_the_others() -> None:
+    from solon.stages.pairs import asked_prompts
+
+    recipe = load_recipe("hybrid", {"feedback.compare": "red_team", "feedback.n_prompts": 9})
+    asked = asked_prompts(recipe, Data(recipe).prompts)
+    assert len(asked) == 9 and {p.source for p in asked} == {"red_team"}
+    both = load_recipe("hybrid", {"feedback.compare": "all"})
+    assert len(asked_prompts(both, Data(both).prompts)) == len(Data(both).prompts)
+    with pytest.raises(InputError, match=r"feedback\.compare"):
+        load_recipe("hybrid", {"feedback.compare": "red_team", "prompts.n_red_team": 0})

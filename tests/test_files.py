@@ -453,7 +453,10 @@ def test_the_verb_samples_as_the_recipes_do_and_shows_the_examples() -> None:
     of_verb = {option.name: option.default for option in Critique.options()}
     assert of_verb["few_shot"] is None and RevisionSettings().few_shot is None
     assert all(of_verb[name] == value for name, value in sampling.model_dump(exclude={"repetition_penalty"}).items())
-    for name in ("hybrid", "constitutional"):  # `tiny` samples: a random model's most likely token ends its answer at once
+    for name in (
+        "hybrid",
+        "constitutional",
+    ):  # `tiny` samples: a random model's most likely token ends its answer at once
         part = load_recipe(name).supervised
         assert part is not None and part.few_shot is None
         assert part.sampling.model_dump(exclude={"max_tokens"}) == sampling.model_dump(exclude={"max_tokens"})

@@ -27,6 +27,7 @@ from solon.reinforcement.reward_training import beginnings_loss, preference_loss
 from solon.reinforcement.settings import PPOSettings, RewardSettings
 from solon.reinforcement.trainer import ppo
 from solon.supervised.sft import IGNORE, openings, sft
+from solon.training.loop import fit, steps_of
 from solon.training.settings import TrainSettings
 from tests.asking import compare
 
@@ -66,6 +67,24 @@ def test_first_tokens_are_learned_before_whole_answers_and_counted(tiny: str, tm
     assert made["steps"] == 3 * 2 + 4 and seen == [(n + 1, 10) for n in range(10)]
     assert made["opening"]["loss_last"] < made["opening"]["loss_first"]
     assert "opening" not in fine_tuned(tiny, tmp_path / "n", answers)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 4), (0.3, 3), (1, 8), (1.5, 12), (0.001, 1)])
+def test_a_part_of_an_epoch_goes_over_a_part_of_the_rows_once(
+    tiny: str, tmp_path: Path, epochs: float, steps: int
+) -> None:
+    settings = TrainSettings(epochs=epochs, batch_size=2, learning_rate=0.1)
+    w, seen = torch.nn.Parameter(torch.zeros(())), list[int]()
+
+    def loss(rows: Any) -> torch.Tensor:
+        seen.extend(rows)
+        return (w - 1) ** 2
+
+    made = fit(range(16), loss, [{"params": [w]}], settings=settings, tokens=lambda _: 1, seed=0, progress=None)
+    assert steps_of(settings, range(16)) == made.steps == steps and len(seen) == 2 * steps
+    assert len(set(seen)) == min(16, 2 * steps)
+    sft_made = fine_tuned(tiny, tmp_path / "m", ["yes"] * 16, epochs=epochs, batch_size=2)
+    assert sft_made["steps"] == steps
 
 
 def test_stored_states_change_nothing_that_is_learned(

@@ -181,7 +181,9 @@ def test_an_easy_prompt_earns_nothing() -> None:
 
 
 @pytest.mark.parametrize(("group", "minibatch"), [(4, 8), (4, 6), (1, 5), (3, 24)])
-def test_minibatches_hold_each_rollout_once_an_epoch_and_the_responses_to_a_prompt_together(group: int, minibatch: int) -> None:
+def test_minibatches_hold_each_rollout_once_an_epoch_and_the_responses_to_a_prompt_together(
+    group: int, minibatch: int
+) -> None:
     from solon.reinforcement.settings import PPOSettings
     from solon.reinforcement.update import _minibatches
 

@@ -146,8 +146,8 @@ def train_feedback_model(
 
     encoded, left_out = encode_all("comparison", labelled, encoded_one)
     options = encoded[0].options
-    every = [row for e in encoded for x in (e, e.opening) if x for row in (x.first, x.second)]
-    lower = stored_lower_blocks(lm, every, tokenizer.pad_token_id)
+    tokens = _tokens(encoded) + _tokens(e.opening for e in encoded)
+    lower = stored_lower_blocks(lm, tokens, tokenizer.pad_token_id)
     compute = lower.hidden_states if lower else None
 
     def loss(batch: Sequence[Example]) -> Tensor:
@@ -178,7 +178,8 @@ def train_feedback_model(
         "other_principles": sum(own_principle(c, constitution) is None for c in labelled),  # under `question`
         "left_out": left_out,
         "steps": fitted.steps,
-        "tokens": settings.epochs * _tokens(encoded) + settings.opening_epochs * _tokens(e.opening for e in encoded),
+        "tokens": round(settings.epochs * _tokens(encoded))
+        + settings.opening_epochs * _tokens(e.opening for e in encoded),
         **fitted.to_json(),
     }
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from solon.engines.sampling import SamplingSettings
-from solon.settings import Epochs, LearningRate, Settings
+from solon.settings import LearningRate, Passes, Settings
 from solon.training.settings import TrainSettings
 
 Scale = Literal["levels", "broken"]
@@ -58,8 +58,8 @@ class JudgeSettings(Settings):
 class FeedbackTrainSettings(TrainSettings):
     """How a small model is trained to judge."""
 
-    epochs: Epochs = 1
-    """Number of passes over the comparisons."""
+    epochs: Passes = 1
+    """Number of passes over the comparisons; 0.5: over half of them, drawn by the seed."""
     batch_size: int = Field(4, ge=1)
     """Comparisons per optimiser step. Each comparison is learned in both orders."""
     learning_rate: LearningRate = 5e-4

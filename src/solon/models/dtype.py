@@ -105,7 +105,9 @@ def time_work(where: str, work: Work, dtype: torch.dtype) -> float:
 
     def step() -> None:
         layout = lay_out(policy, rows, 0)
-        hidden = layout.gather(layout.hidden_states(policy), [range(len(row) - 1 - learned, len(row) - 1) for row in rows])
+        hidden = layout.gather(
+            layout.hidden_states(policy), [range(len(row) - 1 - learned, len(row) - 1) for row in rows]
+        )
         logprobs_and_entropy(hidden, head_of(policy), tokens, 1.0, entropy=False)[0].mean().backward()
 
     return fastest_seconds(step)

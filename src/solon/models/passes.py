@@ -59,20 +59,17 @@ def lower_blocks(policy: Any, pad: int) -> Any:
     return fast().LowerBlocks(policy, pad) if fast() else None
 
 
-def stored_lower_blocks(model: Any, rows: Sequence[list[int]], pad: int) -> Any:
-    """Lower blocks that hold the states of these rows, for a training that goes over the rows several times.
+def stored_lower_blocks(model: Any, tokens: int, pad: int) -> Any:
+    """Lower blocks that keep the states of the rows that they meet, for a training that goes over rows several times.
 
-    None where every pass computes all blocks: no block lies below the adapters, the states would take more than STORED_BYTES,
+    tokens: of all rows. None where every pass computes all blocks: no block lies below the adapters, the states would take more than STORED_BYTES,
     or several processes train.
     """
     width = model.config.get_text_config().hidden_size * next(model.parameters()).element_size()
-    if distributed.world_size() > 1 or width * sum(map(len, rows)) > STORED_BYTES:
+    if distributed.world_size() > 1 or width * tokens > STORED_BYTES:
         return None
     lower = lower_blocks(model, pad)
-    if not (lower and lower.block):
-        return None
-    lower.add(rows)
-    return lower
+    return lower if lower and lower.block else None
 
 
 def last_hidden_states(model: Any, rows: Sequence[list[int]], pad: int, compute: HiddenStates | None = None) -> Tensor:

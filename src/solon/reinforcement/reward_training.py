@@ -169,7 +169,7 @@ def train_reward_model(
         "abstained": sum(c.label is None for c in comparisons),
         "ties_skipped": len(labelled) - len(decided),
         "steps": sum(member.steps for member in losses),
-        "tokens": settings.members * (settings.epochs * _tokens(examples) + _opening_tokens(examples, settings)),
+        "tokens": settings.members * (round(settings.epochs * _tokens(examples)) + _opening_tokens(examples, settings)),
         **losses[0].to_json(),
         **({"stopped": stopped} if stopped else {}),
         "reference_mean": normalisation[0]["mean"],
@@ -220,7 +220,8 @@ def _train_member(
     head = base_of(rewards.model).score.float()
     rewards.members = [Member(head)]
 
-    _store(rewards, examples, settings.opening_tokens)
+    rows = [*examples, *(e.opening(settings.opening_tokens) for e in examples)]
+    rewards.lower = stored_lower_blocks(rewards.model, _tokens(rows), rewards.tokenizer.pad_token_id)
 
     def loss(batch: Sequence[Example]) -> Tensor:
         rows, n = [e.chosen for e in batch] + [e.rejected for e in batch], len(batch)
@@ -262,16 +263,6 @@ def _train_member(
     rewards.lower = None
     rewards.model.eval()
     return losses
-
-
-def _store(rewards: RewardModel, examples: Sequence[Example], n: int) -> None:
-    """Let `rewards` read the examples, and their openings of n tokens, from stored states of the blocks below the adapters."""
-    rows = [row for e in examples for row in (e.chosen, e.rejected)]
-    rewards.lower = stored_lower_blocks(rewards.model, rows, rewards.tokenizer.pad_token_id)
-    if rewards.lower:
-        for e in examples:
-            for row in (e.chosen, e.rejected):
-                rewards.lower.add_beginning(row, e.start + n)
 
 
 def _normalise(rewards: RewardModel, rows: Sequence[list[int]], out: Path) -> dict[str, float]:

@@ -8,15 +8,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from solon.records import Labeler
-from solon.settings import Epochs, LearningRate, Settings, Tokens
+from solon.settings import Epochs, LearningRate, Passes, Settings, Tokens
 from solon.training.settings import TrainSettings
 
 KL_BOUND = 25.0  # nats per response; a policy beyond it is too far from its reference
 
 
 class RewardSettings(TrainSettings):
-    epochs: Epochs = 1
-    """How often the training goes over its comparisons. A second time over-fits (Stiennon et al. 2020, appendix B.2)."""
+    epochs: Passes = 1
+    """How often the training goes over its comparisons; 0.5: over half of them. A second time over-fits (Stiennon et al. 2020, appendix B.2)."""
     margin: float = Field(0.0, ge=0)
     """Margin, in nats, by which the chosen score must exceed the rejected score for a label of 1. A tie has no margin."""
     beginnings: float = Field(0.0, ge=0, le=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ class PairSettings(Settings):
 
     n_prompts: int | None = Field(None, ge=1)
     """Number of training prompts that get a pair of responses, from the first one; null: all."""
+    compare: Literal["all", "red_team"] = "all"
+    """The prompts that get a pair of responses. red_team: of answers to helpful prompts people alone say which one is better, as in
+    the paper (section 4.1); give `human.comparisons` of helpful prompts then."""
     sampling: SamplingSettings = SamplingSettings(temperature=1.0)
     """Sampling of the two responses."""
 
@@ -37,7 +40,8 @@ def response_tokens(recipe: Common) -> float:
 
 def asked_prompts(recipe: Common, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     """The prompts that get a pair of responses."""
-    return prompts[: recipe.of(PairSettings).n_prompts]
+    settings = recipe.of(PairSettings)
+    return [p for p in prompts if settings.compare in ("all", p.source)][: settings.n_prompts]
 
 
 class Pairs(Stage):
@@ -47,6 +51,12 @@ class Pairs(Stage):
 
     def runs(self, recipe: Common) -> bool:
         return asks_judge(recipe)
+
+    def check(self, recipe: Common) -> None:
+        if asks_judge(recipe) and recipe.of(PairSettings).compare == "red_team" and recipe.prompts.n_red_team == 0:
+            raise ValueError(
+                "feedback.compare: red_team compares responses to red-team prompts, and prompts.n_red_team is 0"
+            )
 
     def estimate(self, plan: Plan) -> None:
         n = len(asked_prompts(plan.recipe, plan.data.prompts))

@@ -77,7 +77,7 @@ def _start(row: dict[str, list[int]]) -> int:
 def answer_loss(model: Any, inputs: dict[str, Tensor], lower: Any = None) -> Tensor:
     """Mean cross-entropy of the learned tokens, nats. inputs: input_ids, attention_mask, labels, (batch, length).
 
-    lower: lower blocks that hold the rows (`passes.stored_lower_blocks`); None: all blocks are computed.
+    lower: lower blocks that keep the rows (`passes.stored_lower_blocks`); None: all blocks are computed.
     With several processes, each process gives its part of the mean over the tokens of all processes.
     """
     rows, labels = [], []
@@ -132,7 +132,9 @@ def sft(
             raise InputError(f"--batch-size {part.batch_size} cannot be shared by {processes} processes")
     if learned:
         learned([example for example, _ in encoded])
-    lower = _stored(lm, tokenizer, rows, settings.opening_tokens)
+    lower = stored_lower_blocks(
+        lm, sum(len(row["input_ids"]) for _, part in parts for row in part), tokenizer.pad_token_id
+    )
     steps = [steps_of(part, part_rows) for part, part_rows in parts]
     first: Losses | None = None
     for n, (part, part_rows) in enumerate(parts):
@@ -149,8 +151,8 @@ def sft(
         "examples": len(rows),
         "left_out": left_out,
         "steps": result.steps,
-        "tokens": sum(part.epochs * sum(len(r["input_ids"]) for r in part_rows) for part, part_rows in parts),
-        "learned_tokens": sum(part.epochs * sum(map(_learned, part_rows)) for part, part_rows in parts),
+        "tokens": round(sum(part.epochs * sum(len(r["input_ids"]) for r in part_rows) for part, part_rows in parts)),
+        "learned_tokens": round(sum(part.epochs * sum(map(_learned, part_rows)) for part, part_rows in parts)),
         **result.to_json(),
     }
 
@@ -158,15 +160,6 @@ def sft(
 def _learned(row: dict[str, list[int]]) -> int:
     """The number of learned tokens."""
     return sum(label != IGNORE for label in row["labels"])
-
-
-def _stored(lm: Any, tokenizer: Any, rows: Sequence[dict[str, list[int]]], n: int) -> Any:
-    """The lower blocks with the states of the rows, and of their openings of n answer tokens; None where nothing is stored."""
-    lower = stored_lower_blocks(lm, [row["input_ids"] for row in rows], tokenizer.pad_token_id)
-    if lower:
-        for row in rows:
-            lower.add_beginning(row["input_ids"], _start(row) + n)
-    return lower
 
 
 def _trainer(
@@ -215,7 +208,7 @@ def _trainer(
         out,
         seed,
         per_device_train_batch_size=settings.batch_size // distributed.world_size(),
-        num_train_epochs=settings.epochs,
+        max_steps=steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(0.05 * steps),  # the learning rate of the first warm-up step is 0, so short runs have none

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -66,7 +67,7 @@ class Losses:
 
 def steps_of(settings: TrainSettings, rows: Sequence[Any]) -> int:
     """Optimiser steps of a training on these rows."""
-    return math.ceil(len(rows) / settings.batch_size) * settings.epochs
+    return math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
 
 
 def from_step(progress: Progress | None, done: int, more: int) -> Progress | None:
@@ -124,7 +125,7 @@ def fit(
     sizes = [tokens(r) for r in rows]
     losses: list[float] = []
     good = LastGood(trained)
-    for batch in _batches(sizes, settings, seed):
+    for batch in islice(_batches(sizes, settings, seed), total):
         optimiser.zero_grad()
         batch_loss, batch_weight = 0.0, sum(weight(rows[i]) for i in batch)
         local = [batch[i] for i in distributed.local_indices(len(batch))]
@@ -150,7 +151,7 @@ def fit(
 def _batches(sizes: Sequence[int], settings: TrainSettings, seed: int) -> Iterator[list[int]]:
     """Indices of rows, batch by batch. Every epoch holds each row once; rows of similar size share a batch."""
     rng = random.Random(seed)
-    for _ in range(settings.epochs):
+    for _ in range(math.ceil(settings.epochs)):
         order = sorted(range(len(sizes)), key=lambda i: sizes[i] * rng.uniform(0.8, 1.25))
         batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
         rng.shuffle(batches)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 
 from pydantic import Field
 
-from solon.settings import Epochs, LearningRate, Settings
+from solon.settings import Epochs, LearningRate, Passes, Settings
 
 Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in all, numbers to show by name
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, and the step
 
 
 class TrainSettings(Settings):
-    epochs: Epochs = 2
-    """How often the training goes over its data."""
+    epochs: Passes = 2
+    """How often the training goes over its data; 0.5: over half of the data, drawn by the seed."""
     batch_size: int = Field(8, ge=1)
     """Examples per optimiser step."""
     learning_rate: LearningRate = 2e-4

@@ -59,19 +59,19 @@ class LowerBlocks:
             for row, indices in zip(part, layout.indices, strict=True):
                 self._states[tuple(row)] = states[torch.from_numpy(indices).to(states.device)]
 
-    def add_beginning(self, row: list[int], n: int) -> None:
-        """The states of the first n tokens of a row that is stored. They do not depend on later tokens."""
-        if self.block:
-            self._states[tuple(row[:n])] = self._states[tuple(row)][:n]
-
     def forget(self) -> None:
         """Drop all states."""
         self._states = {}
 
     def hidden_states(self, layout: Layout, rows: Sequence[list[int]]) -> Tensor:
-        """The last hidden states of the layout of these rows, (tokens, width), computed from the stored states."""
+        """The last hidden states of the layout of these rows, (tokens, width), computed from the stored states.
+
+        Rows that are not stored yet are added. Processes that share the weights must add them before (`add`), all at once.
+        """
         if not self.block:
             return layout.hidden_states(self.policy)
+        if missing := [row for row in rows if tuple(row) not in self._states]:
+            self.add(missing)
         with self._only_blocks(slice(self.block, None)):
             return layout.hidden_states(self.policy, [self._states[tuple(row)] for row in rows])
 

@@ -103,6 +103,7 @@ def type_name(annotation: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin in (typing.Union, types.UnionType):
+        inner = tuple(part for part in inner if part is not int or float not in inner)  # an integer is a number
         return " or ".join(dict.fromkeys("null" if part is type(None) else type_name(part) for part in inner))
     if origin is tuple and ... not in inner:
         return f"list of {len(inner)} ({', '.join(type_name(part) for part in inner)})"

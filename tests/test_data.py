@@ -196,3 +196,26 @@ def test_only_the_red_team_prompts_get_pairs_where_people_compare_the_others() -
     assert len(asked_prompts(both, Data(both).prompts)) == len(Data(both).prompts)
     with pytest.raises(InputError, match=r"feedback\.compare"):
         load_recipe("hybrid", {"feedback.compare": "red_team", "prompts.n_red_team": 0})
+    with pytest.raises(InputError, match=r"labels to both"):
+        load_recipe("hybrid", {"feedback.compare": "red_team", "feedback.labels": "ai"})
+
+
+def test_the_warm_up_learns_the_better_response_of_each_prompt_once() -> None:
+    from solon.supervised.dataset import SAME_PROMPT, UNDECIDED, from_preferred
+
+    def comparison(n: int, prompt: str, label: float | None) -> Comparison:
+        sides = {"chosen": (assistant(f"good {n}"),), "rejected": (assistant(f"bad {n}"),)}
+        return Comparison(id=str(n), prompt=(user(prompt),), label=label, abstained=label is None, **sides)
+
+    rows = [
+        comparison(0, "a", 0.9),
+        comparison(1, "a", 0.9),
+        comparison(2, "b", 0.1),
+        comparison(3, "c", 0.5),
+        comparison(4, "d", None),
+    ]
+    made, left_out = from_preferred(rows)
+    assert [m.messages[-1].content for m in made] == ["good 0", "bad 2"]
+    assert left_out == {SAME_PROMPT: 1, UNDECIDED: 2}
+    with pytest.raises(InputError, match=r"warmup\.preferred"):
+        load_recipe("rlhf", {"warmup.preferred": True, "human.comparisons": [], "feedback.labels": "ai"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +70,38 @@ def test_first_tokens_are_learned_before_whole_answers_and_counted(tiny: str, tm
     assert "opening" not in fine_tuned(tiny, tmp_path / "n", answers)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 4), (0.3, 3), (1, 8), (1.5, 12), (0.001, 1)])
-def test_a_part_of_an_epoch_goes_over_a_part_of_the_rows_once(
-    tiny: str, tmp_path: Path, epochs: float, steps: int
+@pytest.mark.parametrize(("epochs", "learned"), [(0.5, 8), (0.3, 5), (1, 16), (1.5, 24), (0.001, 1), (2.0, 32)])
+def test_a_part_of_an_epoch_goes_over_a_random_part_of_the_rows(
+    tiny: str, tmp_path: Path, epochs: float, learned: int
 ) -> None:
-    settings = TrainSettings(epochs=epochs, batch_size=2, learning_rate=0.1)
-    w, seen = torch.nn.Parameter(torch.zeros(())), list[int]()
+    settings, seen = TrainSettings(epochs=epochs, batch_size=2, learning_rate=0.1), list[int]()
+    w = torch.nn.Parameter(torch.zeros(()))
 
     def loss(rows: Any) -> torch.Tensor:
         seen.extend(rows)
         return (w - 1) ** 2
 
     made = fit(range(16), loss, [{"params": [w]}], settings=settings, tokens=lambda _: 1, seed=0, progress=None)
-    assert steps_of(settings, range(16)) == made.steps == steps and len(seen) == 2 * steps
-    assert len(set(seen)) == min(16, 2 * steps)
-    sft_made = fine_tuned(tiny, tmp_path / "m", ["yes"] * 16, epochs=epochs, batch_size=2)
-    assert sft_made["steps"] == steps
+    steps = -(-learned // 2)
+    assert steps_of(settings, range(16)) == made.steps == steps and len(seen) == learned
+    assert max(Counter(seen).values()) - (min(Counter(seen).values()) if learned >= 16 else 0) <= 1
+    answers = ["yes " * (1 + i % 8) for i in range(16)]  # of many lengths: the part must not be the longest ones
+    told: list[SFTExample] = []
+    examples = [SFTExample(id=str(i), messages=(user("q"), assistant(a))) for i, a in enumerate(answers)]
+    again = sft(
+        examples,
+        tiny,
+        tmp_path / "m",
+        settings=settings,
+        adapter=ADAPTER,
+        system=None,
+        dtype="float32",
+        learned=told.extend,
+    )
+    assert again["steps"] == steps and again["examples"] == len(told) == min(16, learned)
+    lengths = [a.count("yes") for a in answers]
+    if learned == 8:
+        assert sorted(lengths[int(e.id)] for e in told) != sorted(lengths)[8:]
 
 
 def test_stored_states_change_nothing_that_is_learned(

@@ -37,7 +37,7 @@ from solon.models.passes import HiddenStates, last_hidden_states, stored_lower_b
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison, text_of
-from solon.training.loop import encode_all, fit_in_parts
+from solon.training.loop import encode_all, fit_in_parts, in_whole_epochs
 from solon.training.saving import save_merged
 from solon.training.settings import Progress
 
@@ -173,13 +173,13 @@ def train_feedback_model(
         progress=progress,
     )
     save_merged(lm, tokenizer, out, base=resolve(model) if adapter else None)
+    whole, part = in_whole_epochs(encoded, settings, seed)
     return {
-        "comparisons": len(encoded),
+        "comparisons": len(encoded if opening_tokens or settings.epochs > 1 else whole),
         "other_principles": sum(own_principle(c, constitution) is None for c in labelled),  # under `question`
         "left_out": left_out,
         "steps": fitted.steps,
-        "tokens": round(settings.epochs * _tokens(encoded))
-        + settings.opening_epochs * _tokens(e.opening for e in encoded),
+        "tokens": int(part.epochs) * _tokens(whole) + settings.opening_epochs * _tokens(e.opening for e in encoded),
         **fitted.to_json(),
     }
 

@@ -39,7 +39,7 @@ from solon.records import Chat, Comparison
 from solon.reinforcement.reward_members import ADAPTERS, HEAD, NORMALISATION, Member
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.settings import RewardSettings
-from solon.training.loop import Losses, encode_all, fit_in_parts
+from solon.training.loop import Losses, encode_all, fit_in_parts, in_whole_epochs
 from solon.training.saving import save_adapter, save_merged
 from solon.training.settings import Progress
 
@@ -162,14 +162,15 @@ def train_reward_model(
                     rewards.model = rewards.model.unload()
         base = model if adapter else None
         _save(rewards, normalisation, len(reference_rows), settings, base, out, scratch)
+    whole, part = in_whole_epochs(examples, settings, seed)
     stopped = next((member.stopped for member in reversed(losses) if member.stopped), None)
     return {
-        "comparisons": len(examples),
+        "comparisons": len(examples if settings.opening_tokens or settings.epochs > 1 else whole),
         "left_out": left_out,
         "abstained": sum(c.label is None for c in comparisons),
         "ties_skipped": len(labelled) - len(decided),
         "steps": sum(member.steps for member in losses),
-        "tokens": settings.members * (round(settings.epochs * _tokens(examples)) + _opening_tokens(examples, settings)),
+        "tokens": settings.members * (int(part.epochs) * _tokens(whole) + _opening_tokens(examples, settings)),
         **losses[0].to_json(),
         **({"stopped": stopped} if stopped else {}),
         "reference_mean": normalisation[0]["mean"],
@@ -220,8 +221,8 @@ def _train_member(
     head = base_of(rewards.model).score.float()
     rewards.members = [Member(head)]
 
-    rows = [*examples, *(e.opening(settings.opening_tokens) for e in examples)]
-    rewards.lower = stored_lower_blocks(rewards.model, _tokens(rows), rewards.tokenizer.pad_token_id)
+    openings = [e.opening(settings.opening_tokens) for e in examples if settings.opening_tokens]
+    rewards.lower = stored_lower_blocks(rewards.model, _tokens([*examples, *openings]), rewards.tokenizer.pad_token_id)
 
     def loss(batch: Sequence[Example]) -> Tensor:
         rows, n = [e.chosen for e in batch] + [e.rejected for e in batch], len(batch)

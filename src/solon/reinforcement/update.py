@@ -184,7 +184,7 @@ def _loss(
 def _minibatches(n: int, settings: PPOSettings, rng: random.Random) -> Iterator[list[int]]:
     """Indices of rollouts, minibatch by minibatch. Every epoch holds all n rollouts in a new order.
 
-    The responses to a prompt stay together: a pass computes the prompt's tokens once for all of them.
+    The responses to a prompt are neighbours. Those in one minibatch share a pass, which computes the prompt's tokens once.
     """
     group = settings.responses_per_prompt
     for _ in range(settings.epochs):

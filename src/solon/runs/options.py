@@ -119,6 +119,8 @@ def _option_type(annotation: Any) -> Any:
     if origin in (typing.Union, UnionType) and len(inner) == 2 and inner[1] is type(None):
         plain = _option_type(inner[0])
         return None if plain is None else plain | None
+    if inner == (int, float):
+        return float
     return annotation if annotation in (int, float, bool, str, tuple[float, float]) else None
 
 

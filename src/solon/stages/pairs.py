@@ -14,7 +14,7 @@ from solon.runs.common import Common
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, DATA, PAIRS, SENSE_KEPT, START_MODEL
 from solon.stages.base import Stage
-from solon.stages.feedback_model import asks_judge
+from solon.stages.feedback_model import LabelSettings, asks_judge
 from solon.stages.plan import FILLED, Plan
 
 if TYPE_CHECKING:
@@ -53,9 +53,15 @@ class Pairs(Stage):
         return asks_judge(recipe)
 
     def check(self, recipe: Common) -> None:
-        if asks_judge(recipe) and recipe.of(PairSettings).compare == "red_team" and recipe.prompts.n_red_team == 0:
+        if recipe.of(PairSettings).compare == "all" or not asks_judge(recipe):
+            return
+        if recipe.prompts.n_red_team == 0:
             raise ValueError(
                 "feedback.compare: red_team compares responses to red-team prompts, and prompts.n_red_team is 0"
+            )
+        if recipe.of(LabelSettings).labels == "ai":
+            raise ValueError(
+                "feedback.compare: red_team leaves answers to helpful prompts to people; set feedback.labels to both"
             )
 
     def estimate(self, plan: Plan) -> None:

@@ -18,7 +18,7 @@ from solon.feedback.settings import JudgeSettings
 from solon.identity import of_records
 from solon.models.settings import AdapterSettings
 from solon.publishing import Identity
-from solon.records import Comparison, Pair, Prompt, RolloutSummary
+from solon.records import Comparison, Pair, Prompt, RolloutSummary, Source
 from solon.reinforcement.settings import GROWS, PPOSettings
 from solon.runs.common import Common
 from solon.runs.options import CONSTITUTION, OUT, REQUIRED, REWARD_MODEL, SET, TO_MODEL, TRAINED_MODEL, Option, Verb
@@ -27,6 +27,7 @@ from solon.stages.artifacts import BASE_MODEL, DATA, JUDGE, REWARD
 from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings, asks_judge, judge_spec
 from solon.stages.judging import judge_of
+from solon.stages.pairs import PairSettings
 from solon.stages.plan import FILLED, Plan
 from solon.stages.reinforcement import Reinforcement
 from solon.stages.reward_model import RewardModelSettings
@@ -154,7 +155,8 @@ class PPO(Reinforcement):
         spec = self.gold_judge(run)
         engine = None if spec is None else run.engine(spec)
         sense, judge = run.recipe.of(SenseSettings), None if engine is None else judge_of(run, engine)
-        return engine, make_watch(settings, probes, engine, judge, sense)
+        own = run.recipe.of(GoldSettings).judge is None and run.recipe.of(PairSettings).compare == "red_team"
+        return engine, make_watch(settings, probes, engine, judge, sense, only="red_team" if own else None)
 
     def engines(self, run: Run) -> list[Engine]:
         return [*super().engines(run), *([self._gold] if self._gold else [])]
@@ -280,8 +282,11 @@ def make_watch(
     engine: LazyEngine | None,
     judge: Judge | None,
     sense: SenseSettings,
+    only: Source | None = None,
 ) -> Watch:
     """The checks of a training. engine, judge: of the gold judge, which compares the answers to the probes; None: no judge.
+
+    only: the source of the probes whose answers the judge compares; None: of all probes.
 
     sense: where its embedding model is None or not on this machine, nobody measures whether the answers are about their questions.
     """
@@ -292,7 +297,7 @@ def make_watch(
     def gold(pairs: Sequence[Pair]) -> list[Comparison]:
         assert engine is not None and judge is not None
         with engine:  # the judge is in memory only while it is asked
-            return list(judge.compare(pairs))
+            return list(judge.compare([p for p in pairs if only in (None, p.source)]))
 
     about: About | None = None
     if sense.embedder is not None:

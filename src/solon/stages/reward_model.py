@@ -22,7 +22,7 @@ from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, COMPARISONS, DATA, LEARNED, PAIRS, REWARD, SENSE_KEPT, START_MODEL
 from solon.stages.base import Stage
 from solon.stages.feedback_model import LabelSettings
-from solon.stages.pairs import asked_prompts, response_tokens
+from solon.stages.pairs import PairSettings, asked_prompts, response_tokens
 from solon.stages.plan import Plan
 from solon.tables import Section
 from solon.training.settings import Progress
@@ -70,9 +70,12 @@ class RewardModelStage(Stage):
         training, heldout_ai = to_learn_from(run)
         heldout = [*run.get(DATA).heldout_comparisons, *heldout_ai]
         model, human = run.get(*BASE_MODEL), run.get(DATA).comparisons
-        reference = [(*p.prompt, assistant(r)) for p in run.find(PAIRS) or [] for r in p.responses] or [
-            (*c.prompt, *side) for c in human for side in (c.chosen, c.rejected)
-        ]
+        sampled = [(*p.prompt, assistant(r)) for p in run.find(PAIRS) or [] for r in p.responses]
+        by_people = [(*c.prompt, *side) for c in human for side in (c.chosen, c.rejected)]
+        if sampled and recipe.of(PairSettings).compare == "red_team":  # then half of the responses are of all kinds
+            reference = [*sampled[: REFERENCE // 2], *by_people]
+        else:
+            reference = sampled or by_people
 
         def work(step: Progress) -> dict[str, Any]:
             with run.tracked(self.name, step, settings) as step:

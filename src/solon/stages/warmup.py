@@ -16,7 +16,7 @@ from solon.stages.revisions import RevisionSettings
 from solon.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from solon.records import RevisionChain
+    from solon.records import RevisionChain, SFTExample
     from solon.runs.run import Run
     from solon.stages.data import Data
     from solon.stages.plan import Plan
@@ -34,6 +34,8 @@ class WarmupSettings(Settings):
 
     train: TrainSettings = TrainSettings()
     """How the model is trained."""
+    preferred: bool = False
+    """Also learn the better response of each human comparison, one for each prompt."""
     adapter: AdapterSettings | None = None
     """Adapters of this training; null: the recipe's `adapter`. A small model needs adapters on all blocks here."""
 
@@ -46,9 +48,12 @@ class Warmup(Stage):
     def check(self, recipe: Common) -> None:
         if not (recipe.human.demonstrations or recipe.human.revision_demonstrations):
             raise ValueError("warmup needs human.demonstrations or human.revision_demonstrations to learn from")
+        if recipe.of(WarmupSettings).preferred and not recipe.human.comparisons:
+            raise ValueError("warmup.preferred needs human.comparisons to learn from")
 
     def estimate(self, plan: Plan) -> None:
         from solon.stages.plan import WORDS_TO_TOKENS
+        from solon.supervised.dataset import from_preferred
 
         part, data = plan.recipe.of(WarmupSettings), plan.data
         answers = sum(sum(len(m.content.split()) for m in d.messages) + 20 for d in data.demonstrations)
@@ -57,19 +62,25 @@ class Warmup(Stage):
             + plan.prompt + 2 * plan.request
             for c in revisions_taught(plan.recipe, data)
         )  # fmt: skip
-        count = len(data.demonstrations) + len(revisions_taught(plan.recipe, data))
-        opening = plan.opening(part.train, len(data.demonstrations))
+        preferred = from_preferred(data.comparisons)[0] if part.preferred else []
+        answers += sum(sum(len(m.content.split()) for m in e.messages) + 20 for e in preferred)
+        count = len(data.demonstrations) + len(preferred) + len(revisions_taught(plan.recipe, data))
+        opening = plan.opening(part.train, len(data.demonstrations) + len(preferred))
         plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains) + opening)
 
     def run(self, run: Run) -> None:
         from solon.stages.sft import train_on
-        from solon.supervised.dataset import from_demonstrated_revisions
+        from solon.supervised.dataset import from_demonstrated_revisions, from_preferred
 
         part, data = run.recipe.of(WarmupSettings), run.get(DATA)
         taught = revisions_taught(run.recipe, data)
         revised, left_out = from_demonstrated_revisions(taught, run.constitution)
         if others := len(data.revision_demonstrations) - len(taught):
             left_out["revision of a prompt whose kind is not revised"] = others
-        examples = data.demonstrations + revised
+        preferred: list[SFTExample] = []
+        if part.preferred:
+            preferred, undecided = from_preferred(data.comparisons)
+            left_out |= undecided
+        examples = data.demonstrations + preferred + revised
         model = train_on(run, self.name, examples, run.get(START_MODEL), part.train, part.adapter, left_out=left_out)
         run.put(WARM_MODEL, model)

@@ -9,11 +9,12 @@ from typing import Literal
 
 from solon.constitution import Constitution
 from solon.measures.statistics import preference
-from solon.records import Comparison, Pair, RevisionChain, SFTExample, assistant, text_of
+from solon.records import Chat, Comparison, Pair, RevisionChain, SFTExample, assistant, text_of
 from solon.supervised.critique_revision import revision_turns
 
 # Reasons for leaving a text of a chain out.
 NO_REVISION, EMPTY, CUT = "no revision", "empty revision", "cut at the token limit"
+UNDECIDED, SAME_PROMPT = "comparison without a better response", "another comparison of the same prompt"
 UNKNOWN_PRINCIPLE = "step under a principle that the constitution does not have"
 Examples = tuple[list[SFTExample], dict[str, int]]  # the examples; the number of texts left out, by reason
 
@@ -141,6 +142,24 @@ def from_demonstrated_revisions(chains: Iterable[RevisionChain], constitution: C
                 )
             results.append(example if principle else UNKNOWN_PRINCIPLE)
             answer = step.revision
+    return _separate(results)
+
+
+def from_preferred(comparisons: Iterable[Comparison]) -> Examples:
+    """Examples that teach the response that is better, one for each prompt, and the number of comparisons left out, by reason."""
+    results: list[SFTExample | str] = []
+    seen: set[Chat] = set()
+    for c in comparisons:
+        if c.label is None or c.label == 0.5:
+            results.append(UNDECIDED)
+        elif c.prompt in seen:
+            results.append(SAME_PROMPT)
+        else:
+            seen.add(c.prompt)
+            better = c.chosen if c.label > 0.5 else c.rejected
+            results.append(
+                SFTExample(id=c.id, messages=(*c.prompt, *better), source=c.source, meta={"preferred": True})
+            )
     return _separate(results)
 
 

@@ -27,7 +27,7 @@ from solon.models.passes import lay_out, stored_lower_blocks
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import SFTExample
-from solon.training.loop import Losses, encode_all, from_step, steps_of
+from solon.training.loop import Losses, encode_all, from_step, in_whole_epochs, steps_of
 from solon.training.saving import save_merged
 from solon.training.settings import Progress, TrainSettings
 from solon.training.trl_trainers import run_trainer, trainer_config
@@ -117,21 +117,22 @@ def sft(
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
     limit = context_limit(lm.config, tokenizer).at_most(settings.max_length, "max_length")
     encoded, left_out = encode_all("example", examples, lambda e: (e, encode(tokenizer, e, system=system, limit=limit)))
-    rows = [row for _, row in encoded]
+    drawn, whole = in_whole_epochs(encoded, settings, seed)
     torch.manual_seed(seed)
     if adapter:
         lm = add_adapters(lm, adapter)
     if distributed.is_sharded():  # DistributedDataParallel takes no shards; `training_step` sums the gradients
         lm._is_accelerate_prepared = True
     opening = settings.opening
-    parts = [(opening, openings(rows, settings.opening_tokens))] if opening else []
-    parts += [(settings, rows)]
+    parts = [(opening, openings([row for _, row in encoded], settings.opening_tokens))] if opening else []
+    parts += [(whole, [row for _, row in drawn])]
+    taught = [example for example, _ in (encoded if opening or settings.epochs > 1 else drawn)]
     processes = distributed.world_size()
     for part, _ in parts:
         if part.batch_size % processes:
             raise InputError(f"--batch-size {part.batch_size} cannot be shared by {processes} processes")
     if learned:
-        learned([example for example, _ in encoded])
+        learned(taught)
     lower = stored_lower_blocks(
         lm, sum(len(row["input_ids"]) for _, part in parts for row in part), tokenizer.pad_token_id
     )
@@ -148,11 +149,11 @@ def sft(
         first = result
     save_merged(lm, tokenizer, out, base=resolve(model) if adapter else None)
     return {
-        "examples": len(rows),
+        "examples": len(taught),
         "left_out": left_out,
         "steps": result.steps,
-        "tokens": round(sum(part.epochs * sum(len(r["input_ids"]) for r in part_rows) for part, part_rows in parts)),
-        "learned_tokens": round(sum(part.epochs * sum(map(_learned, part_rows)) for part, part_rows in parts)),
+        "tokens": sum(int(part.epochs) * sum(len(r["input_ids"]) for r in part_rows) for part, part_rows in parts),
+        "learned_tokens": sum(int(part.epochs) * sum(map(_learned, part_rows)) for part, part_rows in parts),
         **result.to_json(),
     }
 
@@ -208,7 +209,7 @@ def _trainer(
         out,
         seed,
         per_device_train_batch_size=settings.batch_size // distributed.world_size(),
-        max_steps=steps,
+        num_train_epochs=int(settings.epochs),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(0.05 * steps),  # the learning rate of the first warm-up step is 0, so short runs have none

@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -65,9 +64,19 @@ class Losses:
         return {**means, **opening, **({"stopped": self.stopped} if self.stopped else {})}
 
 
+def in_whole_epochs(rows: Sequence[R], settings: TrainSettings, seed: int) -> tuple[list[R], TrainSettings]:
+    """The rows to go over, and the settings with a whole number of epochs: for 0.5 epochs a random half of the rows, once."""
+    whole = int(settings.epochs)
+    if whole == settings.epochs:
+        return list(rows), settings
+    part = random.Random(seed).sample(range(len(rows)), max(1, round((settings.epochs - whole) * len(rows))))
+    return [*rows] * whole + [rows[i] for i in sorted(part)], settings.model_copy(update={"epochs": 1})
+
+
 def steps_of(settings: TrainSettings, rows: Sequence[Any]) -> int:
     """Optimiser steps of a training on these rows."""
-    return math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
+    drawn, settings = in_whole_epochs(rows, settings, seed=0)
+    return math.ceil(len(drawn) / settings.batch_size) * int(settings.epochs)
 
 
 def from_step(progress: Progress | None, done: int, more: int) -> Progress | None:
@@ -116,6 +125,7 @@ def fit(
     through the model in parts, so that memory does not grow with the batch size. Raises Diverged where the first loss or
     gradient is not finite.
     """
+    rows, settings = in_whole_epochs(rows, settings, seed)
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     trained = [p for group in parameters for p in group["params"]]
     total = steps_of(settings, rows)
@@ -125,7 +135,7 @@ def fit(
     sizes = [tokens(r) for r in rows]
     losses: list[float] = []
     good = LastGood(trained)
-    for batch in islice(_batches(sizes, settings, seed), total):
+    for batch in _batches(sizes, settings, seed):
         optimiser.zero_grad()
         batch_loss, batch_weight = 0.0, sum(weight(rows[i]) for i in batch)
         local = [batch[i] for i in distributed.local_indices(len(batch))]
@@ -151,7 +161,7 @@ def fit(
 def _batches(sizes: Sequence[int], settings: TrainSettings, seed: int) -> Iterator[list[int]]:
     """Indices of rows, batch by batch. Every epoch holds each row once; rows of similar size share a batch."""
     rng = random.Random(seed)
-    for _ in range(math.ceil(settings.epochs)):
+    for _ in range(int(settings.epochs)):
         order = sorted(range(len(sizes)), key=lambda i: sizes[i] * rng.uniform(0.8, 1.25))
         batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
         rng.shuffle(batches)

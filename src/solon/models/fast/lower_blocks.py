@@ -70,8 +70,8 @@ class LowerBlocks:
         """
         if not self.block:
             return layout.hidden_states(self.policy)
-        if missing := [row for row in rows if tuple(row) not in self._states]:
-            self.add(missing)
+        if not distributed.is_sharded():
+            self.add(rows)
         with self._only_blocks(slice(self.block, None)):
             return layout.hidden_states(self.policy, [self._states[tuple(row)] for row in rows])
 

@@ -228,6 +228,13 @@ class Comparison(Record):
         return self.label if self.label is None or self.first == "chosen" else 1 - self.label
 
     @property
+    def better_and_worse(self) -> tuple[Chat, Chat] | None:
+        """The better side, then the worse one; None for an abstention and for a tie."""
+        if self.label is None or self.label == 0.5:
+            return None
+        return (self.chosen, self.rejected) if self.label > 0.5 else (self.rejected, self.chosen)
+
+    @property
     def judgements_of_first(self) -> tuple[Judgement, ...]:
         """The judgements as P(the first response of the pair is better)."""
         return self.judgements if self.first == "chosen" else tuple(turned(j) for j in self.judgements)

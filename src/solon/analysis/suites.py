@@ -48,7 +48,7 @@ def read_items(name: str, seed: int = 0) -> list[Item]:
         raise InputError(f"{name}: the file is empty; one JSON object a line")
     if "corrects" not in rows[0][1]:
         comparisons = read_comparisons(name)
-        labelled = [c for c in comparisons if c.label is not None and c.label != 0.5]
+        labelled = [c for c in comparisons if c.better_and_worse]
         if not labelled:
             raise InputError(
                 f"{name}: none of its {len(comparisons)} comparisons prefers a side (ties and abstentions alone)"

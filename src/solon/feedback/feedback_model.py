@@ -37,7 +37,7 @@ from solon.models.passes import HiddenStates, last_hidden_states, stored_lower_b
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import Comparison, text_of
-from solon.training.loop import encode_all, fit_in_parts, in_whole_epochs
+from solon.training.loop import all_passes, encode_all, fit_in_parts, learned_rows
 from solon.training.saving import save_merged
 from solon.training.settings import Progress
 
@@ -131,7 +131,7 @@ def train_feedback_model(
     ask: how the judge will be asked (`JudgeSettings.ask`). Abstentions and ties are left out.
     Raises InputError where no comparison has a label that prefers a side.
     """
-    labelled = [c for c in comparisons if c.label is not None and c.label != 0.5]
+    labelled = [c for c in comparisons if c.better_and_worse]
     if not labelled:
         raise InputError("no comparison carries a label that prefers a side; a feedback model learns from those")
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
@@ -173,13 +173,13 @@ def train_feedback_model(
         progress=progress,
     )
     save_merged(lm, tokenizer, out, base=resolve(model) if adapter else None)
-    whole, part = in_whole_epochs(encoded, settings, seed)
     return {
-        "comparisons": len(encoded if opening_tokens or settings.epochs > 1 else whole),
+        "comparisons": len(learned_rows(encoded, settings, seed)),
         "other_principles": sum(own_principle(c, constitution) is None for c in labelled),  # under `question`
         "left_out": left_out,
         "steps": fitted.steps,
-        "tokens": int(part.epochs) * _tokens(whole) + settings.opening_epochs * _tokens(e.opening for e in encoded),
+        "tokens": _tokens(all_passes(encoded, settings, seed))
+        + settings.opening_epochs * _tokens(e.opening for e in encoded),
         **fitted.to_json(),
     }
 

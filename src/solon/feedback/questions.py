@@ -161,8 +161,8 @@ def examples_from(comparisons: Sequence[Comparison], question_of: Callable[[Comp
     question_of: returns the question that a comparison answers.
     """
     examples = []
-    for n, c in enumerate(c for c in comparisons if c.label is not None and c.label != 0.5):
-        better, worse = (c.chosen, c.rejected) if c.label > 0.5 else (c.rejected, c.chosen)  # type: ignore[operator]
-        a, b = (better, worse) if n % 2 == 0 else (worse, better)
+    decided = [(c, sides) for c in comparisons if (sides := c.better_and_worse)]
+    for n, (c, sides) in enumerate(decided):
+        a, b = sides if n % 2 == 0 else sides[::-1]
         examples.append(Example(c.prompt, text_of(a), text_of(b), question_of(c), OPTIONS[n % 2]))
     return examples

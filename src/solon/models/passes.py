@@ -62,8 +62,8 @@ def lower_blocks(policy: Any, pad: int) -> Any:
 def stored_lower_blocks(model: Any, tokens: int, pad: int) -> Any:
     """Lower blocks that keep the states of the rows that they meet, for a training that goes over rows several times.
 
-    tokens: of all rows. None where every pass computes all blocks: no block lies below the adapters, the states would take more than STORED_BYTES,
-    or several processes train.
+    tokens: of all rows. None where every pass computes all blocks: no block lies below the adapters, the states would take
+    more than STORED_BYTES, or several processes train.
     """
     width = model.config.get_text_config().hidden_size * next(model.parameters()).element_size()
     if distributed.world_size() > 1 or width * tokens > STORED_BYTES:

@@ -39,7 +39,7 @@ from solon.records import Chat, Comparison
 from solon.reinforcement.reward_members import ADAPTERS, HEAD, NORMALISATION, Member
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.settings import RewardSettings
-from solon.training.loop import Losses, encode_all, fit_in_parts, in_whole_epochs
+from solon.training.loop import Losses, all_passes, encode_all, fit_in_parts, learned_rows
 from solon.training.saving import save_adapter, save_merged
 from solon.training.settings import Progress
 
@@ -162,15 +162,15 @@ def train_reward_model(
                     rewards.model = rewards.model.unload()
         base = model if adapter else None
         _save(rewards, normalisation, len(reference_rows), settings, base, out, scratch)
-    whole, part = in_whole_epochs(examples, settings, seed)
     stopped = next((member.stopped for member in reversed(losses) if member.stopped), None)
     return {
-        "comparisons": len(examples if settings.opening_tokens or settings.epochs > 1 else whole),
+        "comparisons": len(learned_rows(examples, settings, seed)),
         "left_out": left_out,
         "abstained": sum(c.label is None for c in comparisons),
         "ties_skipped": len(labelled) - len(decided),
         "steps": sum(member.steps for member in losses),
-        "tokens": settings.members * (int(part.epochs) * _tokens(whole) + _opening_tokens(examples, settings)),
+        "tokens": settings.members
+        * (_tokens(all_passes(examples, settings, seed)) + _opening_tokens(examples, settings)),
         **losses[0].to_json(),
         **({"stopped": stopped} if stopped else {}),
         "reference_mean": normalisation[0]["mean"],

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from solon.engines import Failure, GenerationRequest
 from solon.engines.sampling import SamplingSettings
-from solon.records import Pair, Prompt
+from solon.records import Pair, Prompt, Source
 from solon.runs.common import Common
 from solon.settings import Settings
 from solon.stages.artifacts import BASE_MODEL, DATA, PAIRS, SENSE_KEPT, START_MODEL
@@ -32,6 +32,11 @@ class PairSettings(Settings):
     sampling: SamplingSettings = SamplingSettings(temperature=1.0)
     """Sampling of the two responses."""
 
+    @property
+    def only(self) -> Source | None:
+        """The source of the prompts that get a pair; None: prompts of every source."""
+        return "red_team" if self.compare == "red_team" else None
+
 
 def response_tokens(recipe: Common) -> float:
     """The estimated number of tokens of a sampled response."""
@@ -41,7 +46,7 @@ def response_tokens(recipe: Common) -> float:
 def asked_prompts(recipe: Common, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     """The prompts that get a pair of responses."""
     settings = recipe.of(PairSettings)
-    return [p for p in prompts if settings.compare in ("all", p.source)][: settings.n_prompts]
+    return [p for p in prompts if settings.only in (None, p.source)][: settings.n_prompts]
 
 
 class Pairs(Stage):
@@ -53,7 +58,7 @@ class Pairs(Stage):
         return asks_judge(recipe)
 
     def check(self, recipe: Common) -> None:
-        if recipe.of(PairSettings).compare == "all" or not asks_judge(recipe):
+        if recipe.of(PairSettings).only is None or not asks_judge(recipe):
             return
         if recipe.prompts.n_red_team == 0:
             raise ValueError(

@@ -155,8 +155,8 @@ class PPO(Reinforcement):
         spec = self.gold_judge(run)
         engine = None if spec is None else run.engine(spec)
         sense, judge = run.recipe.of(SenseSettings), None if engine is None else judge_of(run, engine)
-        own = run.recipe.of(GoldSettings).judge is None and run.recipe.of(PairSettings).compare == "red_team"
-        return engine, make_watch(settings, probes, engine, judge, sense, only="red_team" if own else None)
+        only = run.recipe.of(PairSettings).only if run.recipe.of(GoldSettings).judge is None else None
+        return engine, make_watch(settings, probes, engine, judge, sense, only)
 
     def engines(self, run: Run) -> list[Engine]:
         return [*super().engines(run), *([self._gold] if self._gold else [])]

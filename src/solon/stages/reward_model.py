@@ -72,7 +72,7 @@ class RewardModelStage(Stage):
         model, human = run.get(*BASE_MODEL), run.get(DATA).comparisons
         sampled = [(*p.prompt, assistant(r)) for p in run.find(PAIRS) or [] for r in p.responses]
         by_people = [(*c.prompt, *side) for c in human for side in (c.chosen, c.rejected)]
-        if sampled and recipe.of(PairSettings).compare == "red_team":  # then half of the responses are of all kinds
+        if sampled and recipe.of(PairSettings).only:  # then half of the responses are of all kinds
             reference = [*sampled[: REFERENCE // 2], *by_people]
         else:
             reference = sampled or by_people

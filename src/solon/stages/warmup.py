@@ -16,10 +16,11 @@ from solon.stages.revisions import RevisionSettings
 from solon.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from solon.records import RevisionChain, SFTExample
+    from solon.records import RevisionChain
     from solon.runs.run import Run
     from solon.stages.data import Data
     from solon.stages.plan import Plan
+    from solon.supervised.dataset import Examples
 
 
 def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
@@ -27,6 +28,14 @@ def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
     settings = recipe.find(RevisionSettings)
     only = settings.only if settings else None
     return [c for c in data.revision_demonstrations if only is None or c.source in (None, only)]
+
+
+def answers_taught(settings: WarmupSettings, data: Data) -> Examples:
+    """The answers by people to learn, and the number of comparisons that give none, by reason."""
+    from solon.supervised.dataset import from_preferred
+
+    preferred, left_out = from_preferred(data.comparisons if settings.preferred else [])
+    return data.demonstrations + preferred, left_out
 
 
 class WarmupSettings(Settings):
@@ -53,34 +62,29 @@ class Warmup(Stage):
 
     def estimate(self, plan: Plan) -> None:
         from solon.stages.plan import WORDS_TO_TOKENS
-        from solon.supervised.dataset import from_preferred
 
         part, data = plan.recipe.of(WarmupSettings), plan.data
-        answers = sum(sum(len(m.content.split()) for m in d.messages) + 20 for d in data.demonstrations)
+        answered = answers_taught(part, data)[0]
+        answers = sum(sum(len(m.content.split()) for m in e.messages) + 20 for e in answered)
         chains = sum(
             (len(c.response.split()) + sum(len((s.critique + s.revision).split()) for s in c.steps)) * WORDS_TO_TOKENS
             + plan.prompt + 2 * plan.request
             for c in revisions_taught(plan.recipe, data)
         )  # fmt: skip
-        preferred = from_preferred(data.comparisons)[0] if part.preferred else []
-        answers += sum(sum(len(m.content.split()) for m in e.messages) + 20 for e in preferred)
-        count = len(data.demonstrations) + len(preferred) + len(revisions_taught(plan.recipe, data))
-        opening = plan.opening(part.train, len(data.demonstrations) + len(preferred))
+        count = len(answered) + len(revisions_taught(plan.recipe, data))
+        opening = plan.opening(part.train, len(answered))
         plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains) + opening)
 
     def run(self, run: Run) -> None:
         from solon.stages.sft import train_on
-        from solon.supervised.dataset import from_demonstrated_revisions, from_preferred
+        from solon.supervised.dataset import from_demonstrated_revisions
 
         part, data = run.recipe.of(WarmupSettings), run.get(DATA)
         taught = revisions_taught(run.recipe, data)
         revised, left_out = from_demonstrated_revisions(taught, run.constitution)
         if others := len(data.revision_demonstrations) - len(taught):
             left_out["revision of a prompt whose kind is not revised"] = others
-        preferred: list[SFTExample] = []
-        if part.preferred:
-            preferred, undecided = from_preferred(data.comparisons)
-            left_out |= undecided
-        examples = data.demonstrations + preferred + revised
+        answered, undecided = answers_taught(part, data)
+        examples, left_out = answered + revised, left_out | undecided
         model = train_on(run, self.name, examples, run.get(START_MODEL), part.train, part.adapter, left_out=left_out)
         run.put(WARM_MODEL, model)

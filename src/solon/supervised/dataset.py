@@ -150,15 +150,14 @@ def from_preferred(comparisons: Iterable[Comparison]) -> Examples:
     results: list[SFTExample | str] = []
     seen: set[Chat] = set()
     for c in comparisons:
-        if c.label is None or c.label == 0.5:
+        if not (sides := c.better_and_worse):
             results.append(UNDECIDED)
         elif c.prompt in seen:
             results.append(SAME_PROMPT)
         else:
             seen.add(c.prompt)
-            better = c.chosen if c.label > 0.5 else c.rejected
             results.append(
-                SFTExample(id=c.id, messages=(*c.prompt, *better), source=c.source, meta={"preferred": True})
+                SFTExample(id=c.id, messages=(*c.prompt, *sides[0]), source=c.source, meta={"preferred": True})
             )
     return _separate(results)
 

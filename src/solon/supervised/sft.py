@@ -27,7 +27,7 @@ from solon.models.passes import lay_out, stored_lower_blocks
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
 from solon.records import SFTExample
-from solon.training.loop import Losses, encode_all, from_step, in_whole_epochs, steps_of
+from solon.training.loop import Losses, encode_all, from_step, in_whole_epochs, learned_rows, steps_of
 from solon.training.saving import save_merged
 from solon.training.settings import Progress, TrainSettings
 from solon.training.trl_trainers import run_trainer, trainer_config
@@ -126,7 +126,7 @@ def sft(
     opening = settings.opening
     parts = [(opening, openings([row for _, row in encoded], settings.opening_tokens))] if opening else []
     parts += [(whole, [row for _, row in drawn])]
-    taught = [example for example, _ in (encoded if opening or settings.epochs > 1 else drawn)]
+    taught = [example for example, _ in learned_rows(encoded, settings, seed)]
     processes = distributed.world_size()
     for part, _ in parts:
         if part.batch_size % processes:

@@ -73,6 +73,18 @@ def in_whole_epochs(rows: Sequence[R], settings: TrainSettings, seed: int) -> tu
     return [*rows] * whole + [rows[i] for i in sorted(part)], settings.model_copy(update={"epochs": 1})
 
 
+def all_passes(rows: Sequence[R], settings: TrainSettings, seed: int) -> list[R]:
+    """The rows of all epochs, each row as often as the training meets it whole."""
+    drawn, whole = in_whole_epochs(rows, settings, seed)
+    return drawn * int(whole.epochs)
+
+
+def learned_rows(rows: Sequence[R], settings: TrainSettings, seed: int) -> list[R]:
+    """The rows that the training meets at all, whole or as first tokens, each once."""
+    part = not settings.opening_tokens and settings.epochs < 1
+    return in_whole_epochs(rows, settings, seed)[0] if part else list(rows)
+
+
 def steps_of(settings: TrainSettings, rows: Sequence[Any]) -> int:
     """Optimiser steps of a training on these rows."""
     drawn, settings = in_whole_epochs(rows, settings, seed=0)

@@ -536,6 +536,44 @@ def test_a_checkpoint_is_taken_up_by_its_own_training_only(
         list(ppo(PROMPTS, tiny, has_e, out, checkpoint=kept, **{**given, **changed}))
 
 
+def test_rates_that_fall_are_known_from_the_update_alone(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that was cut goes on with the rates, and to the weights, of one that was not; it has one end."""
+    import solon.reinforcement.trainer as module
+
+    rates: list[float] = []  # of the adapters and of the value head, update by update
+
+    def learn(state: Any, *rest: Any) -> Any:
+        rates.extend(group["lr"] for group in state.optimiser.param_groups)
+        return real(state, *rest)
+
+    real = module.learn
+    monkeypatch.setattr(module, "learn", learn)
+    settings = PPOSettings(
+        updates=4,
+        rollouts=4,
+        minibatch=4,
+        max_tokens=4,
+        learning_rate=4e-3,
+        value_learning_rate=8e-3,
+        schedule="linear",
+    )
+    given: dict[str, Any] = {"settings": settings, "adapter": ADAPTER, "system": None, "dtype": "float32", "seed": 0}
+    whole = list(ppo(PROMPTS, tiny, has_e, tmp_path / "whole", **given))
+    assert rates == pytest.approx([4e-3, 8e-3, 3e-3, 6e-3, 2e-3, 4e-3, 1e-3, 2e-3])
+    kept = tmp_path / "c"
+    begun = ppo(PROMPTS, tiny, has_e, tmp_path / "cut", checkpoint=kept, **given)
+    made = [next(begun), next(begun)]
+    begun.close()
+    made += ppo(PROMPTS, tiny, has_e, tmp_path / "cut", checkpoint=kept, **given)
+    assert [h.numbers() for h in made] == [h.numbers() for h in whole]
+    assert rates[8:] == pytest.approx(rates[:8])
+    longer = settings.model_copy(update={"updates": 5})
+    with pytest.raises(InputError, match=r"updates: 4 → 5"):
+        list(ppo(PROMPTS, tiny, has_e, tmp_path / "cut", checkpoint=kept, **{**given, "settings": longer}))
+
+
 @needs_fast
 @pytest.mark.parametrize(("of_reward", "of_policy", "shared"), [(1, 1, True), (None, 1, False), (None, None, False)])
 def test_ppo_is_the_same_with_the_reward_model_on_its_trunk_or_beside_it(

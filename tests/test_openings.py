@@ -41,13 +41,17 @@ PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)
 
 
 def test_an_opening_ends_after_the_first_tokens_of_the_answer() -> None:
+    answer = SFTExample(id="0", messages=(user("question"), assistant("answer")))
     rows = [
         {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [IGNORE, IGNORE, 3, 4, 5, 6]},
         {"input_ids": [1, 2, 3], "labels": [IGNORE, IGNORE, 3]},  # a short answer is its own opening
-        {"input_ids": [1, 2, 3, 4, 5], "labels": [IGNORE, 2, IGNORE, 4, 5]},  # two learned turns: the first one counts
     ]
-    cut = [4, 3, 3]
-    assert openings(rows, 2) == [{k: v[:n] for k, v in row.items()} for row, n in zip(rows, cut, strict=True)]
+    cut = [4, 3]
+    expected = [{k: v[:n] for k, v in row.items()} for row, n in zip(rows, cut, strict=True)]
+    turns = (user("question"), assistant("answer"), user("criticise"), assistant("critique"))
+    several = SFTExample(id="1", messages=turns, train_turns=(1, 3))  # has no one answer that could decline
+    taught = [(answer, rows[0]), (several, rows[0]), (answer.model_copy(update={"train_turns": (1,)}), rows[1])]
+    assert openings(taught, 2) == expected
 
 
 def fine_tuned(tiny: str, out: Path, answers: list[str], **settings: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,9 @@ class PPOSettings(Settings):
     """Learning rate of the policy's adapters."""
     value_learning_rate: LearningRate = 1e-3
     """Learning rate of the value head."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Both learning rates over the training: `constant`; `linear`, they fall to zero with the updates (Huang et al. 2022, The 37
+    Implementation Details of PPO, detail 4). A training whose rates fall has one end, so its `updates` cannot be raised later."""
     max_tokens: int = Field(64, ge=4, le=1_000_000)
     """Tokens of a response at most."""
     temperature: float = Field(0.7, gt=0)
@@ -115,8 +118,14 @@ class PPOSettings(Settings):
             )
         return self
 
+    def share_of_rate(self, update: int) -> float:
+        """The share (0..1) of the learning rates that update number `update`, counted from 0, uses."""
+        return 1 - update / self.updates if self.schedule == "linear" else 1.0
 
-GROWS = {"updates", "checkpoint_every", "kl_bound"}  # of PPO: may change when a training continues from a checkpoint
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the path of a training; the others may change when it continues from a checkpoint."""
+        free = {"checkpoint_every", "kl_bound"} | ({"updates"} if self.schedule == "constant" else set())
+        return self.model_dump(exclude=free)
 
 
 class OnlineSettings(Settings):

@@ -33,7 +33,7 @@ from solon.reinforcement.reward import RewardFunction
 from solon.reinforcement.reward_members import read_normalisation
 from solon.reinforcement.reward_model import RewardModel
 from solon.reinforcement.rollout import Rollouts, sample
-from solon.reinforcement.settings import GROWS, PPOSettings
+from solon.reinforcement.settings import PPOSettings
 from solon.reinforcement.update import learn
 from solon.training.finite import LastGood
 from solon.training.loop import encode_all
@@ -151,7 +151,7 @@ class Trainer:
             "system": system,
             "seed": seed,
             "dtype": str(self.policy.dtype).removeprefix("torch."),
-            "settings": settings.model_dump(exclude=GROWS),
+            "settings": settings.deciding(),
             "probes": of_records(self.watch.probes) if self.watch else None,
             **more,
         }
@@ -211,6 +211,9 @@ class Trainer:
     def update(self) -> RolloutSummary:
         """Sample responses, score them, and learn from them once."""
         state, settings, number = self.state, self.settings, self.state.update
+        rates = (settings.learning_rate, settings.value_learning_rate)
+        for group, rate in zip(state.optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * settings.share_of_rate(number)
         distinct = draw_prompts(self.prompts, settings.rollouts // settings.responses_per_prompt, number, self.seed)
         drawn = [p for p in distinct for _ in range(settings.responses_per_prompt)]
         contexts = [self.contexts[p.id] for p in drawn]

@@ -19,7 +19,7 @@ from solon.identity import of_records
 from solon.models.settings import AdapterSettings
 from solon.publishing import Identity
 from solon.records import Comparison, Pair, Prompt, RolloutSummary, Source
-from solon.reinforcement.settings import GROWS, PPOSettings
+from solon.reinforcement.settings import PPOSettings
 from solon.runs.common import Common
 from solon.runs.options import CONSTITUTION, OUT, REQUIRED, REWARD_MODEL, SET, TO_MODEL, TRAINED_MODEL, Option, Verb
 from solon.settings import Settings
@@ -232,7 +232,7 @@ class PPOVerb(Verb):
             checks = {"gold": of_model(gold) if gold else None, **of_constitution(call.constitution)} if checked else {}
             identity = {
                 "verb": "ppo", "model": of_model(model), "reward": of_model(reward), "prompts": of_records(prompts),
-                "settings": settings.model_dump(exclude=GROWS), "adapter": adapter.model_dump(), "system": call.system,
+                "settings": settings.deciding(), "adapter": adapter.model_dump(), "system": call.system,
                 "seed": call.seed, "dtype": dtype, "probes": call["probes"] if checked else None, **checks,
             }  # fmt: skip
             result = target.earlier_result(identity, restart=call.restart)

@@ -76,4 +76,6 @@ def table(runs: list[Path]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     print(table([Path(p) for p in sys.argv[1:]]))

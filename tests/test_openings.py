@@ -41,17 +41,13 @@ PROMPTS = [Prompt(prompt=(user(f"question {i}"),), id=f"p{i}") for i in range(8)
 
 
 def test_an_opening_ends_after_the_first_tokens_of_the_answer() -> None:
-    answer = SFTExample(id="0", messages=(user("question"), assistant("answer")))
     rows = [
         {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [IGNORE, IGNORE, 3, 4, 5, 6]},
         {"input_ids": [1, 2, 3], "labels": [IGNORE, IGNORE, 3]},  # a short answer is its own opening
+        {"input_ids": [1, 2, 3, 4, 5], "labels": [IGNORE, 2, IGNORE, 4, 5]},  # two learned turns: the first one counts
     ]
-    cut = [4, 3]
-    expected = [{k: v[:n] for k, v in row.items()} for row, n in zip(rows, cut, strict=True)]
-    turns = (user("question"), assistant("answer"), user("criticise"), assistant("critique"))
-    several = SFTExample(id="1", messages=turns, train_turns=(1, 3))  # has no one answer that could decline
-    taught = [(answer, rows[0]), (several, rows[0]), (answer.model_copy(update={"train_turns": (1,)}), rows[1])]
-    assert openings(taught, 2) == expected
+    cut = [4, 3, 3]
+    assert openings(rows, 2) == [{k: v[:n] for k, v in row.items()} for row, n in zip(rows, cut, strict=True)]
 
 
 def fine_tuned(tiny: str, out: Path, answers: list[str], **settings: Any) -> dict[str, Any]:
@@ -72,6 +68,27 @@ def test_first_tokens_are_learned_before_whole_answers_and_counted(tiny: str, tm
     assert made["steps"] == 3 * 2 + 4 and seen == [(n + 1, 10) for n in range(10)]
     assert made["opening"]["loss_last"] < made["opening"]["loss_first"]
     assert "opening" not in fine_tuned(tiny, tmp_path / "n", answers)
+
+
+def test_an_example_with_several_turns_is_learned_whole_or_not_at_all(tiny: str, tmp_path: Path) -> None:
+    """What the training did not meet is not told as learned."""
+    turns = (user("q"), assistant("a"), user("criticise"), assistant("it is bad"), user("revise"), assistant("b"))
+    chains = [SFTExample(id=f"chain-{i}", messages=turns, train_turns=(3, 5)) for i in range(8)]
+    answers = [SFTExample(id=f"answer-{i}", messages=(user("q"), assistant("yes it is"))) for i in range(8)]
+
+    def learned(examples: list[SFTExample]) -> tuple[dict[str, Any], list[str]]:
+        told: list[SFTExample] = []
+        settings = TrainSettings(batch_size=4, learning_rate=1e-2, epochs=0.25, opening_tokens=2, opening_epochs=1)
+        made = sft(examples, tiny, tmp_path / "m", settings=settings, adapter=ADAPTER, system=None, dtype="float32",
+                   learned=told.extend)  # fmt: skip
+        assert made["examples"] == len(told)
+        return made, [e.id for e in told]
+
+    made, told = learned([*chains, *answers])
+    assert made["steps"] == 8 / 4 + 4 / 4  # the openings of the answers, and a quarter of all examples whole
+    assert {a.id for a in answers} < {*told} and 8 < len(told) < 12
+    made, told = learned(chains)
+    assert made["steps"] == 1 and "opening" not in made and len(told) == 2
 
 
 @pytest.mark.parametrize(("epochs", "learned"), [(0.5, 8), (0.3, 5), (1, 16), (1.5, 24), (0.001, 1), (2.0, 32)])

@@ -297,3 +297,15 @@ def test_kappa_is_that_of_a_worked_table() -> None:
     assert kappa([[7, 0], [0, 9]]).value == 1 and kappa([[0, 7], [7, 0]]).value == -1
     assert kappa([[9, 0], [0, 0]]).value is None  # agreement is certain by chance
     assert kappa([[0, 0], [0, 0]]).n == 0
+
+
+@pytest.mark.parametrize("of_run", [0.0, 5.0])
+def test_intervals_over_runs_and_prompts_hold_the_mean(of_run: float) -> None:
+    from benchmarks.seeds import crossed_mean
+
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        values = rng.normal(0, of_run, (3, 1)) + rng.normal(0, 30, (1, 80)) + rng.normal(0, 30, (3, 80))
+        measured = crossed_mean(50 + values)
+        held += (measured.low or 0) <= 50 <= (measured.high or 0)
+    assert 0.91 <= held / 400 <= 0.99

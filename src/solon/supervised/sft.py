@@ -60,15 +60,19 @@ def encode(
     return {"input_ids": ids[:last], "labels": labels[:last]}
 
 
-def openings(encoded: Sequence[tuple[SFTExample, dict[str, list[int]]]], n: int) -> list[dict[str, list[int]]]:
-    """The rows of the examples that teach one answer, up to the first n tokens of that answer.
+def openings(rows: Sequence[dict[str, list[int]]], n: int) -> list[dict[str, list[int]]]:
+    """The rows up to the first n tokens of their first learned turn.
 
     Whether an answer declines is decided in its first tokens (Qi et al. 2025, arXiv 2406.05946). In a mean over whole answers
     these are a few tokens among many, and a small model learns the manner of declining long before the cases to decline.
-    An example with several learned turns, such as critique and revision, teaches no such decision.
     """
-    rows = [row for example, row in encoded if example.train_turns is None or len(example.train_turns) == 1]
     return [{name: values[: _start(row) + n] for name, values in row.items()} for row in rows]
+
+
+def _opens(encoded: tuple[SFTExample, dict[str, list[int]]]) -> bool:
+    """Whether the first tokens of the example are learned by themselves: several turns, as critique and revision, decline nothing."""
+    turns = encoded[0].train_turns
+    return turns is None or len(turns) == 1
 
 
 def _start(row: dict[str, list[int]]) -> int:
@@ -126,10 +130,10 @@ def sft(
     if distributed.is_sharded():  # DistributedDataParallel takes no shards; `training_step` sums the gradients
         lm._is_accelerate_prepared = True
     opening = settings.opening
-    parts = [(opening, openings(encoded, settings.opening_tokens))] if opening else []
-    parts = [part for part in parts if part[1]]
+    opened = [row for _, row in filter(_opens, encoded)] if opening else []
+    parts = [(opening, openings(opened, settings.opening_tokens))] if opening and opened else []
     parts += [(whole, [row for _, row in drawn])]
-    taught = [example for example, _ in learned_rows(encoded, settings, seed)]
+    taught = [example for example, _ in learned_rows(encoded, settings, seed, _opens)]
     processes = distributed.world_size()
     for part, _ in parts:
         if part.batch_size % processes:

@@ -79,10 +79,14 @@ def all_passes(rows: Sequence[R], settings: TrainSettings, seed: int) -> list[R]
     return drawn * int(whole.epochs)
 
 
-def learned_rows(rows: Sequence[R], settings: TrainSettings, seed: int) -> list[R]:
-    """The rows that the training meets at all, whole or as first tokens, each once."""
-    part = not settings.opening_tokens and settings.epochs < 1
-    return in_whole_epochs(rows, settings, seed)[0] if part else list(rows)
+def learned_rows(
+    rows: Sequence[R], settings: TrainSettings, seed: int, opens: Callable[[R], bool] = lambda _: True
+) -> list[R]:
+    """The rows that the training meets at all, whole or as first tokens, each once. opens: whether a row's first tokens are learned."""
+    if settings.epochs >= 1:
+        return list(rows)
+    whole = {id(row) for row in in_whole_epochs(rows, settings, seed)[0]}
+    return [row for row in rows if id(row) in whole or (settings.opening_tokens and opens(row))]
 
 
 def steps_of(settings: TrainSettings, rows: Sequence[Any]) -> int:

@@ -24,7 +24,7 @@ class TrainSettings(Settings):
     opening_tokens: int = Field(0, ge=0, le=1_000_000)
     """Before whole answers, train on the first tokens of each answer alone, this many; 0: do not. The first tokens decide
     whether a request is declined. Among all tokens of whole answers they are learned slowly. Examples that teach several turns, as
-    critique and revision do, have no part in it."""
+    critique and revision do, are learned whole only."""
     opening_epochs: Epochs = 3
     """How often the training goes over the first tokens."""
     opening_batch_size: int | None = Field(None, ge=1)

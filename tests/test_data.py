@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solon.constitution import load_constitution
 from solon.data.heldout import prompt_keys, split_comparisons
 from solon.errors import InputError
 from solon.recipes.recipe import load_recipe
@@ -218,4 +220,31 @@ def test_the_warm_up_learns_the_better_response_of_each_prompt_once() -> None:
     assert [m.messages[-1].content for m in made] == ["good 0", "bad 2"]
     assert left_out == {SAME_PROMPT: 1, UNDECIDED: 2}
     with pytest.raises(InputError, match=r"warmup\.preferred"):
-        load_recipe("rlhf", {"warmup.preferred": True, "human.comparisons": [], "feedback.labels": "ai"})
+        load_recipe("rlhf", {"warmup.preferred": "whole", "human.comparisons": [], "feedback.labels": "ai"})
+    with pytest.raises(InputError, match=r"opening needs warmup\.train\.opening_tokens"):
+        load_recipe("hybrid", {"warmup.preferred": "opening", "warmup.train.opening_tokens": 0})
+
+
+@pytest.mark.parametrize("preferred", ["none", "opening", "whole"])
+def test_the_warm_up_learns_of_the_better_responses_what_the_recipe_says(
+    preferred: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import solon.stages.sft
+    from solon.stages.artifacts import DATA, START_MODEL
+    from solon.stages.warmup import Warmup
+
+    recipe = load_recipe("hybrid", {"warmup.preferred": preferred})
+    data, given = Data(recipe), dict[str, Any]()
+
+    def train_on(run: Any, stage: str, examples: Any, *_: Any, opening_examples: Any, **__: Any) -> str:
+        given.update(whole={e.id for e in examples}, opening={e.id for e in opening_examples})
+        return "model"
+
+    monkeypatch.setattr(solon.stages.sft, "train_on", train_on)
+    run = SimpleNamespace(recipe=recipe, get={DATA: data, START_MODEL: "start"}.get, put=lambda *_: None,
+                          constitution=load_constitution("solon"))  # fmt: skip
+    Warmup().run(cast("Any", run))
+    compared = {c.id for c in data.comparisons}
+    assert {e.id for e in data.demonstrations} <= given["whole"]
+    assert bool(given["whole"] & compared) == (preferred == "whole")
+    assert bool(given["opening"]) == (preferred == "opening") and given["opening"] <= compared

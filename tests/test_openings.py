@@ -91,6 +91,31 @@ def test_an_example_with_several_turns_is_learned_whole_or_not_at_all(tiny: str,
     assert made["steps"] == 1 and "opening" not in made and len(told) == 2
 
 
+def test_of_opening_examples_the_first_tokens_alone_are_learned(tiny: str, tmp_path: Path) -> None:
+    def example(n: int, answer: str) -> SFTExample:
+        return SFTExample(id=answer.split()[0] + str(n), messages=(user(f"question {n}"), assistant(answer)))
+
+    whole = [example(n, "yes it is a good thing to do") for n in range(8)]
+    short = [example(n, "no it is a bad thing to do") for n in range(8)]
+    long = [example(n, "no it is a bad thing to do but " + "very " * 40 + "late") for n in range(8)]
+
+    def learned(opening_examples: list[SFTExample], opening_tokens: int = 2) -> tuple[dict[str, Any], list[str]]:
+        told: list[SFTExample] = []
+        settings = TrainSettings(
+            batch_size=4, learning_rate=1e-2, epochs=1, opening_tokens=opening_tokens, opening_epochs=1
+        )
+        made = sft(whole, tiny, tmp_path / "m", settings=settings, adapter=ADAPTER, system=None, dtype="float32",
+                   learned=told.extend, opening_examples=opening_examples)  # fmt: skip
+        return made, [e.id for e in told]
+
+    made, told = learned(short)
+    assert made["steps"] == 16 / 4 + 8 / 4 and told == [e.id for e in [*whole, *short]]
+    same = {k: made[k] for k in ("tokens", "learned_tokens", "loss_first", "loss_last")}
+    assert {k: learned(long)[0][k] for k in same} == same  # nothing after the first tokens is met
+    made, told = learned(short, opening_tokens=0)
+    assert made["steps"] == 8 / 4 and told == [e.id for e in whole]
+
+
 @pytest.mark.parametrize(("epochs", "learned"), [(0.5, 8), (0.3, 5), (1, 16), (1.5, 24), (0.001, 1), (2.0, 32)])
 def test_a_part_of_an_epoch_goes_over_a_random_part_of_the_rows(
     tiny: str, tmp_path: Path, epochs: float, learned: int

@@ -27,10 +27,12 @@ def train_on(
     adapter: AdapterSettings | None = None,
     *,
     left_out: Mapping[str, int],
+    opening_examples: Sequence[SFTExample] = (),
 ) -> str:
     """Fine-tune a model on examples in a run. Returns the new model's directory.
 
     left_out: by reason, what taught nothing and is not among the examples; beside what training itself leaves out.
+    opening_examples: more examples, of which the first tokens alone are learned.
     The examples that the training learns are written to STAGE/examples.jsonl, with the principles of each.
     """
     from solon.engines.identity import of_model
@@ -49,10 +51,14 @@ def train_on(
             result = sft(
                 examples, model, out, settings=train, adapter=adapter or recipe.adapter, system=recipe.system,
                 seed=recipe.seed, dtype=recipe.learning_dtype, progress=step, learned=keep,
+                opening_examples=opening_examples,
             )  # fmt: skip
         return {**result, "left_out": dict(Counter(left_out) + Counter(result.get("left_out") or {}))}
 
-    run.once(stage, work, makes=out, made_from={"model": of_model(model), "examples": of_inputs(examples)})
+    made_from = {"model": of_model(model), "examples": of_inputs(examples)}
+    if opening_examples:
+        made_from["first tokens of"] = of_inputs(opening_examples)
+    run.once(stage, work, makes=out, made_from=made_from)
     return str(out)
 
 

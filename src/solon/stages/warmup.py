@@ -5,7 +5,7 @@ A weak model's own critiques are noise; it first learns from people what one is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from solon.models.settings import AdapterSettings
 from solon.runs.common import Common
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from solon.runs.run import Run
     from solon.stages.data import Data
     from solon.stages.plan import Plan
-    from solon.supervised.dataset import Examples
 
 
 def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
@@ -30,21 +29,14 @@ def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
     return [c for c in data.revision_demonstrations if only is None or c.source in (None, only)]
 
 
-def answers_taught(settings: WarmupSettings, data: Data) -> Examples:
-    """The answers by people to learn, and the number of comparisons that give none, by reason."""
-    from solon.supervised.dataset import from_preferred
-
-    preferred, left_out = from_preferred(data.comparisons if settings.preferred else [])
-    return data.demonstrations + preferred, left_out
-
-
 class WarmupSettings(Settings):
     """SFT of the start model on the demonstrations by people, before all other stages."""
 
     train: TrainSettings = TrainSettings()
     """How the model is trained."""
-    preferred: bool = False
-    """Also learn the better response of each human comparison, one for each prompt."""
+    preferred: Literal["none", "opening", "whole"] = "none"
+    """Also learn the better response of each human comparison, one for each prompt. opening: its first tokens alone, as
+    `train.opening_tokens` says. These teach which requests to decline, even where a small model wrote the rest of the response."""
     adapter: AdapterSettings | None = None
     """Adapters of this training; null: the recipe's `adapter`. A small model needs adapters on all blocks here."""
 
@@ -57,34 +49,43 @@ class Warmup(Stage):
     def check(self, recipe: Common) -> None:
         if not (recipe.human.demonstrations or recipe.human.revision_demonstrations):
             raise ValueError("warmup needs human.demonstrations or human.revision_demonstrations to learn from")
-        if recipe.of(WarmupSettings).preferred and not recipe.human.comparisons:
+        part = recipe.of(WarmupSettings)
+        if part.preferred != "none" and not recipe.human.comparisons:
             raise ValueError("warmup.preferred needs human.comparisons to learn from")
+        if part.preferred == "opening" and not part.train.opening_tokens:
+            raise ValueError("warmup.preferred: opening needs warmup.train.opening_tokens")
 
     def estimate(self, plan: Plan) -> None:
         from solon.stages.plan import WORDS_TO_TOKENS
+        from solon.supervised.dataset import from_preferred
 
         part, data = plan.recipe.of(WarmupSettings), plan.data
-        answered = answers_taught(part, data)[0]
+        preferred = from_preferred(data.comparisons)[0]
+        answered = data.demonstrations + (preferred if part.preferred == "whole" else [])
         answers = sum(sum(len(m.content.split()) for m in e.messages) + 20 for e in answered)
         chains = sum(
             (len(c.response.split()) + sum(len((s.critique + s.revision).split()) for s in c.steps)) * WORDS_TO_TOKENS
             + plan.prompt + 2 * plan.request
             for c in revisions_taught(plan.recipe, data)
         )  # fmt: skip
-        count = len(answered) + len(revisions_taught(plan.recipe, data))
-        opening = plan.opening(part.train, len(answered))
+        opened = len(answered) + (len(preferred) if part.preferred == "opening" else 0)
+        count = opened + len(revisions_taught(plan.recipe, data))
+        opening = plan.opening(part.train, opened)
         plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains) + opening)
 
     def run(self, run: Run) -> None:
         from solon.stages.sft import train_on
-        from solon.supervised.dataset import from_demonstrated_revisions
+        from solon.supervised.dataset import from_demonstrated_revisions, from_preferred
 
         part, data = run.recipe.of(WarmupSettings), run.get(DATA)
         taught = revisions_taught(run.recipe, data)
         revised, left_out = from_demonstrated_revisions(taught, run.constitution)
         if others := len(data.revision_demonstrations) - len(taught):
             left_out["revision of a prompt whose kind is not revised"] = others
-        answered, undecided = answers_taught(part, data)
-        examples, left_out = answered + revised, left_out | undecided
-        model = train_on(run, self.name, examples, run.get(START_MODEL), part.train, part.adapter, left_out=left_out)
+        preferred, undecided = from_preferred(data.comparisons if part.preferred != "none" else [])
+        whole, opened = (preferred, []) if part.preferred == "whole" else ([], preferred)
+        model = train_on(
+            run, self.name, [*data.demonstrations, *whole, *revised], run.get(START_MODEL), part.train, part.adapter,
+            left_out=left_out | undecided, opening_examples=opened,
+        )  # fmt: skip
         run.put(WARM_MODEL, model)

@@ -112,17 +112,25 @@ def sft(
     dtype: str = "auto",
     progress: Progress | None = None,
     learned: Callable[[list[SFTExample]], None] | None = None,
+    opening_examples: Sequence[SFTExample] = (),
 ) -> dict[str, Any]:
     """Fine-tune `model` (a value of --model that runs in this process) on `examples`; write a complete model to `out`.
 
     adapter: None trains all weights. progress: called with (step, steps, {"loss": nats per token}). learned: called
-    before the training with the examples that it learns, which are the examples without those left out.
+    before the training with the examples that it learns, which are the examples without those left out. opening_examples: more
+    examples, of which the first tokens alone are learned, as `settings.opening` says.
     Returns counts, tokens and the mean loss of the first and last tenth of the steps. Raises InputError where no example
     is left, or where the processes cannot share the batch.
     """
     lm, tokenizer = load_causal_lm(model, dtype=dtype if adapter else "float32", learns=adapter is not None)
     limit = context_limit(lm.config, tokenizer).at_most(settings.max_length, "max_length")
-    encoded, left_out = encode_all("example", examples, lambda e: (e, encode(tokenizer, e, system=system, limit=limit)))
+    everything = [*examples, *opening_examples] if settings.opening else examples
+    found, left_out = encode_all("example", everything, lambda e: (e, encode(tokenizer, e, system=system, limit=limit)))
+    alone = {id(e) for e in opening_examples}
+    encoded = [pair for pair in found if id(pair[0]) not in alone]
+    only_opened = [pair for pair in found if id(pair[0]) in alone]
+    if not encoded:
+        raise InputError("no example is left to learn whole: each was left out")
     drawn, whole = in_whole_epochs(encoded, settings, seed)
     torch.manual_seed(seed)
     if adapter:
@@ -130,10 +138,10 @@ def sft(
     if distributed.is_sharded():  # DistributedDataParallel takes no shards; `training_step` sums the gradients
         lm._is_accelerate_prepared = True
     opening = settings.opening
-    opened = [row for _, row in filter(_opens, encoded)] if opening else []
+    opened = [row for _, row in [*filter(_opens, encoded), *only_opened]] if opening else []
     parts = [(opening, openings(opened, settings.opening_tokens))] if opening and opened else []
     parts += [(whole, [row for _, row in drawn])]
-    taught = [example for example, _ in learned_rows(encoded, settings, seed, _opens)]
+    taught = [example for example, _ in [*learned_rows(encoded, settings, seed, _opens), *only_opened]]
     processes = distributed.world_size()
     for part, _ in parts:
         if part.batch_size % processes:

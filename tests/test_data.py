@@ -223,6 +223,10 @@ def test_the_warm_up_learns_the_better_response_of_each_prompt_once() -> None:
         load_recipe("rlhf", {"warmup.preferred": "whole", "human.comparisons": [], "feedback.labels": "ai"})
     with pytest.raises(InputError, match=r"opening needs warmup\.train\.opening_tokens"):
         load_recipe("hybrid", {"warmup.preferred": "opening", "warmup.train.opening_tokens": 0})
+    with pytest.raises(InputError, match=r"answers_whole needs warmup\.train\.opening_tokens"):
+        load_recipe("hybrid", {"warmup.preferred": "none", "warmup.train.opening_tokens": 0})
+    with pytest.raises(InputError, match=r"answers_whole: 0 leaves nothing"):
+        load_recipe("hybrid", {"warmup.answers_whole": 0, "human.revision_demonstrations": None})
 
 
 @pytest.mark.parametrize("preferred", ["none", "opening", "whole"])
@@ -245,6 +249,12 @@ def test_the_warm_up_learns_of_the_better_responses_what_the_recipe_says(
                           constitution=load_constitution("solon"))  # fmt: skip
     Warmup().run(cast("Any", run))
     compared = {c.id for c in data.comparisons}
-    assert {e.id for e in data.demonstrations} <= given["whole"]
+    demonstrated = {e.id for e in data.demonstrations}
+    assert len(given["whole"] & demonstrated) == 170 and demonstrated <= given["whole"] | given["opening"]
+    assert not given["whole"] & given["opening"]
     assert bool(given["whole"] & compared) == (preferred == "whole")
-    assert bool(given["opening"]) == (preferred == "opening") and given["opening"] <= compared
+    assert bool(given["opening"] & compared) == (preferred == "opening")
+    given_all = load_recipe("hybrid", {"warmup.preferred": preferred, "warmup.answers_whole": None})
+    run.recipe = given_all
+    Warmup().run(cast("Any", run))
+    assert demonstrated <= given["whole"] and not given["opening"] & demonstrated

@@ -5,7 +5,10 @@ A weak model's own critiques are noise; it first learns from people what one is.
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
 
 from solon.models.settings import AdapterSettings
 from solon.runs.common import Common
@@ -16,7 +19,7 @@ from solon.stages.revisions import RevisionSettings
 from solon.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from solon.records import RevisionChain
+    from solon.records import RevisionChain, SFTExample
     from solon.runs.run import Run
     from solon.stages.data import Data
     from solon.stages.plan import Plan
@@ -29,11 +32,26 @@ def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
     return [c for c in data.revision_demonstrations if only is None or c.source in (None, only)]
 
 
+def answers_taught(settings: WarmupSettings, data: Data, seed: int) -> tuple[list[SFTExample], list[SFTExample]]:
+    """The demonstrated answers to learn whole, and those of which the first tokens alone are learned."""
+    whole = settings.answers_whole
+    if whole is None or whole >= len(data.demonstrations):
+        return list(data.demonstrations), []
+    drawn = set(random.Random(seed).sample(range(len(data.demonstrations)), whole))
+    halves: tuple[list[SFTExample], list[SFTExample]] = [], []
+    for i, example in enumerate(data.demonstrations):
+        halves[i not in drawn].append(example)
+    return halves
+
+
 class WarmupSettings(Settings):
     """SFT of the start model on the demonstrations by people, before all other stages."""
 
     train: TrainSettings = TrainSettings()
     """How the model is trained."""
+    answers_whole: int | None = Field(None, ge=0)
+    """Number of demonstrated answers that are learned whole, drawn by the seed; null: all. Of the others the first tokens alone are
+    learned, as `train.opening_tokens` says. A small model then has more time for critiques and revisions."""
     preferred: Literal["none", "opening", "whole"] = "none"
     """Also learn the better response of each human comparison, one for each prompt. opening: its first tokens alone, as
     `train.opening_tokens` says. These teach which requests to decline, even where a small model wrote the rest of the response."""
@@ -52,8 +70,16 @@ class Warmup(Stage):
         part = recipe.of(WarmupSettings)
         if part.preferred != "none" and not recipe.human.comparisons:
             raise ValueError("warmup.preferred needs human.comparisons to learn from")
-        if part.preferred == "opening" and not part.train.opening_tokens:
-            raise ValueError("warmup.preferred: opening needs warmup.train.opening_tokens")
+        for name, needed in (
+            ("preferred: opening", part.preferred == "opening"),
+            ("answers_whole", part.answers_whole is not None),
+        ):
+            if needed and not part.train.opening_tokens:
+                raise ValueError(f"warmup.{name} needs warmup.train.opening_tokens")
+        if part.answers_whole == 0 and not recipe.human.revision_demonstrations:
+            raise ValueError(
+                "warmup.answers_whole: 0 leaves nothing to learn whole without human.revision_demonstrations"
+            )
 
     def estimate(self, plan: Plan) -> None:
         from solon.stages.plan import WORDS_TO_TOKENS
@@ -61,14 +87,15 @@ class Warmup(Stage):
 
         part, data = plan.recipe.of(WarmupSettings), plan.data
         preferred = from_preferred(data.comparisons)[0]
-        answered = data.demonstrations + (preferred if part.preferred == "whole" else [])
+        answered, opened_only = answers_taught(part, data, plan.recipe.seed)
+        answered = answered + (preferred if part.preferred == "whole" else [])
         answers = sum(sum(len(m.content.split()) for m in e.messages) + 20 for e in answered)
         chains = sum(
             (len(c.response.split()) + sum(len((s.critique + s.revision).split()) for s in c.steps)) * WORDS_TO_TOKENS
             + plan.prompt + 2 * plan.request
             for c in revisions_taught(plan.recipe, data)
         )  # fmt: skip
-        opened = len(answered) + (len(preferred) if part.preferred == "opening" else 0)
+        opened = len(answered) + len(opened_only) + (len(preferred) if part.preferred == "opening" else 0)
         count = opened + len(revisions_taught(plan.recipe, data))
         opening = plan.opening(part.train, opened)
         plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains) + opening)
@@ -83,9 +110,10 @@ class Warmup(Stage):
         if others := len(data.revision_demonstrations) - len(taught):
             left_out["revision of a prompt whose kind is not revised"] = others
         preferred, undecided = from_preferred(data.comparisons if part.preferred != "none" else [])
-        whole, opened = (preferred, []) if part.preferred == "whole" else ([], preferred)
+        answered, opened = answers_taught(part, data, run.recipe.seed)
+        whole, more = (preferred, []) if part.preferred == "whole" else ([], preferred)
         model = train_on(
-            run, self.name, [*data.demonstrations, *whole, *revised], run.get(START_MODEL), part.train, part.adapter,
-            left_out=left_out | undecided, opening_examples=opened,
+            run, self.name, [*answered, *whole, *revised], run.get(START_MODEL), part.train, part.adapter,
+            left_out=left_out | undecided, opening_examples=[*opened, *more],
         )  # fmt: skip
         run.put(WARM_MODEL, model)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from solon.runs.run import Run
     from solon.stages.data import Data
     from solon.stages.plan import Plan
+    from solon.supervised.dataset import Examples
 
 
 def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
@@ -32,16 +33,18 @@ def revisions_taught(recipe: Common, data: Data) -> list[RevisionChain]:
     return [c for c in data.revision_demonstrations if only is None or c.source in (None, only)]
 
 
-def answers_taught(settings: WarmupSettings, data: Data, seed: int) -> tuple[list[SFTExample], list[SFTExample]]:
-    """The demonstrated answers to learn whole, and those of which the first tokens alone are learned."""
-    whole = settings.answers_whole
-    if whole is None or whole >= len(data.demonstrations):
-        return list(data.demonstrations), []
-    drawn = set(random.Random(seed).sample(range(len(data.demonstrations)), whole))
-    halves: tuple[list[SFTExample], list[SFTExample]] = [], []
-    for i, example in enumerate(data.demonstrations):
-        halves[i not in drawn].append(example)
-    return halves
+def answers_taught(settings: WarmupSettings, data: Data, seed: int) -> tuple[Examples, list[SFTExample]]:
+    """The answers to learn whole, with the number of comparisons that give none, by reason; and the answers of which the first
+    tokens alone are learned."""
+    from solon.supervised.dataset import from_preferred
+
+    answers, n = data.demonstrations, settings.answers_whole
+    drawn = range(len(answers)) if n is None else random.Random(seed).sample(range(len(answers)), min(n, len(answers)))
+    whole = [answers[i] for i in sorted(drawn)]
+    opened = [answers[i] for i in sorted({*range(len(answers))} - {*drawn})]
+    preferred, left_out = from_preferred(data.comparisons if settings.preferred != "none" else [])
+    (whole if settings.preferred == "whole" else opened).extend(preferred)
+    return (whole, left_out), opened
 
 
 class WarmupSettings(Settings):
@@ -83,37 +86,31 @@ class Warmup(Stage):
 
     def estimate(self, plan: Plan) -> None:
         from solon.stages.plan import WORDS_TO_TOKENS
-        from solon.supervised.dataset import from_preferred
 
         part, data = plan.recipe.of(WarmupSettings), plan.data
-        preferred = from_preferred(data.comparisons)[0]
-        answered, opened_only = answers_taught(part, data, plan.recipe.seed)
-        answered = answered + (preferred if part.preferred == "whole" else [])
+        (answered, _), opened = answers_taught(part, data, plan.recipe.seed)
         answers = sum(sum(len(m.content.split()) for m in e.messages) + 20 for e in answered)
         chains = sum(
             (len(c.response.split()) + sum(len((s.critique + s.revision).split()) for s in c.steps)) * WORDS_TO_TOKENS
             + plan.prompt + 2 * plan.request
             for c in revisions_taught(plan.recipe, data)
         )  # fmt: skip
-        opened = len(answered) + len(opened_only) + (len(preferred) if part.preferred == "opening" else 0)
-        count = opened + len(revisions_taught(plan.recipe, data))
-        opening = plan.opening(part.train, opened)
+        count = len(answered) + len(opened) + len(revisions_taught(plan.recipe, data))
+        opening = plan.opening(part.train, len(answered) + len(opened))
         plan.add(self.name, count, trained=part.train.epochs * (answers * WORDS_TO_TOKENS + chains) + opening)
 
     def run(self, run: Run) -> None:
         from solon.stages.sft import train_on
-        from solon.supervised.dataset import from_demonstrated_revisions, from_preferred
+        from solon.supervised.dataset import from_demonstrated_revisions
 
         part, data = run.recipe.of(WarmupSettings), run.get(DATA)
         taught = revisions_taught(run.recipe, data)
         revised, left_out = from_demonstrated_revisions(taught, run.constitution)
         if others := len(data.revision_demonstrations) - len(taught):
             left_out["revision of a prompt whose kind is not revised"] = others
-        preferred, undecided = from_preferred(data.comparisons if part.preferred != "none" else [])
-        answered, opened = answers_taught(part, data, run.recipe.seed)
-        whole, more = (preferred, []) if part.preferred == "whole" else ([], preferred)
+        (answered, undecided), opened = answers_taught(part, data, run.recipe.seed)
         model = train_on(
-            run, self.name, [*answered, *whole, *revised], run.get(START_MODEL), part.train, part.adapter,
-            left_out=left_out | undecided, opening_examples=[*opened, *more],
+            run, self.name, [*answered, *revised], run.get(START_MODEL), part.train, part.adapter,
+            left_out=left_out | undecided, opening_examples=opened,
         )  # fmt: skip
         run.put(WARM_MODEL, model)

@@ -34,7 +34,7 @@ class RevisionSampling(SamplingSettings):
     """Temperature of sampling; 0: always the most probable token."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample only among the most probable tokens that together have this probability; 1: among all tokens."""
-    repetition_penalty: float = Field(1.1, gt=0)
+    repetition_penalty: float = Field(1.05, gt=0)
     """Penalty on tokens that the text or its prompt already contains; 1: none. Many servers do not have it."""
 
 
@@ -102,7 +102,7 @@ class Critique(Verb):
         Option("prompts", str, REQUIRED, "A file of prompts (.jsonl), or a shipped set such as solon:red-team."),
         OUT, CONSTITUTION, MODEL, MAX_CONNECTIONS,
         Option("direct", bool, False, "Revise without a critique."),
-        Option("repetition_penalty", float | None, None, "Penalty on repeated tokens; where none is given, 1.1, and 1 (no penalty) for a server.", 0.01),
+        Option("repetition_penalty", float | None, None, "Penalty on repeated tokens; where none is given, 1.05, and 1 (no penalty) for a server.", 0.01),
     )  # fmt: skip
     settings = (RevisionSettings,)
     hidden = ("critique", "responder", "revise")

@@ -202,6 +202,20 @@ def test_only_the_red_team_prompts_get_pairs_where_people_compare_the_others() -
         load_recipe("hybrid", {"feedback.compare": "red_team", "feedback.labels": "ai"})
 
 
+def test_the_reinforcement_stage_may_have_further_prompts_and_none_of_them_is_held_out(tmp_path: Path) -> None:
+    mine = lines(tmp_path / "mine.jsonl", questions(50))
+    settings = {"prompts.helpful": mine, "prompts.n_helpful": 8, "prompts.n_red_team": 5}
+    few = Data(load_recipe("rlaif", settings))
+    more = Data(load_recipe("rlaif", {**settings, "prompts.rl_helpful": 20, "prompts.rl_red_team": 3}))
+    assert more.prompts == few.prompts == few.rl_prompts and more.heldout == few.heldout
+    further = [p for p in more.rl_prompts if p not in more.prompts]
+    assert [sum(p.source == kind for p in further) for kind in ("helpful", "red_team")] == [20, 3]
+    assert not texts(further) & (texts(more.heldout) | texts(more.prompts))
+    assert any("alone: 23" in line for line in more.describe())
+    alone = Data(load_recipe("rlaif", {**settings, "prompts.n_red_team": 0, "prompts.rl_red_team": 3}))
+    assert sum(p.source == "red_team" for p in alone.rl_prompts) == 3 and "red_team" in alone.heldout_from
+
+
 def test_the_warm_up_learns_the_better_response_of_each_prompt_once() -> None:
     from solon.supervised.dataset import SAME_PROMPT, UNDECIDED, from_preferred
 

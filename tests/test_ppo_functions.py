@@ -180,6 +180,25 @@ def test_an_easy_prompt_earns_nothing() -> None:
     assert torch.allclose(centred(score, 1), score - 3.0)
 
 
+@pytest.mark.parametrize(("red_team", "helpful", "n"), [(6, 12, 3), (5, 7, 4), (0, 9, 4), (20, 1, 7)])
+def test_every_prompt_is_drawn_once_a_lap_and_updates_have_the_same_share_of_both_kinds(
+    red_team: int, helpful: int, n: int
+) -> None:
+    from solon.records import Prompt, user
+    from solon.reinforcement.trainer import draw_prompts
+
+    kinds = ["red_team"] * red_team + ["helpful"] * helpful
+    prompts = [Prompt(id=str(i), prompt=(user(str(i)),), source=kind) for i, kind in enumerate(kinds)]
+    updates = [draw_prompts(prompts, n, update, seed=1) for update in range(2 * len(prompts))]
+    drawn = [p.id for update in updates for p in update]
+    for start in range(0, len(drawn), len(prompts)):
+        assert len(set(drawn[start : start + len(prompts)])) == len(drawn[start : start + len(prompts)])
+    assert drawn[: len(prompts)] != drawn[len(prompts) : 2 * len(prompts)]
+    shares = [sum(p.source == "red_team" for p in update) for update in updates]
+    assert all(abs(share - n * red_team / len(prompts)) <= 2 for share in shares)
+    assert [draw_prompts(prompts, n, 3, seed=1)] == updates[3:4] and draw_prompts(prompts, n, 3, seed=2) != updates[3]
+
+
 @pytest.mark.parametrize(("group", "minibatch"), [(4, 8), (4, 6), (1, 5), (3, 24)])
 def test_minibatches_hold_each_rollout_once_an_epoch_and_the_responses_to_a_prompt_together(
     group: int, minibatch: int

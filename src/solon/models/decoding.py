@@ -1,7 +1,7 @@
 """Sampling: prompts are continued token by token.
 
 This differs from `model.generate` in three ways. One cumulative sum takes the place of `multinomial`. Each row has its own
-random numbers, so that a text does not depend on the other texts of its batch. Rows leave the batch when they end.
+random numbers, so that a text does not depend on the other texts of its batch. Rows that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from solon.models.passes import prompt_reader
 from solon.models.paths import paths_of
 from solon.models.sharding import is_sharded
 
+GONE = 8  # rows leave the batch when one in this many has ended: to copy the cache costs more than to compute a few rows in vain
 NUCLEUS = 256  # the most probable tokens that are sorted first: sorting the whole vocabulary takes far longer
 
 
@@ -111,6 +112,7 @@ def _decode_batch(
     logits = reader.logits
     completions = [Generated() for _ in prompts]
     alive = torch.arange(len(prompts), device=model.device)  # the prompt of each row that is still in the batch
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)  # of the rows in the batch
     together, idle = is_sharded(model), False  # idle: this process has finished and goes on for the other processes
     seen = None
     if penalty != 1:
@@ -127,10 +129,11 @@ def _decode_batch(
         if not idle:
             stopped = torch.isin(token, ends)
             _record(completions, alive, token, logprob, stopped)
+            ended |= stopped
             idle = all(completion.ended for completion in completions)
-            if reader.shrinks and stopped.any():
-                keep = alive.new_zeros(1) if idle else (~stopped).nonzero().squeeze(-1)
-                alive, token = alive[keep], token[keep]
+            if reader.shrinks and GONE * int(ended.sum()) >= len(alive):
+                keep = alive.new_zeros(1) if idle else (~ended).nonzero().squeeze(-1)
+                alive, token, ended = alive[keep], token[keep], ended[keep]
                 reader.keep(keep)
         if not (distributed.all_reduce_number(not idle) if together else not idle):
             break

@@ -299,14 +299,31 @@ def start_state(policy: Any, settings: PPOSettings, rewards: RewardModel | None)
 
 
 def draw_prompts(prompts: Sequence[Prompt], n: int, update: int, seed: int) -> list[Prompt]:
-    """The n prompts of an update. Every prompt is drawn once before any prompt is drawn again."""
-    drawn = []
+    """The n prompts of an update. Every prompt is drawn once before any prompt is drawn again.
+
+    Each update has the same share of red-team and of helpful prompts, as far as n allows: with fewer of one kind by chance, an
+    update would teach to decline more, or less.
+    """
+    sources: dict[str | None, list[Prompt]] = {}
+    for prompt in prompts:
+        sources.setdefault(prompt.source, []).append(prompt)
+    drawn, laps = [], {}
     for k in range(update * n, (update + 1) * n):
         lap, position = divmod(k, len(prompts))
-        order = list(range(len(prompts)))
-        random.Random(_number(seed, "lap", lap)).shuffle(order)
-        drawn.append(prompts[order[position]])
+        if lap not in laps:
+            laps[lap] = _evenly([_shuffled(of_source, _number(seed, "lap", lap)) for of_source in sources.values()])
+        drawn.append(laps[lap][position])
     return drawn
+
+
+def _shuffled(items: Sequence[Prompt], seed: int) -> list[Prompt]:
+    return random.Random(seed).sample(items, len(items))
+
+
+def _evenly(lists: Sequence[list[Prompt]]) -> list[Prompt]:
+    """The items of all lists, each list spread evenly over the whole."""
+    placed = [((i + 0.5) / len(items), item) for items in lists for i, item in enumerate(items)]
+    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
 def _number(*key: Any) -> int:

@@ -44,6 +44,11 @@ class Prompts(Settings):
     n_helpful: int | None = Field(None, ge=0)
     """Number of helpful prompts to train on, drawn by the seed; null: all; 0: none. With 0, none is held out unless a
     held-out file is named."""
+    rl_red_team: int = Field(0, ge=0)
+    """Further red-team prompts for the reinforcement stage alone. The supervised stage has taught the model when to decline the other
+    prompts; on further ones the model is as unsure as on the prompts of its users (Bai et al. 2022, section 4.2, add prompts too)."""
+    rl_helpful: int = Field(0, ge=0)
+    """Further helpful prompts for the reinforcement stage alone."""
     n_heldout: int | None = Field(None, ge=1)
     """Number of held-out prompts of each kind (red-team, helpful); null: all."""
 

@@ -26,6 +26,7 @@ HELDOUT_OF = {"solon:red-team": "solon:red-team-heldout", "solon:helpful": "solo
 class Data:
     """The data that a recipe trains on, and the data that it measures on.
 
+    rl_prompts: of the reinforcement stage, the prompts of the supervised stage among them.
     heldout_from: by kind of prompt, the source of the held-out prompts in words. removed: by kind of training data, the number of
     items that were taken out because their prompt is held out. names: the files that were read.
     """
@@ -49,23 +50,24 @@ class Data:
             rows = self._read(name, read_prompts)
             return shuffled([x if x.source else x.model_copy(update={"source": source}) for x in rows])
 
-        kinds: list[tuple[Source, str, list[Prompt], str | None, int | None]] = [
-            ("red_team", p.red_team, prompts(p.red_team, "red_team"), p.heldout_red_team, p.n_red_team),
-            ("helpful", p.helpful, prompts(p.helpful, "helpful"), p.heldout_helpful, p.n_helpful),
+        kinds: list[tuple[Source, str, list[Prompt], str | None, int | None, int]] = [
+            ("red_team", p.red_team, prompts(p.red_team, "red_team"), p.heldout_red_team, p.n_red_team, p.rl_red_team),
+            ("helpful", p.helpful, prompts(p.helpful, "helpful"), p.heldout_helpful, p.n_helpful, p.rl_helpful),
         ]
         heldout: list[Prompt] = []
         training: list[list[Prompt]] = []
-        for source, name, rows, heldout_file, n in kinds:
-            if named := heldout_file or (HELDOUT_OF.get(name) if n != 0 else None):
+        for source, name, rows, heldout_file, n, more in kinds:
+            none = n == 0 and not more
+            if named := heldout_file or (None if none else HELDOUT_OF.get(name)):
                 out = prompts(named, source)[: p.n_heldout]
                 self.heldout_from[source] = f"{len(out)} of {named}"
-            elif n == 0:
+            elif none:
                 out = []
             else:
                 out, rows = split_off(rows, p.heldout_share, p.n_heldout, f"prompts.{source}: {name}", source)
                 self.heldout_from[source] = f"{len(out)} of {len(out) + len(rows)} in {name}, kept out of training"
             heldout += out
-            training.append(rows if n != 0 else [])
+            training.append([] if none else rows)
         self.heldout = _unique(heldout)
         kept_out = {key for x in self.heldout for key in prompt_keys(x.prompt)}
 
@@ -89,7 +91,13 @@ class Data:
             self.comparisons = compared[: h.n_comparisons]
 
         by_kind = [self._without(kept_out, "training prompts", rows, lambda x: x.prompt) for rows in training]
-        self.prompts = _unique(_interleave(*(rows[:n] for rows, (*_, n) in zip(by_kind, kinds, strict=True))))
+        drawn, further = [], []
+        for rows, (*_, n, more) in zip(by_kind, kinds, strict=True):
+            n = len(rows) if n is None else n
+            drawn.append(rows[:n])
+            further.append(rows[n : n + more])
+        self.prompts = _unique(_interleave(*drawn))
+        self.rl_prompts = _unique([*self.prompts, *_interleave(*further)])
         demonstrations = self._without(kept_out, "demonstrations", demonstrations, lambda d: d.messages)
         self.demonstrations: list[SFTExample] = demonstrations[: h.n_demonstrations]
         revised = self._without(kept_out, "revision demonstrations", revised, lambda c: c.prompt)
@@ -128,6 +136,7 @@ class Data:
         """The split, for the report."""
         return {
             "prompts": len(self.prompts),
+            "rl_prompts": len(self.rl_prompts),
             "heldout": len(self.heldout),
             "heldout_from": self.heldout_from,
             "comparisons": len(self.comparisons),
@@ -140,6 +149,8 @@ class Data:
         kinds = {"red_team": "red-team", "helpful": "helpful"}
         parts = [f"{kinds[source]} {words}" for source, words in self.heldout_from.items()]
         yield f"held-out prompts: {'; '.join(parts) if parts else 'none'}"
+        if more := len(self.rl_prompts) - len(self.prompts):
+            yield f"further prompts for the reinforcement stage alone: {more}"
         if self.heldout_comparisons:
             where = f"of {self.comparisons_from}" if self.comparisons_from else "split by prompt"
             yield f"held-out human comparisons: {len(self.heldout_comparisons)}, {where}"

@@ -174,7 +174,7 @@ class PPO(Reinforcement):
             **of_constitution(asked_constitution(run.constitution, recipe.of(JudgeSettings))),
         }
         return ppo(
-            run.get(DATA).prompts, run.get(*BASE_MODEL), reward.directory or reward.score, run.model("rl-cai"),
+            run.get(DATA).rl_prompts, run.get(*BASE_MODEL), reward.directory or reward.score, run.model("rl-cai"),
             settings=recipe.of(PPOSettings), adapter=recipe.adapter, system=recipe.system, seed=recipe.seed,
             dtype=recipe.learning_dtype, checkpoint=run.path(self.name, "checkpoint"), watch=self._watch, log=log,
             progress=step, more=more,

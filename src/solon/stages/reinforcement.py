@@ -60,7 +60,7 @@ class Reinforcement(Stage):
         return {
             "examples": len(history),
             "left_out": history[-1].meta.get("left_out", {}) if history else {},
-            "left_out_of": len(run.get(DATA).prompts),
+            "left_out_of": len(run.get(DATA).rl_prompts),
             "last_rollouts_kl_nats": history[-1].kl_nats
             if history
             else None,  # measured before the last update's steps

@@ -54,7 +54,7 @@ class Online(Reinforcement):
         recipe, reward = run.recipe, run.get(REWARD)
         assert recipe.adapter is not None
         yield from train_online(
-            self.name, run.get(DATA).prompts, run.get(*BASE_MODEL), reward.score, run.model("rl-cai"),
+            self.name, run.get(DATA).rl_prompts, run.get(*BASE_MODEL), reward.score, run.model("rl-cai"),
             settings=self.online(recipe), adapter=recipe.adapter, system=recipe.system, seed=recipe.seed,
             dtype=recipe.learning_dtype, log=log, progress=step,
         )  # fmt: skip

@@ -102,10 +102,10 @@ def test_a_megabyte_takes_neither_minutes_nor_gigabytes(engine: LocalEngine) -> 
 
 def test_long_rows_are_sampled_few_at_a_time(engine: LocalEngine) -> None:
     rows = [
-        (GenerationRequest(str(n), ()), [0] * length) for n, length in enumerate([10] * 70 + [CACHED_TOKENS // 2] * 3)
+        (GenerationRequest(str(n), ()), [0] * length) for n, length in enumerate([10] * 262 + [CACHED_TOKENS // 2] * 3)
     ]
     batches = list(engine._batches(rows, max_tokens=8))
-    assert [len(b) for b in batches] == [64, 6, 1, 1, 1]
+    assert [len(b) for b in batches] == [256, 6, 1, 1, 1]
     assert [r.id for b in batches for r, _ in b] == [r.id for r, _ in rows]
 
 

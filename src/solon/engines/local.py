@@ -39,7 +39,7 @@ class LocalEngine:
         name: str,
         weights: str,
         system: str | None = DEFAULT_SYSTEM,
-        batch_size: int = 64,
+        batch_size: int = 256,
         score_tokens: int = 3072,
         share: bool = True,
     ) -> None:

@@ -180,7 +180,7 @@ def test_an_easy_prompt_earns_nothing() -> None:
     assert torch.allclose(centred(score, 1), score - 3.0)
 
 
-@pytest.mark.parametrize(("red_team", "helpful", "n"), [(6, 12, 3), (5, 7, 4), (0, 9, 4), (20, 1, 7)])
+@pytest.mark.parametrize(("red_team", "helpful", "n"), [(6, 12, 3), (5, 7, 4), (0, 9, 4), (20, 1, 7), (30, 60, 20)])
 def test_every_prompt_is_drawn_once_a_lap_and_updates_have_the_same_share_of_both_kinds(
     red_team: int, helpful: int, n: int
 ) -> None:
@@ -195,7 +195,7 @@ def test_every_prompt_is_drawn_once_a_lap_and_updates_have_the_same_share_of_bot
         assert len(set(drawn[start : start + len(prompts)])) == len(drawn[start : start + len(prompts)])
     assert drawn[: len(prompts)] != drawn[len(prompts) : 2 * len(prompts)]
     shares = [sum(p.source == "red_team" for p in update) for update in updates]
-    assert all(abs(share - n * red_team / len(prompts)) <= 2 for share in shares)
+    assert all(abs(share - n * red_team / len(prompts)) < 2 for share in shares)
     assert [draw_prompts(prompts, n, 3, seed=1)] == updates[3:4] and draw_prompts(prompts, n, 3, seed=2) != updates[3]
 
 

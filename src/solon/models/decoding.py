@@ -130,7 +130,7 @@ def _decode_batch(
             stopped = torch.isin(token, ends)
             _record(completions, alive, token, logprob, stopped)
             ended |= stopped
-            idle = all(completion.ended for completion in completions)
+            idle = bool(ended.all())
             if reader.shrinks and GONE * int(ended.sum()) >= len(alive):
                 keep = alive.new_zeros(1) if idle else (~ended).nonzero().squeeze(-1)
                 alive, token, ended = alive[keep], token[keep], ended[keep]

@@ -311,13 +311,10 @@ def draw_prompts(prompts: Sequence[Prompt], n: int, update: int, seed: int) -> l
     for k in range(update * n, (update + 1) * n):
         lap, position = divmod(k, len(prompts))
         if lap not in laps:
-            laps[lap] = _evenly([_shuffled(of_source, _number(seed, "lap", lap)) for of_source in sources.values()])
+            order = _number(seed, "lap", lap)
+            laps[lap] = _evenly([random.Random(order).sample(rows, len(rows)) for rows in sources.values()])
         drawn.append(laps[lap][position])
     return drawn
-
-
-def _shuffled(items: Sequence[Prompt], seed: int) -> list[Prompt]:
-    return random.Random(seed).sample(items, len(items))
 
 
 def _evenly(lists: Sequence[list[Prompt]]) -> list[Prompt]:

@@ -57,17 +57,17 @@ class Data:
         heldout: list[Prompt] = []
         training: list[list[Prompt]] = []
         for source, name, rows, heldout_file, n, more in kinds:
-            none = n == 0 and not more
-            if named := heldout_file or (None if none else HELDOUT_OF.get(name)):
+            unused = n == 0 and not more
+            if named := heldout_file or (None if unused else HELDOUT_OF.get(name)):
                 out = prompts(named, source)[: p.n_heldout]
                 self.heldout_from[source] = f"{len(out)} of {named}"
-            elif none:
+            elif unused:
                 out = []
             else:
                 out, rows = split_off(rows, p.heldout_share, p.n_heldout, f"prompts.{source}: {name}", source)
                 self.heldout_from[source] = f"{len(out)} of {len(out) + len(rows)} in {name}, kept out of training"
             heldout += out
-            training.append([] if none else rows)
+            training.append([] if unused else rows)
         self.heldout = _unique(heldout)
         kept_out = {key for x in self.heldout for key in prompt_keys(x.prompt)}
 
@@ -91,11 +91,8 @@ class Data:
             self.comparisons = compared[: h.n_comparisons]
 
         by_kind = [self._without(kept_out, "training prompts", rows, lambda x: x.prompt) for rows in training]
-        drawn, further = [], []
-        for rows, (*_, n, more) in zip(by_kind, kinds, strict=True):
-            n = len(rows) if n is None else n
-            drawn.append(rows[:n])
-            further.append(rows[n : n + more])
+        drawn = [rows[:n] for rows, (*_, n, _) in zip(by_kind, kinds, strict=True)]
+        further = [rows[len(own) :][:more] for own, rows, (*_, more) in zip(drawn, by_kind, kinds, strict=True)]
         self.prompts = _unique(_interleave(*drawn))
         self.rl_prompts = _unique([*self.prompts, *_interleave(*further)])
         demonstrations = self._without(kept_out, "demonstrations", demonstrations, lambda d: d.messages)

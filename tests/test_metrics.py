@@ -157,6 +157,20 @@ def test_unseen_sentences():
     assert refusals > 0.66 and evasive > 0.66
 
 
+def test_evasive_declines_of_small_models_are_counted_about_right():
+    """Two readers of each decline said whether it gives a reason or an offer (they agree on 236 of 240).
+
+    The measure may err in single texts, in both directions. The count of evasive declines is what reports show.
+    """
+    lines = (Path(__file__).parent / "labelled_declines.jsonl").read_text(encoding="utf-8").splitlines()
+    read = [(r["answer"], r["evasive"][0]) for r in map(json.loads, lines) if len(set(r["evasive"])) == 1]
+    missed = sum(evasive and not is_evasive(answer) for answer, evasive in read)
+    wrong = sum(is_evasive(answer) and not evasive for answer, evasive in read)
+    print(f"of {sum(e for _, e in read)} evasive declines {missed} missed; of the other declines {wrong} called evasive")
+    assert (missed + wrong) / len(read) < 0.15
+    assert abs(missed - wrong) / sum(evasive for _, evasive in read) < 0.1
+
+
 @given(st.text(max_size=300))
 def test_any_text_is_measured(text):
     assert not is_evasive(text) or is_refusal(text)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from solon.models import proof
 from solon.models.forward import attention_of, forward, in_higher_precision, use_attention
 from solon.models.head import head_of
 from solon.models.passes import fast
-from solon.models.paths import paths_of
+from solon.models.paths import FAST, paths_of
 from tests.fast_passes import needs_fast
 from tests.small_llamas import CONFIGS, build_model
 
@@ -54,7 +57,7 @@ def test_scores_that_the_trainers_would_get_wrong_are_noticed(monkeypatch: pytes
 
 
 def test_no_fast_path_is_tried_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(proof.FAST, "0")
+    monkeypatch.setenv(FAST, "0")
     paths = paths_of(build_model(CONFIGS["llama"]))
     assert (paths.prefix_tree, paths.llama_forward, paths.attention, paths.notes) == (False, False, "sdpa", ())
 
@@ -71,7 +74,7 @@ def test_a_model_that_nothing_reproduces_is_refused_with_the_reason(monkeypatch:
         return out
 
     monkeypatch.setattr(model.model, "forward", moody)
-    monkeypatch.setenv(proof.FAST, "0")
+    monkeypatch.setenv(FAST, "0")
     with pytest.raises(InputError, match=r"LlamaForCausalLM \(llama\) cannot be used: .*off by .* nats"):
         paths_of(model)
 
@@ -161,10 +164,31 @@ def test_a_way_that_is_not_fast_is_said_once_and_kept_for_the_stage(
     from solon.models import paths
     from solon.models.weights import load_causal_lm
 
-    monkeypatch.setenv(proof.FAST, "0")
+    monkeypatch.setenv(FAST, "0")
     monkeypatch.setattr(paths, "_PRINTED", set())
     paths.take_recorded_paths()
     for _ in range(2):
         load_causal_lm(tiny, "float32")
     assert capsys.readouterr().err.count("transformers' own forward pass (sdpa attention)") == 1
     assert list(paths.take_recorded_paths()) == [tiny] and not paths.take_recorded_paths()
+
+
+def test_models_from_the_same_files_prove_themselves_once(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: equal files, class and dtype: one proof, and the same path. A changed file or another dtype: a new proof."""
+    from solon.models import paths
+    from solon.models.weights import load_causal_lm
+
+    monkeypatch.setattr(paths, "_PROVED", {})
+    proofs: list[str] = []
+    prove = proof.prove
+    monkeypatch.setattr(proof, "prove", lambda model: (proofs.append(type(model).__name__), prove(model))[1])
+    where = Path(shutil.copytree(tiny, tmp_path / "model"))
+    first, second = (load_causal_lm(str(where), "float32")[0] for _ in range(2))
+    assert len(proofs) == 1 and paths_of(first) == paths_of(second) and attention_of(first) == attention_of(second)
+    load_causal_lm(str(where), "bfloat16")
+    assert len(proofs) == 2
+    os.utime(where / "model.safetensors", ns=(1, 1))
+    load_causal_lm(str(where), "float32")
+    assert len(proofs) == 3

@@ -20,6 +20,7 @@ from torch import Tensor
 from solon.errors import InputError, printable
 
 T = TypeVar("T")
+FileStats = tuple[tuple[str, int, int], ...]
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 JSON_FILES = (
@@ -34,13 +35,18 @@ COMPUTED = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention
 
 def check_directory(where: Path) -> None:
     """Raises InputError where a file of a model directory is damaged or leads out of it. Reads headers, not weights."""
+    _check_files(where, file_stats(where))
+
+
+def file_stats(where: Path) -> FileStats:
+    """Name, size in bytes and time of change in ns of the files in a model directory that transformers may read."""
     files = [p for p in sorted(where.iterdir()) if p.name in JSON_FILES or p.suffix == ".safetensors"]
-    _check_files(where, tuple((p.name, s.st_size, s.st_mtime_ns) for p in files if p.is_file() and (s := p.stat())))
+    return tuple((p.name, s.st_size, s.st_mtime_ns) for p in files if p.is_file() and (s := p.stat()))
 
 
 @functools.lru_cache(maxsize=64)
-def _check_files(where: Path, stats: tuple[tuple[str, int, int], ...]) -> None:
-    """stats: name, size and time of each file. The check runs again only when one of them changes."""
+def _check_files(where: Path, stats: FileStats) -> None:
+    """The check runs again only when the stats of a file change."""
     for name in JSON_FILES:
         if (where / name).is_symlink() or (where / name).exists():
             read_json(_inside(where, where / name))

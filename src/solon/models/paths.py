@@ -6,14 +6,20 @@ transformers' own forward pass takes its place.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from solon import distributed
-from solon.models.forward import base_of
+from solon.models.forward import base_of, use_attention
+from solon.models.loading import file_stats
+from solon.models.sharding import is_sharded
+
+FAST = "SOLON_FAST"  # an environment variable; where it is 0, no fast pass is tried
 
 
 @dataclass(frozen=True)
@@ -70,21 +76,34 @@ def paths_of(model: Any) -> Paths:
     return known[1]
 
 
+_PROVED: dict[Any, Paths] = {}  # of the models that this process loaded, by the files that they came from
 _RECORDED: dict[str, str] = {}  # for each model loaded since the last call of `take_recorded_paths`, its path in words
 _PRINTED: set[str] = set()
 
 
-def record_path(spec: str, model: Any) -> None:
+def record_path(spec: str, model: Any, where: str) -> None:
     """Record the path of a model, and print it on stderr once where it is not the fast path.
 
-    spec: the user's name for the model. Raises InputError as `paths_of` does.
+    spec: the user's name for the model. where: the directory that its weights came from. Models of one class and dtype from the
+    same files are equal, so only the first of them proves itself. Raises InputError as `paths_of` does.
     """
-    paths = paths_of(model)
+    paths = paths_of(model) if is_sharded(model) else _proved_once(model, where)
     _RECORDED[spec] = paths.sentence()
     line = f"solon: {spec}: {paths.sentence()}"
     if (paths.notes or not paths.prefix_tree) and line not in _PRINTED and distributed.is_main():
         _PRINTED.add(line)
         print(line, file=sys.stderr)
+
+
+def _proved_once(model: Any, where: str) -> Paths:
+    base = base_of(model)
+    key = where, file_stats(Path(where)), type(base), base.dtype, base.device, os.environ.get(FAST)
+    if key not in _PROVED:
+        _PROVED[key] = paths_of(model)
+    paths = _PROVED[key]
+    vars(base)["_solon_paths"] = base.dtype, paths
+    use_attention(base, paths.attention)
+    return paths
 
 
 def take_recorded_paths() -> dict[str, str]:

@@ -42,10 +42,9 @@ from solon.models.forward import (
 )
 from solon.models.head import head_of, token_logprobs
 from solon.models.passes import fast, lay_out, prefix_scorer
-from solon.models.paths import Paths
+from solon.models.paths import FAST, Paths
 from solon.models.sharding import is_sharded
 
-FAST = "SOLON_FAST"  # where it is 0, no fast pass is tried
 FLOAT32_BOUND = 1e-4  # nats
 ROUNDING = 3.0  # the bound is this many times the median rounding error: derived above
 SAMPLED = 8  # tokens that the sampler writes after each prompt

@@ -252,7 +252,7 @@ def load_causal_lm(spec: str, dtype: str = "auto", *, learns: bool = False) -> t
     model: Any = load_checked(AutoModelForCausalLM, where, dtype=wanted)
     check_vocabulary(model, tokenizer)
     model = place_model(model, device()) if learns else model.to(device())
-    record_path(spec, model)  # the model proves itself here
+    record_path(spec, model, where)  # the model proves itself here
     return model, tokenizer
 
 

@@ -70,7 +70,7 @@ class RewardModel:
             explain_errors(_broken(where), lambda: unmerge_adapter(model, Path(where) / ADAPTERS / "0"))
             for p in model.parameters():  # not the buffers: rotary frequencies stay exact
                 p.data = p.data.to(wanted)
-        record_path(where, model.to(target))
+        record_path(where, model.to(target), where)
         if apart:
             model, members = explain_errors(_broken(where), lambda: attach_members(model, where, facts, "member"))
         else:

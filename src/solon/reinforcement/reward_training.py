@@ -205,7 +205,7 @@ def _new_reward_model(model: str, adapter: AdapterSettings | None, system: str |
     check_vocabulary(classifier, tokenizer)
     classifier = place_model(classifier, device()) if adapter else classifier.to(device())
     classifier.config.pad_token_id = tokenizer.pad_token_id
-    record_path(model, classifier)
+    record_path(model, classifier, where)
     return RewardModel(classifier, tokenizer, system, [Member(classifier.score)])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from solon.identity import of_inputs
@@ -82,6 +82,11 @@ class DPO(Reinforcement):
         super().check(recipe)
         if recipe.algorithm == self.name and recipe.of(LabelSettings).direct:
             raise ValueError("algorithm: dpo learns from comparisons, and feedback.direct makes none")
+
+    def describe(self, recipe: Common) -> Iterable[str]:
+        yield from super().describe(recipe)
+        if recipe.prompts.rl_red_team or recipe.prompts.rl_helpful:
+            yield f"{self.name}: prompts.rl_red_team and prompts.rl_helpful are not read, because it samples no responses"
 
     def estimate(self, plan: Plan) -> None:
         n, epochs = labelled(plan), plan.recipe.of(DPOSettings).num_train_epochs

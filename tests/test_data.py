@@ -211,7 +211,11 @@ def test_the_reinforcement_stage_may_have_further_prompts_and_none_of_them_is_he
     further = [p for p in more.rl_prompts if p not in more.prompts]
     assert [sum(p.source == kind for p in further) for kind in ("helpful", "red_team")] == [20, 3]
     assert not texts(further) & (texts(more.heldout) | texts(more.prompts))
-    assert any("alone: 23" in line for line in more.describe())
+    assert any("samples: 23" in line for line in more.describe())
+    most = Data(load_recipe("rlaif", {**settings, "prompts.rl_helpful": 10_000}))
+    assert any("ask for 10000, and the sets hold no more" in line for line in most.describe())
+    with pytest.raises(InputError, match=r"rl_helpful: no prompt is left where n_helpful is null"):
+        load_recipe("rlaif", {"prompts.rl_helpful": 1})
     alone = Data(load_recipe("rlaif", {**settings, "prompts.n_red_team": 0, "prompts.rl_red_team": 3}))
     assert sum(p.source == "red_team" for p in alone.rl_prompts) == 3 and "red_team" in alone.heldout_from
 

@@ -166,7 +166,9 @@ def test_evasive_declines_of_small_models_are_counted_about_right():
     read = [(r["answer"], r["evasive"][0]) for r in map(json.loads, lines) if len(set(r["evasive"])) == 1]
     missed = sum(evasive and not is_evasive(answer) for answer, evasive in read)
     wrong = sum(is_evasive(answer) and not evasive for answer, evasive in read)
-    print(f"of {sum(e for _, e in read)} evasive declines {missed} missed; of the other declines {wrong} called evasive")
+    print(
+        f"of {sum(e for _, e in read)} evasive declines {missed} missed; of the other declines {wrong} called evasive"
+    )
     assert (missed + wrong) / len(read) < 0.15
     assert abs(missed - wrong) / sum(evasive for _, evasive in read) < 0.1
 

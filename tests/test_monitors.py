@@ -83,6 +83,14 @@ def test_a_reward_that_the_gold_shares_is_left_alone(tiny: str, tmp_path: Path) 
     assert any((start[name] - written[name]).abs().max() > 1e-4 for name in start)
 
 
+def test_a_judge_of_one_kind_of_prompt_abstains_on_none_of_the_other_kind() -> None:
+    watch = Watch(PROMPTS[:8], prefers(1), planned=1, only="red_team")
+    watch.check(0, ["bcd"] * 8, has_e)
+    check = watch.check(1, ["bee"] * 4 + ["bcd"] * 4, has_e)
+    assert len(check.gold) == 4 and 0.5 in check.gold and max(g or 0 for g in check.gold) > 0.5
+    assert check.summary()["abstained"] == 0 and check.summary()["gold"]["n"] == 4
+
+
 def test_checks_survive_a_kill(tiny: str, tmp_path: Path) -> None:
     how = settings(updates=4, rollouts=16, minibatch=8, check_every=2, checkpoint_every=3)
     whole, watched = run(tiny, tmp_path / "whole", how, prefers(1), checkpoint=tmp_path / "a")

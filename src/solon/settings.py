@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 # Passes over a data set; below 1, over a part of it. A whole number is an integer, so that 2 and 2.0 are the same settings.
-Passes = Annotated[int | float, Field(gt=0, le=10_000), AfterValidator(lambda n: int(n) if n == int(n) else n)]
+Passes = Annotated[float, Field(gt=0, le=10_000), AfterValidator(lambda n: int(n) if n == int(n) else n)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no larger seed
 

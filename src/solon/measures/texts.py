@@ -114,7 +114,10 @@ _DECLINES = [
         r"\bcount me out\b",
     )
 ]
-_CLAUSE_END = re.compile(r"[,;:—]|\bbut\b")
+# Where a declined act ends within its sentence. A comma alone may continue a list of acts.
+_CLAUSE_END = re.compile(
+    r"[;:—]|\bbut\b|,(?= (?:as|because|since|which|it|that|this|they|people|someone|you|he|she|we|i|please|if|instead|so|there)\b)"
+)
 _OPEN_QUOTE = re.compile(r"[\"“][^\"“”]*[\"”]")
 
 
@@ -141,14 +144,16 @@ _HARM = re.compile(
     r"|afraid|fear\w*|scar(?:e|es|ed|ing|y)|frighten\w*|threat\w*|panic\w*|upset\w*|humiliat\w*|sham(?:e|es|ed|ing)"
     r"|insult\w*|bull(?:y|ies|ied|ying)|stigma\w*|cruel\w*|hateful|los(?:e|es|ing|t)|loss|costs?|wast(?:e|es|ed|ing)"
     r"|expensive|steal\w*|stole\w*|theft|rob(?:s|bed|bing)?|cheat\w*|trick(?:s|ed|ing)|deceiv\w*|mislead\w*|misled|lie(?:s|d)?"
-    r"|lying|fraud\w*|scam\w*|betray\w*|exploit\w*|abus\w*|victim\w*|innocent|trust|privacy|rights?|wrong|unfair\w*"
+    r"|lying|fraud\w*|scam\w*|betray\w*|exploit\w*|abus\w*|victim\w*|innocent|trust|privacy|rights|right to|wrong|unfair\w*"
     r"|injustice|unethical|immoral|discriminat\w*|invad\w*|violat\w*|illegal\w*|unlawful|laws?|crimes?|criminals?|jail\w*"
     r"|prison\w*|arrest\w*|fin(?:es|ed)|forbid\w*)\b"
 )
+# Clauses that sound helpful and offer nothing.
 _FILLER = re.compile(
-    r"\b(?:(?:something|anything|someone|somebody) else|what else|(?:different|another|other) (?:topic|question|subject"
-    r"|request|things?)|let me know|is there anything|have a (?:nice|good)|i hope you|^thank you for|here if you"
-    r"|tell me if|feel free to|let us move on|that is all)\b"
+    r"[^,;:]*\b(?:(?:something|anything|someone|somebody) else|(?:different|another|other) (?:topic|question|subject|request"
+    r"|things?)|is there anything|what else|here if you)\b[^,;:]*"
+    r"|\b(?:let me know|tell me if|i hope you|^thank you for|that is all)\b[^,;:]*"
+    r"|\bhave a (?:nice|good|great) (?:day|evening|time|week\w*)\b|\blet us move on\b"
 )
 _OFFER = re.compile(
     r"\b(?:instead|(?:i|we) (?:can|could|will) (?:\w+ )?(?:help|explain|offer|suggest|tell|talk|show|point)"
@@ -169,7 +174,7 @@ def is_evasive(text: str) -> bool:
     if not is_refusal(text):
         return False
     sentences = _sentences(text)
-    said = [_without_refusal(s) for s in sentences if not _FILLER.search(s)]
+    said = [_FILLER.sub(" … ", _without_refusal(s)) for s in sentences]
     if any(map(_BECAUSE.search, sentences)) or any(map(_OFFER.search, said)):
         return False
     reasoned = any(map(_HARM.search, said))

@@ -98,11 +98,13 @@ def record_path(spec: str, model: Any, where: str) -> None:
 def _proved_once(model: Any, where: str) -> Paths:
     base = base_of(model)
     key = where, file_stats(Path(where)), type(base), base.dtype, base.device, os.environ.get(FAST)
-    if key not in _PROVED:
-        _PROVED[key] = paths_of(model)
-    paths = _PROVED[key]
-    vars(base)["_solon_paths"] = base.dtype, paths
-    use_attention(base, paths.attention)
+    if known := _PROVED.get(key):
+        vars(base)["_solon_paths"] = base.dtype, known
+        use_attention(base, known.attention)
+        return known
+    paths = paths_of(model)
+    if not paths.notes:  # a pass may have failed for want of memory, and may prove right at the next load
+        _PROVED[key] = paths
     return paths
 
 

@@ -22,7 +22,7 @@ from solon.measures.resampling import p_above_zero
 from solon.measures.sense import question_of
 from solon.measures.statistics import mean, preference, share
 from solon.measures.texts import distinct_n, has_boilerplate, is_evasive, is_refusal, tokens
-from solon.records import Chat, Comparison, Pair, Prompt, Record, assistant
+from solon.records import Chat, Comparison, Pair, Prompt, Record, Source, assistant
 
 PHRASE = 5  # words of a phrase that is counted over the texts: the paper's "you are valued and cared for" has six
 LEVEL = 0.05  # probability of any false alarm in a training, over all planned checks
@@ -72,7 +72,8 @@ class Check(Record):
     update: int  # finished updates
     answers: tuple[str, ...]
     rewards: tuple[float, ...]  # sd
-    gold: tuple[float | None, ...]  # P(the answer is better than the one before training); equal: 0.5; abstained: None
+    # P(the answer is better than the one before training), of the probes that the judge compares; equal: 0.5; abstained: None
+    gold: tuple[float | None, ...]
     over_refusal: float | None  # share of the benign prompts that are refused
     gamed: bool = False  # since the start the reward has risen and the gold has fallen, both beyond chance
     against: int | None = None  # finished updates at the check that this one was compared with: the start
@@ -113,17 +114,17 @@ class Watch:
 
     def __init__(
         self, probes: Sequence[Prompt], gold: Gold | None = None, *, planned: int, about: About | None = None,
-        margin: float = SENSE_MARGIN,
+        margin: float = SENSE_MARGIN, only: Source | None = None,
     ) -> None:  # fmt: skip
-        """gold: a judge's comparisons of pairs; None: only measures that need no judge are taken. about: None: not measured.
-        margin: how far the mean of `about` may fall.
+        """gold: a judge's comparisons of pairs; None: only measures that need no judge are taken. only: the source of the
+        probes that the judge compares; None: all probes. about: None: not measured. margin: how far its mean may fall.
 
         planned: how many checks will follow the one before training. Each has an equal part of `LEVEL` (Bonferroni). This
         bounds the probability of a false alarm however strongly the checks of one training depend on each other. A check
         beyond the plan has no part left, and raises no alarm.
         """
         self.probes, self.gold, self.planned, self.about = list(probes), gold, planned, about
-        self.margin = margin
+        self.margin, self.only = margin, only
         self.checks: list[Check] = []
 
     def check(self, update: int, answers: Sequence[str], score: Callable[[Sequence[Chat]], Sequence[float]]) -> Check:
@@ -147,7 +148,7 @@ class Watch:
     def best(self) -> Check:
         """Of the checks with their sense, the one with the highest mean gold. An abstention counts one half; of equal ones, the latest."""
         sound = [c for c in self.checks if not c.lost_sense]
-        return max(sound, key=lambda c: (sum(0.5 if g is None else g for g in c.gold) / len(c.gold), c.update))
+        return max(sound, key=lambda c: (sum(0.5 if g is None else g for g in c.gold), c.update))
 
     def _about(self, answers: Sequence[str]) -> tuple[float | None, ...]:
         """How much each answer to a helpful probe is about its question. A refusal of a harmful one need not name the question."""
@@ -160,19 +161,20 @@ class Watch:
         return tuple(distributed.broadcast(list(values)))
 
     def _preferences(self, answers: Sequence[str]) -> tuple[float | None, ...]:
-        """For each probe prompt, P(the answer is better than the one before training); None: abstained or not judged."""
-        if self.gold is None:
-            return tuple(None for _ in answers)
+        """For each probe prompt that is judged, P(the answer is better than the one before training); None: abstained."""
         start = self.checks[0].answers if self.checks else answers
-        pairs = [
+        judged = [
             Pair(id=p.id, prompt=p.prompt, responses=(new, old), source=p.source)
             for p, new, old in zip(self.probes, answers, start, strict=True)
-            if new.strip() != old.strip()
+            if self.only in (None, p.source)
         ]
-        preferences: dict[str, float | None] = {p.id: 0.5 for p in self.probes} | {p.id: None for p in pairs}
-        comparisons = list(self.gold(pairs)) if distributed.is_main() else []
+        if self.gold is None:
+            return tuple(None for _ in judged)
+        changed = [pair for pair in judged if pair.responses[0].strip() != pair.responses[1].strip()]
+        preferences: dict[str, float | None] = {p.id: 0.5 for p in judged} | {p.id: None for p in changed}
+        comparisons = list(self.gold(changed)) if distributed.is_main() else []
         preferences |= {c.id: c.p_first for c in distributed.broadcast(comparisons)}
-        return tuple(preferences[p.id] for p in self.probes)
+        return tuple(preferences[p.id] for p in judged)
 
     def compared(self, now: Check) -> Check:
         """The check with its comparison to the start. The best earlier check would be the luckiest one, and so unfair."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
@@ -51,6 +51,16 @@ class Prompts(Settings):
     """Further helpful prompts for the reinforcement stage alone."""
     n_heldout: int | None = Field(None, ge=1)
     """Number of held-out prompts of each kind (red-team, helpful); null: all."""
+
+    @model_validator(mode="after")
+    def _leave_some_for_reinforcement(self) -> Self:
+        for name, n, further in (
+            ("red_team", self.n_red_team, self.rl_red_team),
+            ("helpful", self.n_helpful, self.rl_helpful),
+        ):
+            if n is None and further:
+                raise ValueError(f"rl_{name}: no prompt is left where n_{name} is null (all); set n_{name} to a number")
+        return self
 
 
 class Human(Settings):

@@ -94,6 +94,7 @@ class Data:
         drawn = [rows[:n] for rows, (*_, n, _) in zip(by_kind, kinds, strict=True)]
         further = [rows[len(own) :][:more] for own, rows, (*_, more) in zip(drawn, by_kind, kinds, strict=True)]
         self.prompts = _unique(_interleave(*drawn))
+        self.asked_further = p.rl_red_team + p.rl_helpful
         self.rl_prompts = _unique([*self.prompts, *_interleave(*further)])
         demonstrations = self._without(kept_out, "demonstrations", demonstrations, lambda d: d.messages)
         self.demonstrations: list[SFTExample] = demonstrations[: h.n_demonstrations]
@@ -147,7 +148,9 @@ class Data:
         parts = [f"{kinds[source]} {words}" for source, words in self.heldout_from.items()]
         yield f"held-out prompts: {'; '.join(parts) if parts else 'none'}"
         if more := len(self.rl_prompts) - len(self.prompts):
-            yield f"further prompts for the reinforcement stage alone: {more}"
+            yield f"further prompts, for a reinforcement stage that samples: {more}"
+        if more < self.asked_further:
+            yield f"prompts.rl_red_team and prompts.rl_helpful ask for {self.asked_further}, and the sets hold no more"
         if self.heldout_comparisons:
             where = f"of {self.comparisons_from}" if self.comparisons_from else "split by prompt"
             yield f"held-out human comparisons: {len(self.heldout_comparisons)}, {where}"

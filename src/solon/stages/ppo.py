@@ -287,7 +287,6 @@ def make_watch(
     """The checks of a training. engine, judge: of the gold judge, which compares the answers to the probes; None: no judge.
 
     only: the source of the probes whose answers the judge compares; None: of all probes.
-
     sense: where its embedding model is None or not on this machine, nobody measures whether the answers are about their questions.
     """
     from solon.measures.sense import about_their_questions
@@ -297,7 +296,7 @@ def make_watch(
     def gold(pairs: Sequence[Pair]) -> list[Comparison]:
         assert engine is not None and judge is not None
         with engine:  # the judge is in memory only while it is asked
-            return list(judge.compare([p for p in pairs if only in (None, p.source)]))
+            return list(judge.compare(pairs))
 
     about: About | None = None
     if sense.embedder is not None:
@@ -306,4 +305,4 @@ def make_watch(
         except InputError as error:
             note(f"the checks do not measure whether answers are about their questions: {error}")
     planned = planned_checks(settings.updates, settings.check_every)
-    return Watch(probes, gold if judge else None, planned=planned, about=about, margin=sense.margin)
+    return Watch(probes, gold if judge else None, planned=planned, about=about, margin=sense.margin, only=only)

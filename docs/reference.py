@@ -52,8 +52,8 @@ solon run my.yaml --out runs/my --set ppo.updates=20
 NOTES = {  # by section: what a single key's description has no room for
     "": "- `dtype`, `training_dtype`: on a GPU, `auto` takes bfloat16 where the GPU supports it, and measures no time. More: "
     "[choose the dtype](own-model.md#choose-the-dtype).\n"
-    "- `batch_size`: a value below 64 lowers the memory of generation, and makes generation slower. A value above 64 changes neither, since "
-    "Solon generates at most 64 texts together. A larger batch repeats more work after a kill. The results differ only by rounding.",
+    "- `batch_size`: a small value lowers the memory of generation, and makes generation slower. Solon generates at most 256 texts "
+    "together, so a value above 256 changes neither. A larger batch repeats more work after a kill. The results differ only by rounding.",
     "adapter": "A recipe needs this section: `adapter: null` is refused, since every reinforcement algorithm needs adapters. More: "
     "[LoRA](own-model.md#lora-which-modules-and-how-to-change-that).",
     "prompts": "More: [held-out prompts](getting-started.md#held-out-prompts).",

@@ -94,7 +94,8 @@ class PPOSettings(Settings):
     missing_end_penalty: float = Field(1.0, ge=0)
     """Subtracted from the score of a response that was cut at max_tokens, sd."""
     length_target: int | None = Field(None, ge=1)
-    """Tokens that a response should have. null: the length does not count."""
+    """Tokens that a response should have: longer and shorter ones are punished, as `length_coefficient` says. null: the length does
+    not count."""
     length_coefficient: float = Field(1.0, ge=0)
     """Penalty for the length, sd: this number times |tokens - length_target| / length_target is subtracted."""
     max_grad_norm: float = Field(1.0, gt=0)

@@ -45,10 +45,11 @@ class Prompts(Settings):
     """Number of helpful prompts to train on, drawn by the seed; null: all; 0: none. With 0, none is held out unless a
     held-out file is named."""
     rl_red_team: int = Field(0, ge=0)
-    """Further red-team prompts for the reinforcement stage alone. The supervised stage has taught the model when to decline the other
-    prompts; on further ones the model is as unsure as on the prompts of its users (Bai et al. 2022, section 4.2, add prompts too)."""
+    """Number of further red-team prompts, drawn after `n_red_team`, for the reinforcement stage alone; where the file holds fewer, all
+    that are left. The supervised stage has taught the model when to decline the other prompts. On further ones the model is as unsure
+    as on the prompts of its users (Bai et al. 2022, section 4.2, add prompts too)."""
     rl_helpful: int = Field(0, ge=0)
-    """Further helpful prompts for the reinforcement stage alone."""
+    """Number of further helpful prompts, drawn after `n_helpful`, for the reinforcement stage alone."""
     n_heldout: int | None = Field(None, ge=1)
     """Number of held-out prompts of each kind (red-team, helpful); null: all."""
 

@@ -56,8 +56,9 @@ class WarmupSettings(Settings):
     """Number of demonstrated answers that are learned whole, drawn by the seed; null: all. Of the others the first tokens alone are
     learned, as `train.opening_tokens` says. A small model then has more time for critiques and revisions."""
     preferred: Literal["none", "opening", "whole"] = "none"
-    """Also learn the better response of each human comparison, one for each prompt. opening: its first tokens alone, as
-    `train.opening_tokens` says. These teach which requests to decline, even where a small model wrote the rest of the response."""
+    """Beside the demonstrations, learn the better response of each human comparison, one for each prompt. none: do not. whole: the
+    whole response. opening: its first tokens alone, as `train.opening_tokens` says. The first tokens teach which requests to decline,
+    even where a small model wrote the rest of the response."""
     adapter: AdapterSettings | None = None
     """Adapters of this training; null: the recipe's `adapter`. A small model needs adapters on all blocks here."""
 

@@ -140,6 +140,23 @@ def test_a_cut_response_is_learned_up_to_its_last_whole_sentence() -> None:
     )
 
 
+def test_the_end_of_a_cut_response_is_not_learned(tiny: str) -> None:
+    """Law: a response that was cut teaches its words, and not to stop after them. One that ended teaches its end."""
+    from solon.models.chat.encode import end_ids
+    from solon.models.weights import load_tokenizer
+    from solon.supervised.sft import IGNORE, encode
+
+    tokenizer = load_tokenizer(tiny)
+
+    def learned(response: str, ended: bool) -> list[int]:
+        chain = RevisionChain(id="1", prompt=(user("q"),), response=response, steps=(), meta={"ended": [ended]})
+        [example], _ = from_responses([chain])
+        return [label for label in encode(tokenizer, example, system=None)["labels"] if label != IGNORE]
+
+    whole, cut = learned("Wash it. Dry it.", True), learned("Wash it. Dry it. Put", False)
+    assert whole[-1] in end_ids(tokenizer) and cut == whole[:-1]
+
+
 def test_filling_is_one_pass_over_known_names() -> None:
     text = fill("a {response} {x.__class__} {prompt}", prompt="P", response="{prompt} {critique}", critique="C")
     assert text == "a {prompt} {critique} {x.__class__} P"

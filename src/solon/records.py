@@ -101,6 +101,11 @@ class RevisionChain(Record):
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
+CUT_TO_SENTENCE = (
+    "cut_to_sentence"  # in the meta of an example: its answer goes on after the last sentence that it holds
+)
+
+
 class SFTExample(Record):
     """TRL's conversational form: the loss falls on the assistant turns named in `train_turns` (default: the last)."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from solon.constitution import Constitution
 from solon.measures.statistics import preference
-from solon.records import Chat, Comparison, Pair, RevisionChain, SFTExample, assistant, text_of
+from solon.records import CUT_TO_SENTENCE, Chat, Comparison, Pair, RevisionChain, SFTExample, assistant, text_of
 from solon.supervised.critique_revision import revision_turns
 
 # Reasons for leaving a text of a chain out.
@@ -54,13 +54,14 @@ def from_responses(chains: Iterable[RevisionChain]) -> Examples:
     """Examples that teach the responses of chains without steps, and the number of responses left out, by reason.
 
     These are the model's own answers to prompts that are not revised (Bai et al. 2022, section 3.2: helpful prompts). They keep
-    the model as it is. A response that was cut at the token limit is learned up to the end of its last whole sentence.
+    the model as it is. A response that was cut at the token limit is learned up to the end of its last whole sentence, and
+    its end is not learned.
     """
     results: list[SFTExample | str] = []
     for chain in chains:
         fault = fault_of(chain, 0)
         if fault == CUT and (whole := whole_sentences(chain.response)):
-            meta = {**chain.meta, "ended": [True], "cut_to_sentence": True}
+            meta = {**chain.meta, "ended": [True], CUT_TO_SENTENCE: True}
             chain, fault = chain.model_copy(update={"response": whole, "meta": meta}), None
         results.append(fault or to_example(chain, 0))
     return _separate(results)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from solon import distributed
 from solon.errors import InputError, Unfit
-from solon.models.chat.encode import chat_ids_and_turns
+from solon.models.chat.encode import chat_ids_and_turns, end_ids
 from solon.models.chat.limits import UNLIMITED, Limit, context_limit
 from solon.models.chat.reasoning import without_reasoning
 from solon.models.head import head_of, logprobs_and_entropy
@@ -26,7 +26,7 @@ from solon.models.lora import add_adapters
 from solon.models.passes import lay_out, stored_lower_blocks
 from solon.models.settings import AdapterSettings
 from solon.models.weights import load_causal_lm, resolve
-from solon.records import SFTExample
+from solon.records import CUT_TO_SENTENCE, SFTExample
 from solon.training.loop import Losses, encode_all, from_step, in_whole_epochs, learned_rows, steps_of
 from solon.training.saving import save_merged
 from solon.training.settings import Progress, TrainSettings
@@ -40,6 +40,7 @@ def encode(
 ) -> dict[str, list[int]]:
     """input_ids and labels of one example, up to the last learned token. Later tokens would teach nothing.
 
+    The end of an answer that was cut (`CUT_TO_SENTENCE` in its meta) is not learned: the model would learn to stop there.
     Raises Unfit where a learned answer would end beyond the limit (a cut answer would teach the model not to stop),
     where there is no answer, and where the chat template cannot render the conversation.
     """
@@ -52,6 +53,8 @@ def encode(
     for turn in turns:
         if without_reasoning(example.messages[turn].content).strip():
             start, stop = spans[turn]
+            if example.meta.get(CUT_TO_SENTENCE) and ids[stop - 1] in end_ids(tokenizer):
+                stop -= 1
             labels[start:stop] = ids[start:stop]
             last = max(last, stop)
     if not last:

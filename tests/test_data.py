@@ -255,7 +255,7 @@ def test_the_warm_up_learns_of_the_better_responses_what_the_recipe_says(
     from solon.stages.artifacts import DATA, START_MODEL
     from solon.stages.warmup import Warmup
 
-    recipe = load_recipe("hybrid", {"warmup.preferred": preferred})
+    recipe = load_recipe("hybrid", {"warmup.preferred": preferred, "warmup.answers_whole": 30})
     data, given = Data(recipe), dict[str, Any]()
 
     def train_on(run: Any, stage: str, examples: Any, *_: Any, opening_examples: Any, **__: Any) -> str:
@@ -268,7 +268,7 @@ def test_the_warm_up_learns_of_the_better_responses_what_the_recipe_says(
     Warmup().run(cast("Any", run))
     compared = {c.id for c in data.comparisons}
     demonstrated = {e.id for e in data.demonstrations}
-    assert len(given["whole"] & demonstrated) == 170 and demonstrated <= given["whole"] | given["opening"]
+    assert len(given["whole"] & demonstrated) == 30 and demonstrated <= given["whole"] | given["opening"]
     assert not given["whole"] & given["opening"]
     assert bool(given["whole"] & compared) == (preferred == "whole")
     assert bool(given["opening"] & compared) == (preferred == "opening")

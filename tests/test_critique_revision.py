@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from solon.constitution import Constitution, Example, Principle, draw_principles, load_constitution
+from solon.data import read_revision_chains
 from solon.engines import GenerationRequest, Sampling, ScriptedEngine
-from solon.records import Comparison, Message, Prompt, RevisionChain, RevisionStep, assistant, user
+from solon.records import Comparison, Message, Prompt, RevisionChain, assistant, user
 from solon.supervised.critique_revision import critique_chat, fill, revise, revision_chat
 from solon.supervised.dataset import (
     contests,
@@ -184,24 +185,10 @@ def test_sft_examples_are_the_revisions() -> None:
     assert from_chains([stepless], "all") == ([], {"no revision": 1})
 
 
-def test_a_revision_that_copies_its_critique_teaches_nothing() -> None:
-    """Law: a sentence of the critique in the revision is a copy, except where the request or the earlier text has it."""
-
-    def chain(revision: str, response: str = "Take a hammer.") -> RevisionChain:
-        critique = "The response gives a way. It should decline and offer a refund. The owner loses a window. Use thick gloves."
-        step = RevisionStep(principle="p", critique=critique, revision=revision)
-        return RevisionChain(id="1", prompt=(user("How do I break a window?"),), response=response, steps=(step,))
-
-    def learned(*texts: str) -> int:
-        return len(from_chains([chain(*texts)])[0])
-
-    assert learned("I can't help with that. The owner would lose a window.")
-    assert learned("I can't help. The owner, sadly, loses a window. A refund helps.")
-    copied = from_chains([chain("I can't help with that. It should  decline and offer a refund.")])
-    assert copied == ([], {"copies a sentence of its critique": 1})
-    assert not learned("THE OWNER LOSES A WINDOW!")
-    assert learned("I can't help. Use thick gloves.")  # three words
-    assert learned("The owner loses a window.", "Well. The owner loses a window. Use a hammer.")
+def test_every_shipped_revision_is_learned() -> None:
+    chains = read_revision_chains("solon:revision-demonstrations")
+    examples, left_out = from_chains(chains)
+    assert len(examples) == len(chains) and not left_out
 
 
 def choice(chain: RevisionChain, chosen: str, rejected: str, label: float | None) -> Comparison:

@@ -101,9 +101,7 @@ class RevisionChain(Record):
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
-CUT_TO_SENTENCE = (
-    "cut_to_sentence"  # in the meta of an example: its answer goes on after the last sentence that it holds
-)
+CUT_TO_SENTENCE = "cut_to_sentence"  # in the meta of an example: its answer was cut after a sentence, and would go on
 
 
 class SFTExample(Record):

@@ -206,8 +206,8 @@ def _without_refusal(sentence: str) -> str:
     found = [m for p in _DECLINES if (m := p.search(sentence))]
     if not found:
         return sentence
-    _, _, after = _CLAUSE_END.sub("\n", sentence[max(m.end() for m in found) :], count=1).partition("\n")
-    return sentence[: min(m.start() for m in found)] + after
+    _, *after = _CLAUSE_END.split(sentence[max(m.end() for m in found) :], maxsplit=1)
+    return sentence[: min(m.start() for m in found)] + "".join(after)
 
 
 # --- boilerplate -------------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ from solon.supervised.critique_revision import revision_turns
 
 # Reasons for leaving a text of a chain out.
 NO_REVISION, EMPTY, CUT = "no revision", "empty revision", "cut at the token limit"
-COPIED = "copies a sentence of its critique"
-SENTENCE_WORDS = 4  # shorter sentences ("That is wrong.") may be alike by chance
 UNDECIDED, SAME_PROMPT = "comparison without a better response", "another comparison of the same prompt"
 UNKNOWN_PRINCIPLE = "step under a principle that the constitution does not have"
 Examples = tuple[list[SFTExample], dict[str, int]]  # the examples; the number of texts left out, by reason
@@ -25,29 +23,14 @@ def from_chains(chains: Iterable[RevisionChain], use: Literal["final", "all"] = 
     """Examples that teach the revisions as answers, and the number of revisions left out, by reason.
 
     use: the last revision of a chain, or all revisions (Bai et al. 2022 trained on all; section 3.2). Empty revisions and
-    revisions cut at the token limit are left out: they would teach the model not to stop. So is a revision that copies its
-    critique: a weak model writes "It should decline and offer help." into its answer.
+    revisions cut at the token limit are left out: they would teach the model not to stop.
     """
     results: list[SFTExample | str] = []
     for chain in chains:
         numbers = range(1, len(chain.steps) + 1)
         for n in (numbers if use == "all" else numbers[-1:]) or [0]:
-            fault = (fault_of(chain, n) or (COPIED if copies_critique(chain, n) else None)) if n else NO_REVISION
-            results.append(fault or to_example(chain, n))
+            results.append((fault_of(chain, n) if n else NO_REVISION) or to_example(chain, n))
     return _separate(results)
-
-
-def copies_critique(chain: RevisionChain, n: int) -> bool:
-    """Whether a sentence of revision n (from 1) stands in its critique, and neither in the request nor in the text before."""
-    critique = _plain(chain.steps[n - 1].critique)
-    known = _plain(f"{text_of(chain.prompt)}\n{chain_text(chain, n - 1)}")
-    sentences = (_plain(s).rstrip(".!?") for s in _SENTENCE_END.sub(r"\g<0>\n", chain_text(chain, n)).splitlines())
-    return any(len(s.split()) >= SENTENCE_WORDS and s in critique and s not in known for s in sentences)
-
-
-def _plain(text: str) -> str:
-    """The text in lower case with single spaces."""
-    return " ".join(text.lower().split())
 
 
 def from_responses(chains: Iterable[RevisionChain]) -> Examples:
